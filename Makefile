@@ -1,0 +1,52 @@
+# Two commands do everything on a machine with Python 3.11 and make: `make demo` and `make test`.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all test-lowest lint types bench clean
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+FAILED = { echo; echo "make $@ stopped: $(1)"; exit 1; }
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# torch first and pinned, so that nothing after it can pull another build; then the package with all it needs.
+$(VENV)/.ready-%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || $(call FAILED,Python 3.10 or newer is needed; name one with PYTHON=/path/to/python3.11)
+	@echo "Setting up $(VENV) ($*)"
+	@$(PYTHON) -m venv $(VENV) || $(call FAILED,no virtual environment could be made; on Debian: apt-get install python3-venv)
+	@$(PIP_INSTALL) -c constraints.txt torch || $(call FAILED,torch could not be installed; is a package index reachable?)
+	@$(PIP_INSTALL) -c constraints.txt -e '.[$*]' || $(call FAILED,the packages of [$*] could not be installed; is a package index reachable?)
+	@touch $@
+
+demo: $(VENV)/.ready-study  ## Environment, install, the paper's toy problem: table and picture at the end
+	@$(BIN)/gradnorm reproduce toy --out runs/toy || $(call FAILED,the study did not finish; run it again and it resumes where it stopped)
+
+test: lint types $(VENV)/.ready-dev  ## Environment, lint, types, all fast tests
+	@$(BIN)/python -m pytest -q -n 2 || $(call FAILED,a test failed; see above)
+
+test-all: $(VENV)/.ready-dev  ## The slow tests as well
+	@$(BIN)/python -m pytest -q -n 2 -m ''
+
+test-lowest:  ## The core's tests on the lowest torch that pyproject.toml declares (downloads gigabytes)
+	@$(PYTHON) -m venv .venv-lowest
+	@.venv-lowest/bin/python -m pip install --quiet 'torch==2.6.0' 'numpy<3' pytest pytest-xdist hypothesis
+	@.venv-lowest/bin/python -m pip install --quiet --no-deps -e .
+	@.venv-lowest/bin/python -m pytest -q -n 2 tests/unit tests/oracle tests/contract
+
+lint: $(VENV)/.ready-dev  ## ruff: rules and format
+	@$(BIN)/ruff check . || $(call FAILED,mend what ruff found; many with .venv/bin/ruff check --fix .)
+	@$(BIN)/ruff format --check . || $(call FAILED,run .venv/bin/ruff format .)
+
+types: $(VENV)/.ready-dev  ## pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python || $(call FAILED,mend the types pyright found)
+
+bench: $(VENV)/.ready-bench  ## What GradNorm costs: benchmarks/results/overhead.md
+	@$(BIN)/python benchmarks/overhead.py
+
+clean:  ## Remove environments, caches and runs
+	rm -rf .venv .venv-lowest .pytest_cache .ruff_cache .hypothesis runs dist
