@@ -16,7 +16,7 @@ help:  ## This list
 
 # torch first and pinned, so that nothing after it can pull another build; then the package with all it needs.
 $(VENV)/.ready-%: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || $(call FAILED,Python 3.10 or newer is needed; name one with PYTHON=/path/to/python3.11)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || $(call FAILED,Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11)
 	@echo "Setting up $(VENV) ($*)"
 	@$(PYTHON) -m venv $(VENV) || $(call FAILED,no virtual environment could be made; on Debian: apt-get install python3-venv)
 	@$(PIP_INSTALL) -c constraints.txt torch || $(call FAILED,torch could not be installed; is a package index reachable?)

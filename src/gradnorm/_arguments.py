@@ -1,0 +1,139 @@
+"""The door: what users hand in is parsed here once, before anything changes, and not checked again behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ._errors import ArgumentError, GraphError
+from ._types import Losses, PerTask
+
+
+def parse_tasks(tasks: int | Iterable[str]) -> tuple[str, ...]:
+    """The tasks' names; a count becomes `("0", "1", …)`."""
+    if isinstance(tasks, bool) or not isinstance(tasks, int | Iterable) or isinstance(tasks, str):
+        raise ArgumentError(f'tasks must be names or a count, got {tasks!r}; for example ["depth", "normals"]')
+    names = tuple(str(i) for i in range(tasks)) if isinstance(tasks, int) else tuple(tasks)
+    if len(names) < 2:
+        raise ArgumentError(f"tasks: GradNorm balances two or more tasks, got {len(names)}; one loss needs no balancer")
+    for name in names:
+        if not isinstance(name, str):
+            raise ArgumentError(f"tasks must hold names, got {name!r} of type {type(name).__name__}; use strings")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ArgumentError(f"tasks holds {twice[0]!r} more than once; give each task a name of its own")
+    return names
+
+
+def parse_number(name: str, value: float, *, low: float, open_low: bool = False, high: float = math.inf) -> float:
+    """`value` as a finite float within bounds; `low` itself is allowed unless `open_low`, `high` never is."""
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not numeric or not math.isfinite(value) or value < low or value >= high or (open_low and value == low):
+        bound = f"above {low:g}" if open_low else f"at least {low:g}"
+        limit = "" if high == math.inf else f" and below {high:g}"
+        raise ArgumentError(f"{name} must be a finite number {bound}{limit}, got {value!r}")
+    return float(value)
+
+
+def parse_count(name: str, value: int, *, low: int) -> int:
+    """`value` as an int of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ArgumentError(f"{name} must be an integer of at least {low}, got {value!r}")
+    return value
+
+
+def parse_per_task(name: str, values: PerTask, tasks: Sequence[str]) -> list[float]:
+    """One positive number for each task, in the tasks' order."""
+    if isinstance(values, Mapping):
+        _check_names(name, values, tasks)
+        missing = [task for task in tasks if task not in values]
+        if missing:
+            raise ArgumentError(f"{name} lacks {missing[0]!r}; give one number for each of {', '.join(tasks)}")
+        ordered = [values[task] for task in tasks]
+    elif isinstance(values, str) or not isinstance(values, Iterable):
+        raise ArgumentError(f"{name} must be a mapping by task or one number a task, got {values!r}")
+    else:
+        ordered = list(values)
+        if len(ordered) != len(tasks):
+            raise ArgumentError(f"{name} holds {len(ordered)} numbers for {len(tasks)} tasks; give one a task")
+    return [
+        parse_number(f"{name}[{task!r}]", value, low=0.0, open_low=True)
+        for task, value in zip(tasks, ordered, strict=True)
+    ]
+
+
+def parse_losses(losses: Losses, tasks: Sequence[str]) -> list[Tensor | None]:
+    """One 0-d loss a task, in the tasks' order; `None` for the tasks that this batch lacks.
+
+    Raises:
+        ArgumentError: Unknown names, a wrong number, no loss at all, or something that is no scalar floating tensor.
+    """
+    if isinstance(losses, Mapping):
+        _check_names("losses", losses, tasks)
+        ordered = [losses.get(task) for task in tasks]
+    else:
+        ordered = _in_order(losses, tasks)
+    parsed = [None if loss is None else _scalar(task, loss) for task, loss in zip(tasks, ordered, strict=True)]
+    present = {task: loss for task, loss in zip(tasks, parsed, strict=True) if loss is not None}
+    if not present:
+        raise ArgumentError("losses holds no loss; leave out the whole step for a batch without any task")
+    if len({loss.device for loss in present.values()}) > 1:
+        where = ", ".join(f"{task!r} on {loss.device}" for task, loss in present.items())
+        raise ArgumentError(f"losses are on different devices: {where}; move them to one with .to(device)")
+    return parsed
+
+
+def check_graphs(losses: Sequence[Tensor | None], tasks: Sequence[str]) -> None:
+    """Raise unless every loss present can be differentiated."""
+    for task, loss in zip(tasks, losses, strict=True):
+        if loss is not None and not loss.requires_grad:
+            raise GraphError(
+                f"the loss of task {task!r} has no graph: it was detached, computed under no_grad, or is a constant; "
+                "pass None for a task that this batch lacks"
+            )
+
+
+def _check_names(argument: str, given: Mapping[str, object], tasks: Sequence[str]) -> None:
+    unknown = [name for name in given if name not in tasks]
+    if unknown:
+        raise ArgumentError(f"{argument} holds {unknown[0]!r}, which is no task; the tasks are {', '.join(tasks)}")
+
+
+def _in_order(losses: Sequence[Tensor | None] | Tensor, tasks: Sequence[str]) -> list[Tensor | None]:
+    if isinstance(losses, Tensor):
+        if losses.dim() != 1:
+            raise ArgumentError(
+                f"losses must be stacked into one [T] tensor, got shape {tuple(losses.shape)}; use torch.stack"
+            )
+        _check_floating("losses", losses)
+        ordered = list(losses.unbind())
+    elif isinstance(losses, Sequence) and not isinstance(losses, str):
+        ordered = list(losses)
+    else:
+        raise ArgumentError(
+            f"losses must be a mapping by task, a sequence or a [T] tensor, got {type(losses).__name__}"
+        )
+    if len(ordered) != len(tasks):
+        raise ArgumentError(
+            f"losses holds {len(ordered)} for {len(tasks)} tasks ({', '.join(tasks)}); "
+            "put None where a task is missing from the batch"
+        )
+    return ordered
+
+
+def _scalar(task: str, loss: Tensor) -> Tensor:
+    name = f"the loss of task {task!r}"
+    if not isinstance(loss, Tensor):
+        raise ArgumentError(f"{name} must be a tensor, got {loss!r} of type {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ArgumentError(f"{name} must be a scalar, got shape {tuple(loss.shape)}; reduce it, as with .mean()")
+    _check_floating(name, loss)
+    return loss if loss.dim() == 0 else loss.reshape(())
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
+    if not torch.is_floating_point(tensor):
+        raise ArgumentError(f"{name} must be of a floating type, got {tensor.dtype}; convert it with .float()")

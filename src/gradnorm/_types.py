@@ -1,0 +1,23 @@
+"""The names that signatures share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Losses: TypeAlias = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
+"""By name, in the order of the tasks, or stacked into one [T] tensor; `None` is a task that this batch lacks."""
+
+Shared: TypeAlias = nn.Parameter | Tensor | nn.Module | Iterable[Tensor] | str
+"""What the paper calls `W`, in any of the ways a user may point at it."""
+
+OptimizerFactory: TypeAlias = Callable[..., Optimizer]
+"""Called as `factory([weights], lr=lr)`; any class of `torch.optim`, or a partial of one."""
+
+PerTask: TypeAlias = Mapping[str, float] | Sequence[float]
+"""One number a task, by name or in order."""
+
+State: TypeAlias = dict[str, Any]

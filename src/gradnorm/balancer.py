@@ -1,0 +1,427 @@
+"""`GradNorm`, the object users hold: a balanced loss is just a loss.
+
+`balancer(losses)` returns `Σ w_i L_i` and arranges for its backward to measure each task's gradient norm (`capture/`);
+`step()` turns those norms into the next weights by Algorithm 1 (`functional.py`). This file wires the two.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from . import functional as rule
+from ._arguments import check_graphs, parse_count, parse_losses, parse_number, parse_per_task, parse_tasks
+from ._errors import ArgumentError, StateError
+from ._numerics import at_least_float32, cosines, row_norms
+from ._optimizer import WeightOptimizer
+from ._types import Losses, OptimizerFactory, PerTask, Shared, State
+from .capture import At, Graph, Pass, Tally, last_shared, measure, resolve_shared
+from .history import FIELDS, PAIRWISE_TASKS, History
+
+_log = logging.getLogger("gradnorm")
+
+
+class Figures(NamedTuple):
+    """What the last measured step found: step, [T, 5] values of the `FIELDS`, and [T, T] cosines."""
+
+    step: int
+    values: Tensor
+    cosines: Tensor | None
+
+
+class GradNorm(nn.Module):
+    """Loss weights learned during training, by GradNorm (Chen et al., ICML 2018, Algorithm 1).
+
+    Args:
+        tasks: Names, or how many.
+        shared: `W`, where gradients are compared: a parameter, a module, an iterable of parameters, or with `model` a
+            pattern of parameter names. Left out, the last shared layer's weight, found in the first graph.
+        model: The network whose parameter names `shared` means.
+        alpha: α ≥ 0, how strongly lagging tasks are helped. 0 makes all gradient norms equal.
+        lr: Learning rate of the weights.
+        optimizer: Makes their optimiser, `optimizer([weights], lr=lr)`.
+        initial_losses: `L_i(0)`. Left out, the losses of the first step; a number n, the mean of the first n steps
+            (weights stay until then); or one number a task, such as `{"segmentation": math.log(13)}`.
+        min_weight: Weights stay at or above this before they are rescaled; the paper has no bound.
+        every: Measure and update each this many steps.
+        priorities: `p_i`, making the targets `p_i Ḡ r_i^α`; not in the paper.
+        at: "weights" compares gradients at `W`, as in the paper; "features" where the tasks meet before `W`, which is
+            cheaper and not the paper's rule.
+        history: How many steps `history` keeps.
+
+    Attributes:
+        weights: [T], `w_i`, sum T. A buffer: no optimizer, decay or clipping of the model can touch it.
+        history: The last steps' losses, weights, norms, targets, rates and cosines.
+
+    Raises:
+        ArgumentError: For each argument that cannot be used; it is a `ValueError`.
+
+    Example:
+        >>> import torch
+        >>> trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
+        >>> optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()])
+        >>> balancer = GradNorm(["near", "far"], shared=trunk.weight, alpha=1.5)
+        >>> x = torch.randn(16, 8)
+        >>> for _ in range(3):
+        ...     features = trunk(x).relu()
+        ...     losses = {
+        ...         "near": heads[0](features).square().mean(),
+        ...         "far": 100 * (heads[1](features) - 1).square().mean(),
+        ...     }
+        ...     loss = balancer(losses)
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     balancer.step()
+        >>> bool(balancer.weights[0] > balancer.weights[1]), round(balancer.weights.sum().item(), 4)
+        (True, 2.0)
+    """
+
+    weights: Tensor
+    _initial_sums: Tensor
+    _initial_counts: Tensor
+    _weight_sums: Tensor
+    _skips: Tensor
+
+    def __init__(
+        self,
+        tasks: int | Iterable[str],
+        *,
+        shared: Shared | None = None,
+        model: nn.Module | None = None,
+        alpha: float = 1.5,
+        lr: float = 0.025,
+        optimizer: OptimizerFactory = torch.optim.Adam,
+        initial_losses: int | PerTask | None = None,
+        min_weight: float = 1e-4,
+        every: int = 1,
+        priorities: PerTask | None = None,
+        at: At = "weights",
+        history: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.tasks = parse_tasks(tasks)
+        self.alpha = parse_number("alpha", alpha, low=0.0)
+        lr = parse_number("lr", lr, low=0.0, open_low=True)
+        self.min_weight = parse_number("min_weight", min_weight, low=0.0, open_low=True, high=1.0)
+        self.every = parse_count("every", every, low=1)
+        if at not in ("weights", "features"):
+            raise ArgumentError(f'at must be "weights" or "features", got {at!r}')
+        self.at: At = at
+        self.history = History(self.tasks, parse_count("history", history, low=0))
+        # A tuple, so that nn.Module does not take the network's parameters for the balancer's own.
+        self._shared = None if shared is None else resolve_shared(shared, model)
+
+        count = len(self.tasks)
+        self._priorities = None if priorities is None else parse_per_task("priorities", priorities, self.tasks)
+        self._initial_steps, given = _parse_initial(initial_losses, self.tasks)
+        self.register_buffer("weights", torch.ones(count))
+        self.register_buffer("_initial_sums", torch.zeros(count) if given is None else torch.tensor(given))
+        self.register_buffer("_initial_counts", torch.full((count,), 0.0 if given is None else 1.0))
+        self.register_buffer("_weight_sums", torch.zeros(count))
+        self.register_buffer("_skips", torch.zeros(count, dtype=torch.int64))
+        self._optimizer = WeightOptimizer(optimizer, self.weights, lr)
+        self._steps = 0
+        self._seen = [0 if given is None else self._initial_steps] * count
+        self._frozen = False
+        self._called = False
+        self._warned = False
+        self._tally = Tally()
+        self._last: Figures | None = None
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def forward(self, losses: Losses) -> Tensor:
+        """`Σ w_i L_i` over the tasks present, an ordinary scalar.
+
+        In training its backward measures the tasks' gradients. In `eval()`, without grad, or frozen, it is the sum alone.
+
+        Args:
+            losses: Scalars by name, in the tasks' order, or stacked into a [T] tensor. A task that is absent or `None`
+                keeps its weight and statistics.
+
+        Raises:
+            ArgumentError: Unknown names, a wrong number, something that is no scalar floating tensor, several devices.
+            GraphError: A loss without a graph, or one that does not reach `W`.
+        """
+        parsed = parse_losses(losses, self.tasks)
+        present = [loss is not None for loss in parsed]
+        values = [loss for loss in parsed if loss is not None]
+        watched = self.training and torch.is_grad_enabled() and not self._frozen
+        if watched:
+            check_graphs(parsed, self.tasks)
+        if values[0].device != self.weights.device:
+            self.to(values[0].device)
+        index = self._index(present)
+        dtype = self.weights.dtype
+        # A copy: step() changes the weights in place, and backward may still need these.
+        weights = self.weights.clone()
+        stacked = torch.stack([value.to(torch.promote_types(value.dtype, dtype)) for value in values])
+        balanced = (weights[index] * stacked).sum()
+        if watched and self._steps % self.every == 0:
+            self._watch(balanced, values, present, weights, stacked)
+        self._called = self._called or watched
+        return balanced
+
+    def step(self) -> None:
+        """`w(t) → w(t+1)` by Algorithm 1, from what the backwards since the last step measured.
+
+        Call it once after each optimizer step, or let `attach` do so. Without effect in `eval()` and when frozen.
+
+        Raises:
+            StateError: No loss was balanced, or no backward has run, since the last step.
+        """
+        if not self.training or self._frozen:
+            return
+        if not self._called:
+            raise StateError("step() came before a loss: call balancer(losses) and its backward() first")
+        if self._steps % self.every == 0 and self._tally.rows is None:
+            raise StateError(
+                "step() came before a backward: call backward() on what balancer(losses) returned, with the gradient "
+                "reaching W, then step()"
+            )
+        self._advance(None)
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Step by itself after each real step of `optimizer`.
+
+        Gradient accumulation and steps that a loss scaler skips come out right: there is one update per optimizer step.
+
+        Returns:
+            A handle; its `remove()` undoes this.
+
+        Raises:
+            ArgumentError: `optimizer` is not a `torch.optim.Optimizer`.
+        """
+        inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps the real one
+        if not isinstance(inner, Optimizer):
+            raise ArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+
+        def after_step(optimizer: Optimizer, *_: object) -> None:
+            ready = self._tally.rows is not None or self._steps % self.every != 0
+            if self.training and not self._frozen and self._called and ready:
+                # Fused optimizers skip on the device: the hook fires all the same, and this says whether they did.
+                self._advance(getattr(optimizer, "found_inf", None))
+
+        return inner.register_step_post_hook(after_step)
+
+    def freeze(self, frozen: bool = True) -> Self:
+        """Keep the weights as they are from now on, measuring nothing; `freeze(False)` goes on learning them."""
+        self._frozen = frozen
+        self._tally.clear()
+        self._called = False
+        return self
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    def time_averaged_weights(self) -> Tensor:
+        """[T], the weights averaged over the steps so far, sum T: what the paper's static run is trained with (§5.2).
+
+        Raises:
+            StateError: Before the first step.
+        """
+        if not self._steps:
+            raise StateError("no step has been made yet: train first, then average the weights")
+        return rule.renormalize(self._weight_sums, float(len(self.tasks)))
+
+    def log_dict(self, prefix: str = "gradnorm/") -> dict[str, float]:
+        """The last measured step as plain numbers for a logger; reading waits for the device, once.
+
+        Holds `loss/…`, `weight/…`, `norm/…`, `target/…`, `rate/…` for each task that was present,
+        `cosine/…|…` for each pair of them, and `skipped`, how often bad numbers kept the weights from being updated.
+        """
+        logged = {f"{prefix}skipped": float(self._skips.max())}
+        if self._last is None:
+            return logged
+        for task, values in zip(self.tasks, self._last.values.tolist(), strict=True):
+            logged |= {f"{prefix}{field}/{task}": value for field, value in zip(FIELDS, values, strict=True)}
+        if self._last.cosines is not None:
+            table = self._last.cosines.tolist()
+            for i, first in enumerate(self.tasks):
+                for j in range(i + 1, len(self.tasks)):
+                    logged[f"{prefix}cosine/{first}|{self.tasks[j]}"] = table[i][j]
+        return {key: value for key, value in logged.items() if value == value}
+
+    @property
+    def shared(self) -> tuple[Tensor, ...] | None:
+        """`W`; `None` until the first loss has shown the graph."""
+        return self._shared
+
+    def extra_repr(self) -> str:
+        """The settings, for `print`."""
+        return f"{', '.join(self.tasks)}; alpha={self.alpha:g}, every={self.every}, at={self.at!r}"
+
+    # --------------------------------------------------------------------------------------------- inner workings
+
+    def _watch(
+        self, balanced: Tensor, values: list[Tensor], present: list[bool], weights: Tensor, stacked: Tensor
+    ) -> None:
+        tasks = [task for task, here in enumerate(present) if here]
+        graph = Graph(values)
+        if self._shared is None:
+            self._shared = last_shared(graph, len(tasks))
+            shape = tuple(self._shared[0].shape)
+            _log.info("gradients are compared at the last shared layer, a parameter of shape %s; see shared=", shape)
+        losses = self._scatter(stacked.detach().to(self.weights.dtype), present, 0.0)
+        one = Pass(self._tally, self._shared, weights, losses, present, self.at)
+        measure(balanced, graph, tasks, one, self.tasks)
+
+    def _advance(self, found_inf: Tensor | None) -> None:
+        self._weight_sums += self.weights
+        if self._tally.rows is not None:
+            self._update(self._tally, found_inf)
+        self._tally.clear()
+        self._called = False
+        self._steps += 1
+
+    @torch.no_grad()
+    def _update(self, tally: Tally, found_inf: Tensor | None) -> None:
+        """Algorithm 1 from `G_i` on, over the tasks present."""
+        assert tally.rows is not None
+        assert tally.factors is not None
+        assert tally.losses is not None
+        here = self._index(tally.present)
+        w = self.weights[here]
+        factors = tally.factors[here]
+        losses = tally.losses[here] / factors
+        norms = row_norms(tally.rows[here])
+        between = cosines(tally.rows[here], norms) if self._pairwise else None
+        raw_norms = norms.to(w.dtype) / (factors.abs() * w)
+        initial = self._initial(losses, here, found_inf)
+
+        G = rule.gradient_norms(w, raw_norms)
+        rates = rule.inverse_training_rates(rule.loss_ratios(losses, initial))
+        targets = rule.target_norms(rule.mean_gradient_norm(G), rates, self.alpha, self._priorities_of(here))
+        gradients = rule.weight_gradients(G, targets, raw_norms)
+
+        self._record(tally.present, torch.stack([losses, w, G, targets, rates], 1), between)
+        usable = torch.isfinite(losses) & torch.isfinite(G) & torch.isfinite(targets)
+        self._apply_update(tally.present, gradients, usable, found_inf)
+
+    def _initial(self, losses: Tensor, here: Tensor | slice, found_inf: Tensor | None) -> Tensor:
+        """`L_i(0)` of the tasks present, taking this step's losses in while they are wanted; NaN where unknown."""
+        seen = losses if found_inf is None else torch.where(found_inf == 0, losses, torch.nan)
+        sums, counts = rule.initial_mean(
+            seen, self._initial_sums[here], self._initial_counts[here], self._initial_steps
+        )
+        self._initial_sums[here], self._initial_counts[here] = sums, counts
+        return torch.where(counts >= self._initial_steps, sums / counts, torch.nan)
+
+    def _apply_update(self, present: list[bool], gradients: Tensor, usable: Tensor, found_inf: Tensor | None) -> None:
+        self._seen = [seen + here for seen, here in zip(self._seen, present, strict=True)]
+        if any(here and seen < self._initial_steps for seen, here in zip(self._seen, present, strict=True)):
+            return  # L(0) is still being averaged
+        here = self._index(present)
+        ran = torch.ones_like(usable[0]) if found_inf is None else (found_inf == 0).reshape(())
+        self._skips[here] += (~usable & ran).to(torch.int64)
+        everyone = all(present)
+        total = float(len(present)) if everyone else self.weights[here].sum()
+
+        def finish(weights: Tensor) -> Tensor:
+            kept = rule.renormalize(weights[here], total, self.min_weight)
+            return kept if everyone else weights.index_copy(0, here, kept)  # pyright: ignore[reportArgumentType]
+
+        accept = self._scatter((usable.all() & ran).expand_as(usable), present, False)
+        self._optimizer.step(self._scatter(gradients, present, 0.0), finish, accept)
+        self._warn_once()
+
+    def _warn_once(self) -> None:
+        # Looking at a GPU's counter would make the host wait in every step: there, log_dict() tells.
+        if self._warned or self._skips.is_cuda or not self._skips.any():
+            return
+        self._warned = True
+        names = ", ".join(task for task, skips in zip(self.tasks, self._skips.tolist(), strict=True) if skips)
+        warnings.warn(
+            f"GradNorm left the loss weights unchanged at step {self._steps}: the loss, its initial value or the "
+            f"gradient norm of {names} is not a finite positive number. Training goes on; log_dict()['gradnorm/skipped']"
+            " counts how often. A loss that can be zero or negative needs initial_losses=.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+    def _record(self, present: list[bool], values: Tensor, between: Tensor | None) -> None:
+        values = self._scatter(values, present, torch.nan)
+        if between is not None and not all(present):
+            here = self._index(present)
+            full = between.new_full((len(present), len(present)), torch.nan)
+            full[here] = full[here].index_copy(1, here, between)  # pyright: ignore[reportArgumentType]
+            between = full
+        self._last = Figures(self._steps, values, between)
+        self.history.append(*self._last)
+
+    @property
+    def _pairwise(self) -> bool:
+        return self.at == "weights" and len(self.tasks) <= PAIRWISE_TASKS
+
+    def _index(self, present: Sequence[bool]) -> Tensor | slice:
+        if all(present):
+            return slice(None)
+        return torch.tensor([task for task, here in enumerate(present) if here], device=self.weights.device)
+
+    def _scatter(self, values: Tensor, present: Sequence[bool], fill: float | bool) -> Tensor:
+        """[P, …] of the tasks present → [T, …]."""
+        if all(present):
+            return values
+        full = values.new_full((len(present), *values.shape[1:]), fill)
+        full[self._index(present)] = values
+        return full
+
+    def _priorities_of(self, here: Tensor | slice) -> Tensor | None:
+        return None if self._priorities is None else self.weights.new_tensor(self._priorities)[here]
+
+    # ------------------------------------------------------------------------------------------- nn.Module, saving
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As `nn.Module._apply`, but `half()` and `bfloat16()` leave the rule in float32."""
+        super()._apply(lambda tensor: _keep_wide(tensor, fn(tensor)), recurse)
+        self._optimizer.rebind(self.weights)
+        return self
+
+    def get_extra_state(self) -> State:
+        """What `state_dict` holds besides the buffers."""
+        return {
+            "tasks": list(self.tasks),
+            "steps": self._steps,
+            "seen": list(self._seen),
+            "frozen": self._frozen,
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def set_extra_state(self, state: State) -> None:
+        """Undo `get_extra_state`."""
+        self._steps = state["steps"]
+        self._seen = list(state["seen"])
+        self._frozen = state["frozen"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._tally.clear()
+        self._called = False
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(f"{prefix}_extra_state", {}).get("tasks")
+        if saved is not None and tuple(saved) != self.tasks:
+            raise StateError(
+                f"state_dict is of the tasks {', '.join(saved)}, this balancer's are {', '.join(self.tasks)}; "
+                "make the balancer with the saved names, in their order"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _parse_initial(given: int | PerTask | None, tasks: Sequence[str]) -> tuple[int, list[float] | None]:
+    if given is None:
+        return 1, None
+    if isinstance(given, int) and not isinstance(given, bool):
+        return parse_count("initial_losses", given, low=1), None
+    return 1, parse_per_task("initial_losses", given, tasks)  # pyright: ignore[reportArgumentType]
+
+
+def _keep_wide(before: Tensor, after: Tensor) -> Tensor:
+    if not before.is_floating_point() or at_least_float32(after).dtype == after.dtype:
+        return after
+    return before.to(after.device)

@@ -1,0 +1,248 @@
+"""Each task's gradient at `W`, measured inside the user's own backward.
+
+Hooks on the frontier (`_graph.py`) see a task's contribution before autograd adds the tasks up. As soon as a task's
+last contribution to a shared node has arrived, and so before that node runs and frees its buffers, one vector–Jacobian
+product takes it on to `W`; autograd prunes that product to the nodes between the two. Where the frontier leads straight
+into `W` the contribution is the gradient itself.
+
+What arrives is scaled by the weight and by whatever multiplied the balanced loss (a loss scale, 1 / accumulation steps).
+The gradient that reaches the balanced loss is exactly that factor, and is kept beside the sums.
+
+A hook may hold nodes below its own only, never itself or what is above: Python's garbage collector does not see through
+the graph, and such a circle would keep it alive for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from .._errors import GraphError
+from .._numerics import at_least_float32
+from ._graph import AccumulateGrad, Graph, Meeting
+
+At = Literal["weights", "features"]
+
+
+class Tally:
+    """What the backwards since the last `clear` measured, as sums over them; [T] and [T, N], zero for absent tasks."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, as after an optimizer step."""
+        self.present: list[bool] = []
+        self.losses: Tensor | None = None
+        self.factors: Tensor | None = None
+        self.rows: Tensor | None = None
+
+    def add(self, one: Pass) -> None:
+        """Add what one backward measured."""
+        assert one.factor is not None
+        assert one.rows is not None
+        factors = one.factor.to(one.mask.dtype) * one.mask
+        losses = one.factor.to(one.mask.dtype) * one.losses
+        if self.losses is None or self.factors is None or self.rows is None:
+            self.present, self.losses, self.factors, self.rows = list(one.present), losses, factors, one.rows
+            return
+        self.present = [a or b for a, b in zip(self.present, one.present, strict=True)]
+        self.losses = self.losses + losses
+        self.factors = self.factors + factors
+        # At the weights gradients of micro-batches add up; their features are other entries of one long vector.
+        self.rows = torch.hypot(self.rows, one.rows) if one.at == "features" else self.rows + one.rows
+
+
+@dataclass
+class Arrivals:
+    """The contributions of one task to one shared node, until all of them are in."""
+
+    task: int
+    node: Any
+    expected: int
+    waiting: int = 0
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+
+    def reset(self) -> None:
+        self.waiting = self.expected
+        self.gradients = {}
+
+    def add(self, nr: int, gradient: Tensor | None) -> None:
+        self.waiting -= 1
+        if gradient is None:
+            return
+        # The engine sums broadcast gradients to shape only after the hooks have seen them.
+        gradient = gradient.detach().sum_to_size(self.node._input_metadata[nr].shape)
+        self.gradients[nr] = self.gradients[nr] + gradient if nr in self.gradients else gradient
+
+
+class Pass:
+    """One forward: collects the tasks' gradients during its backward, then hands itself to the tally.
+
+    Args:
+        tally: Receives the pass when every task has been measured.
+        shared: `W`.
+        weights: [T], those of this forward.
+        losses: [T], detached; 0 for absent tasks.
+        present: Which tasks this batch has.
+        at: Measure at `W` or at the frontier itself.
+    """
+
+    def __init__(
+        self,
+        tally: Tally,
+        shared: Sequence[Tensor],
+        weights: Tensor,
+        losses: Tensor,
+        present: Sequence[bool],
+        at: At,
+    ) -> None:
+        self.tally = tally
+        self.shared = shared
+        self.weights = weights
+        self.losses = losses
+        self.present = present
+        self.at = at
+        self.mask = losses.new_tensor(present, dtype=losses.dtype)
+        self.factor: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.arrivals: list[Arrivals] = []
+        self.roots: list[Arrivals] = []
+        self.remaining = 0
+
+    def watch(self, balanced: Tensor, meetings: Sequence[Meeting], tasks: Sequence[int]) -> None:
+        """Hang the hooks; `tasks` says which task each loss of the graph is."""
+        crossings: dict[Any, list[tuple[int, int, Arrivals]]] = {}
+        for meeting in meetings:
+            expected = len(meeting.crossings) + (meeting.root is not None)
+            arrivals = Arrivals(tasks[meeting.task], meeting.node, expected)
+            self.arrivals.append(arrivals)
+            if meeting.root is not None:
+                self.roots.append(arrivals)
+            for node, slot, nr in meeting.crossings:
+                crossings.setdefault(node, []).append((slot, nr, arrivals))
+        for node, edges in crossings.items():
+            node.register_hook(partial(self._crossed, edges))
+        root_nrs = [meeting.root.nr for meeting in meetings if meeting.root is not None]
+        assert balanced.grad_fn is not None
+        balanced.grad_fn.register_prehook(partial(self._begin, root_nrs))
+
+    @torch.no_grad()
+    def _begin(self, root_nrs: Sequence[int], gradients: tuple[Tensor, ...]) -> None:
+        """Runs first in the backward: the factor is known, nothing has arrived."""
+        if all(tensor.grad is None for tensor in self.shared):
+            # Gradients were cleared since: what the tally holds (a step that a loss scaler skipped, a backward that
+            # failed) is not part of this step's gradient.
+            self.tally.clear()
+        self.factor = gradients[0].detach()
+        self.rows = self._empty_rows()
+        self.remaining = len(self.arrivals)
+        for arrivals in self.arrivals:
+            arrivals.reset()
+        for arrivals, nr in zip(self.roots, root_nrs, strict=True):
+            metadata = arrivals.node._input_metadata[nr]
+            cotangent = (self.factor * self.weights[arrivals.task]).to(metadata.dtype)
+            arrivals.add(nr, cotangent)
+            self._measure_if_complete(arrivals)
+
+    def _empty_rows(self) -> Tensor:
+        width = 1 if self.at == "features" else sum(tensor.numel() for tensor in self.shared)
+        like = at_least_float32(self.shared[0].new_empty(()))
+        return like.new_zeros(len(self.present), width)
+
+    @torch.no_grad()
+    def _crossed(self, edges: list[tuple[int, int, Arrivals]], gradients: tuple[Tensor | None, ...], _: object) -> None:
+        """Runs after a frontier node of a task, with what it is about to hand on."""
+        if self.rows is None:
+            return  # this backward did not come through the balanced loss
+        for slot, nr, arrivals in edges:
+            arrivals.add(nr, gradients[slot])
+            self._measure_if_complete(arrivals)
+
+    def _measure_if_complete(self, arrivals: Arrivals) -> None:
+        if arrivals.waiting:
+            return
+        assert self.rows is not None
+        row = self.rows[arrivals.task]
+        if self.at == "features":
+            for gradient in arrivals.gradients.values():
+                row.copy_(torch.hypot(row, torch.linalg.vector_norm(at_least_float32(gradient))))
+        else:
+            self._add_products(row, arrivals)
+        arrivals.gradients = {}
+        self.remaining -= 1
+        if not self.remaining:
+            self.tally.add(self)
+            self.rows = None
+
+    def _add_products(self, row: Tensor, arrivals: Arrivals) -> None:
+        gradients = self._products(arrivals) if arrivals.gradients else ()
+        start = 0
+        for tensor, gradient in zip(self.shared, gradients, strict=bool(gradients)):
+            if gradient is not None:
+                gradient = gradient.to_dense() if gradient.is_sparse else gradient
+                row[start : start + tensor.numel()].add_(gradient.reshape(-1))
+            start += tensor.numel()
+
+    def _products(self, arrivals: Arrivals) -> Sequence[Tensor | None]:
+        """The vector–Jacobian product from a shared node to each tensor of `W`; `None` where no path leads there."""
+        node = arrivals.node
+        if type(node) is AccumulateGrad:
+            return [arrivals.gradients[0] if tensor is node.variable else None for tensor in self.shared]
+        try:
+            return torch.autograd.grad(
+                [GradientEdge(node, nr) for nr in arrivals.gradients],
+                self.shared,
+                list(arrivals.gradients.values()),
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise GraphError(
+                "W lies in or before a segment that is checkpointed with use_reentrant=True, where autograd forbids "
+                "gradients of single tensors; use checkpoint(..., use_reentrant=False)"
+            ) from error
+
+
+def measure(
+    balanced: Tensor,
+    graph: Graph,
+    tasks: Sequence[int],
+    into: Pass,
+    names: Sequence[str],
+) -> None:
+    """Arrange that the backward of `balanced` measures each task of `graph` for `into`.
+
+    Args:
+        balanced: The scalar that the user will call `backward` on, or whose descendant.
+        graph: Of the losses present.
+        tasks: The task of each of the graph's losses.
+        into: The pass, which knows `W`.
+        names: Of all tasks, for messages.
+
+    Raises:
+        GraphError: `W` is not in the graph, or a task does not reach it.
+    """
+    meetings = graph.meetings(into.shared)
+    reached = {meeting.task for meeting in meetings}
+    if not reached:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in into.shared)
+        raise GraphError(
+            f"shared: no loss reaches W (shape {shapes}); give a layer that this forward used, "
+            "or leave shared out to have the last shared layer found"
+        )
+    for position, task in enumerate(tasks):
+        if position not in reached:
+            raise GraphError(
+                f"the loss of task {names[task]!r} does not reach W; "
+                "give as shared a layer that all tasks use, or leave the task out of the balancer"
+            )
+    into.watch(balanced, meetings, tasks)

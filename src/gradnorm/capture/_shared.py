@@ -1,0 +1,100 @@
+"""`W`, the weights at which gradients are compared: as the user points at them, or found in the graph.
+
+The paper takes the last shared layer. In a graph that is, of the parameters with two or more dimensions that every
+loss reaches, the one that the tasks' common part of the forward used last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from .._errors import ArgumentError, GraphError
+from .._types import Shared
+from ._graph import Graph
+
+
+def resolve_shared(shared: Shared, model: nn.Module | None = None) -> tuple[Tensor, ...]:
+    """The distinct trainable leaves that `shared` names.
+
+    Raises:
+        ArgumentError: There are none, or one of them cannot receive a gradient.
+    """
+    if isinstance(shared, str):
+        found = _matching(shared, model)
+    elif isinstance(shared, Tensor):
+        found = [shared]
+    elif isinstance(shared, nn.Module):
+        found = [p for p in shared.parameters() if p.requires_grad]
+        if not found:
+            raise ArgumentError(
+                f"shared: {type(shared).__name__} has no trainable parameter; "
+                "name a layer that all tasks share and that is not frozen"
+            )
+    elif isinstance(shared, Iterable):
+        found = list(shared)
+    else:
+        raise ArgumentError(
+            f"shared must be a parameter, a module, an iterable of parameters or a name pattern, "
+            f"got {type(shared).__name__}"
+        )
+    return _checked(found)
+
+
+def _matching(pattern: str, model: nn.Module | None) -> list[Tensor]:
+    if model is None:
+        raise ArgumentError(f"shared={pattern!r} is a name pattern: give model=, the module whose parameters it names")
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    found = [p for name, p in model.named_parameters() if p.requires_grad and fnmatchcase(name, pattern)]
+    if not found:
+        raise ArgumentError(
+            f"shared={pattern!r} matches no trainable parameter of {type(model).__name__}; "
+            f"it has {', '.join(names[:20])}{' …' if len(names) > 20 else ''}"
+        )
+    return found
+
+
+def _checked(found: list[Tensor]) -> tuple[Tensor, ...]:
+    if not found:
+        raise ArgumentError("shared is empty: give at least one parameter, or leave it out to have it found")
+    for tensor in found:
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"shared must hold parameters, got {type(tensor).__name__}; use layer.weight")
+        if not tensor.requires_grad:
+            raise ArgumentError(
+                f"shared holds a frozen tensor of shape {tuple(tensor.shape)}: "
+                "choose a layer that trains, or call requires_grad_() on it"
+            )
+        if not tensor.is_leaf:
+            raise ArgumentError(
+                f"shared holds a computed tensor of shape {tuple(tensor.shape)}, not a parameter: "
+                "give the parameter itself (for a parametrized layer, layer.parametrizations.weight.original0)"
+            )
+    return tuple({id(tensor): tensor for tensor in found}.values())
+
+
+def last_shared(graph: Graph, tasks: int) -> tuple[Tensor, ...]:
+    """The last shared layer's weight in `graph`, whose losses are `tasks` in number.
+
+    Raises:
+        GraphError: No parameter is reached by every loss.
+    """
+    everyone = (1 << tasks) - 1
+    best: tuple[bool, int] | None = None
+    choice: Tensor | None = None
+    for user, leaf in graph.uses():
+        parameter = leaf.variable
+        if not isinstance(parameter, nn.Parameter) or parameter.dim() < 2 or graph.tasks[leaf] != everyone:
+            continue
+        # Where the tasks have a common forward, its last layer counts, although a head may use tied weights later.
+        key = (graph.tasks[user] == everyone, user._sequence_nr())
+        if best is None or key >= best:
+            best, choice = key, parameter
+    if choice is None:
+        raise GraphError(
+            "no layer is shared: of the parameters with two or more dimensions, none is reached by every loss; "
+            "check that all losses come from one network, or name the shared parameters with shared="
+        )
+    return (choice,)

@@ -1,0 +1,151 @@
+"""The rule: GradNorm's equations, one pure function each (Chen et al., ICML 2018, §3).
+
+Tensors of shape [T] hold one number a task. Nothing here knows of a graph, a module or a process group; nothing waits
+for the device. The symbols, in the paper's order:
+
+=======================  ====================================  =======================================
+paper                    name                                  meaning
+=======================  ====================================  =======================================
+`L_i(t)`, `L_i(0)`       `losses`, `initial_losses`            now, and at the start
+`w_i`                    `weights`                             sum T
+`‖∇_W L_i‖₂`             `raw_norms`                           of the unweighted losses
+`G_i`                    `gradient_norms`                      of the weighted losses
+`Ḡ`                      `mean_gradient_norm`                  their common scale
+`L̃_i`                    `loss_ratios`                         small = trained fast
+`r_i`                    `inverse_training_rates`              large = lagging = larger target
+`Ḡ r_i^α`                `target_norms`                        where each `G_i` should be
+`L_grad`                 `gradnorm_loss`                       their distance
+`∂L_grad/∂w_i`           `weight_gradients`                    what the optimiser of `w` sees
+=======================  ====================================  =======================================
+
+Example:
+    The second task lags (its loss has hardly moved), so its weight must rise: its gradient is negative.
+
+    >>> import torch
+    >>> weights = torch.ones(2)
+    >>> raw_norms = torch.tensor([1.0, 1.0])
+    >>> rates = inverse_training_rates(loss_ratios(torch.tensor([0.2, 0.9]), torch.tensor([1.0, 1.0])))
+    >>> norms = gradient_norms(weights, raw_norms)
+    >>> targets = target_norms(mean_gradient_norm(norms), rates, alpha=1.0)
+    >>> weight_gradients(norms, targets, raw_norms)
+    tensor([ 1., -1.])
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "gradient_norms",
+    "gradnorm_loss",
+    "initial_mean",
+    "inverse_training_rates",
+    "loss_ratios",
+    "mean_gradient_norm",
+    "renormalize",
+    "target_norms",
+    "weight_gradients",
+]
+
+
+def gradient_norms(weights: Tensor, raw_norms: Tensor) -> Tensor:
+    """`G_i = ‖∇_W w_i L_i‖₂ = w_i ‖∇_W L_i‖₂` for `w_i > 0` (§3.1). [T], [T] → [T].
+
+    Example:
+        >>> gradient_norms(torch.tensor([0.5, 1.5]), torch.tensor([4.0, 2.0]))
+        tensor([2., 3.])
+    """
+    return weights * raw_norms
+
+
+def mean_gradient_norm(gradient_norms: Tensor) -> Tensor:
+    """`Ḡ = mean_i G_i` (§3.1). [T] → [].
+
+    Example:
+        >>> mean_gradient_norm(torch.tensor([2.0, 4.0]))
+        tensor(3.)
+    """
+    return gradient_norms.mean()
+
+
+def loss_ratios(losses: Tensor, initial_losses: Tensor) -> Tensor:
+    """`L̃_i = L_i(t) / L_i(0)`, an inverse training rate: small where a task trains fast (§3.1). [T], [T] → [T].
+
+    Example:
+        >>> loss_ratios(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0]))
+        tensor([0.5000, 0.7500])
+    """
+    return losses / initial_losses
+
+
+def initial_mean(losses: Tensor, sums: Tensor, counts: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Sums and counts behind `L_i(0)`, the mean of a task's first `steps` usable losses. [T], [T], [T] → [T], [T].
+
+    A loss that is zero, negative or not finite can be no `L_i(0)` and is passed over. The paper has `steps = 1`.
+
+    Example:
+        >>> initial_mean(torch.tensor([3.0, 0.0]), torch.zeros(2), torch.zeros(2), steps=1)
+        (tensor([3., 0.]), tensor([1., 0.]))
+    """
+    take = torch.isfinite(losses) & (losses > 0) & (counts < steps)
+    return torch.where(take, sums + losses, sums), counts + take.to(counts.dtype)
+
+
+def inverse_training_rates(loss_ratios: Tensor) -> Tensor:
+    """`r_i = L̃_i / mean_j L̃_j`: above 1 where a task lags behind the others (§3.1). [T] → [T].
+
+    Example:
+        >>> inverse_training_rates(torch.tensor([0.5, 1.5]))
+        tensor([0.5000, 1.5000])
+    """
+    return loss_ratios / loss_ratios.mean()
+
+
+def target_norms(mean_gradient_norm: Tensor, rates: Tensor, alpha: float, priorities: Tensor | None = None) -> Tensor:
+    """`Ḡ r_i^α` (eq. 1), or `p_i Ḡ r_i^α` with priorities, which the paper does not have. [], [T] → [T].
+
+    The exponent is +α: a lagging task gets the larger target.
+
+    Example:
+        >>> target_norms(torch.tensor(2.0), torch.tensor([0.5, 1.5]), alpha=1.0)
+        tensor([1., 3.])
+    """
+    targets = mean_gradient_norm * rates**alpha
+    return targets if priorities is None else priorities * targets
+
+
+def gradnorm_loss(gradient_norms: Tensor, target_norms: Tensor) -> Tensor:
+    """`L_grad = Σ_i |G_i − Ḡ r_i^α|`: a sum over the tasks (eq. 2). [T], [T] → [].
+
+    Example:
+        >>> gradnorm_loss(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
+        tensor(2.)
+    """
+    return (gradient_norms - target_norms).abs().sum()
+
+
+def weight_gradients(gradient_norms: Tensor, target_norms: Tensor, raw_norms: Tensor) -> Tensor:
+    """`∂L_grad/∂w_i = sign(G_i − target_i) ‖∇_W L_i‖₂`, the targets held constant (§3.2). [T], [T], [T] → [T].
+
+    `G_i` is linear in `w_i`, so no second-order graph is needed.
+
+    Example:
+        >>> weight_gradients(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]), torch.tensor([1.0, 3.0]))
+        tensor([-1.,  3.])
+    """
+    return torch.sign(gradient_norms - target_norms) * raw_norms
+
+
+def renormalize(weights: Tensor, total: Tensor | float, min_weight: float = 0.0) -> Tensor:
+    """`w_i ← total · w_i / Σ_j w_j`: keeps the balance apart from the learning rate (Algorithm 1). [T] → [T].
+
+    Weights are raised to `min_weight` first: the one deviation from the paper, which leaves open what a weight that an
+    update carries below zero should become.
+
+    Example:
+        >>> renormalize(torch.tensor([3.0, 1.0]), 2.0)
+        tensor([1.5000, 0.5000])
+    """
+    floored = weights.clamp(min=min_weight)
+    return floored * (total / floored.sum())

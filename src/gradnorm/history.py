@@ -1,0 +1,133 @@
+"""What happened, step by step: a ring buffer on the device, read out as rows when somebody asks.
+
+Writing never waits for the device; reading does, once.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ._errors import ArgumentError, missing_extra
+
+FIELDS = ("loss", "weight", "norm", "target", "rate")
+"""`L_i`, `w_i`, `G_i`, `Ḡ r_i^α` and `r_i` of a step; `w_i` is the one that the step trained with."""
+
+PAIRWISE_TASKS = 16
+"""Cosines between tasks are recorded up to this many tasks; they are T² numbers a step."""
+
+Row = dict[str, int | float | str]
+
+
+class History:
+    """The last `capacity` measured steps.
+
+    Args:
+        tasks: Names.
+        capacity: Steps to keep; 0 keeps none.
+
+    Example:
+        >>> import torch
+        >>> history = History(["a", "b"], capacity=10)
+        >>> history.append(0, torch.ones(2, 5), None)
+        >>> history.rows()[0]
+        {'step': 0, 'task': 'a', 'loss': 1.0, 'weight': 1.0, 'norm': 1.0, 'target': 1.0, 'rate': 1.0}
+    """
+
+    def __init__(self, tasks: Sequence[str], capacity: int) -> None:
+        self.tasks = tuple(tasks)
+        self.capacity = capacity
+        self._steps: deque[int] = deque(maxlen=capacity)
+        self._written = 0
+        self._values: Tensor | None = None
+        self._cosines: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def append(self, step: int, values: Tensor, cosines: Tensor | None) -> None:
+        """Record one step.
+
+        Args:
+            step: Its number.
+            values: [T, 5], the `FIELDS` of each task; NaN where a task was absent.
+            cosines: [T, T] between the tasks' gradients, or `None`.
+        """
+        if not self.capacity:
+            return
+        self._values = self._write(self._values, values)
+        if cosines is not None:
+            self._cosines = self._write(self._cosines, cosines)
+        self._steps.append(step)
+        self._written += 1
+
+    def rows(self) -> list[Row]:
+        """One row a step and task: `step`, `task` and the `FIELDS`, oldest first."""
+        return [
+            {"step": step, "task": task, **dict(zip(FIELDS, values, strict=True))}
+            for step, table in zip(self._steps, self._read(self._values), strict=True)
+            for task, values in zip(self.tasks, table, strict=True)
+        ]
+
+    def cosines(self) -> list[Row]:
+        """One row a step and pair of tasks: `step`, `first`, `second`, `cosine`; empty above 16 tasks."""
+        if self._cosines is None:
+            return []
+        return [
+            {"step": step, "first": self.tasks[i], "second": self.tasks[j], "cosine": table[i][j]}
+            for step, table in zip(self._steps, self._read(self._cosines), strict=True)
+            for i in range(len(self.tasks))
+            for j in range(i + 1, len(self.tasks))
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Write `rows()` to a `.csv`, `.jsonl` or `.parquet` file.
+
+        Raises:
+            ArgumentError: Another suffix.
+            ImportError: `.parquet` without pyarrow.
+        """
+        path = Path(path)
+        writers = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+        if path.suffix not in writers:
+            raise ArgumentError(f"path must end in .csv, .jsonl or .parquet, got {path.name!r}")
+        writers[path.suffix](path, self.rows())
+
+    def _write(self, ring: Tensor | None, entry: Tensor) -> Tensor:
+        if ring is None or ring.device != entry.device:
+            fresh = entry.new_full((self.capacity, *entry.shape), torch.nan)
+            ring = fresh if ring is None else fresh.copy_(ring)
+        ring[self._written % self.capacity].copy_(entry)
+        return ring
+
+    def _read(self, ring: Tensor | None) -> list[list[list[float]]]:
+        if ring is None:
+            return []
+        oldest = self._written % self.capacity if len(self) == self.capacity else 0
+        return ring.roll(-oldest, 0)[: len(self)].tolist()
+
+
+def _write_csv(path: Path, rows: list[Row]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ("step", "task", *FIELDS))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_jsonl(path: Path, rows: list[Row]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write_parquet(path: Path, rows: list[Row]) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise missing_extra("pyarrow", "parquet") from error
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
