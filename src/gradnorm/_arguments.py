@@ -102,7 +102,7 @@ def _check_names(argument: str, given: Mapping[str, object], tasks: Sequence[str
         raise ArgumentError(f"{argument} holds {unknown[0]!r}, which is no task; the tasks are {', '.join(tasks)}")
 
 
-def _in_order(losses: Sequence[Tensor | None] | Tensor, tasks: Sequence[str]) -> list[Tensor | None]:
+def _in_order(losses: Sequence[Tensor | None] | Tensor, tasks: Sequence[str]) -> Sequence[Tensor | None]:
     if isinstance(losses, Tensor):
         if losses.dim() != 1:
             raise ArgumentError(

@@ -20,26 +20,25 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def row_norms(rows: Tensor) -> Tensor:
-    """Euclidean norm of each row, [T, N] → [T], for entries from 1e-30 to 1e30 in float32.
+    """Euclidean norm of each row, [T, N] → [T], of the rows' type.
 
-    Squares of such entries leave float32's range, so each row is first scaled by its largest entry.
+    Squares of entries beyond 1e±19 leave float32's range, so they are summed in float64 where the device has it.
 
     Example:
         >>> row_norms(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]]))
         tensor([5.0000e-30, 0.0000e+00])
     """
-    largest = torch.linalg.vector_norm(rows, torch.inf, dim=1)
-    scale = torch.where(largest > 0, largest, 1.0)
-    return torch.linalg.vector_norm(rows / scale.unsqueeze(1), dim=1) * scale
+    dtype = rows.dtype if rows.device.type == "mps" else torch.float64
+    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).to(rows.dtype)
 
 
 def cosines(rows: Tensor, norms: Tensor) -> Tensor:
-    """Cosine of the angle between each pair of rows, [T, N] and their norms [T] → [T, T]; 0 beside a zero row.
+    """Cosine of the angle between each pair of rows, [T, N] and their norms [T] → [T, T]; NaN beside a zero row.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-        >>> cosines(x, row_norms(x))[0, 1].item()
-        0.7071067690849304
+        >>> cosines(x, row_norms(x))
+        tensor([[1.0000, 0.7071],
+                [0.7071, 1.0000]])
     """
-    unit = rows / torch.where(norms > 0, norms, 1.0).unsqueeze(1)
-    return (unit @ unit.T).clamp(-1.0, 1.0)
+    return (rows @ rows.T) / torch.outer(norms, norms)

@@ -1,7 +1,7 @@
-"""The optimiser of the loss weights: any of `torch.optim`, on one [T] tensor, whose update can be taken back entry by entry.
+"""The optimiser of the loss weights: any of `torch.optim`, on one [T] tensor, with updates that can be taken back.
 
-Whether an update counts (finite numbers, task present) is known on the device only, and asking would make the host wait.
-So the update is made, and what does not count is put back, in the optimiser's state as well.
+Whether an update counts (finite numbers, task present) is known on the device only, and asking would make the host
+wait. So the update is made, and entries for which it does not count are put back, in the optimiser's state as well.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ class WeightOptimizer:
         Args:
             gradients: [T].
             finish: What follows the update, [T] → [T].
-            accept: [T] bool.
+            accept: bool, [T] or one for all.
         """
         before = self._weights.clone()
         state = {name: value.clone() for name, value in self._tensors().items()}
+        # Numbers that are not finite must not reach the state: a product with them cannot be put back.
         self._weights.grad = torch.where(accept, gradients, 0.0)
         self.optimizer.step()
         self._weights.grad = None
         after = finish(self._weights)
-        accept = accept & torch.isfinite(after).all()
+        accept = accept & torch.isfinite(after.sum())
         self._weights.copy_(torch.where(accept, after, before))
         for name, value in self._tensors().items():
-            keep = accept if value.shape == accept.shape else accept.any()
-            old = state.get(name)
-            value.copy_(torch.where(keep, value, torch.zeros_like(value) if old is None else old))
+            keep = accept.any() if value.dim() == 0 else accept
+            value.copy_(torch.where(keep, value, state.get(name, torch.zeros_like(value))))
 
     def rebind(self, weights: Tensor) -> None:
         """Go on with another tensor in place of the weights, as after `Module.to`."""

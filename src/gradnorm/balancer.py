@@ -141,7 +141,7 @@ class GradNorm(nn.Module):
     def forward(self, losses: Losses) -> Tensor:
         """`Σ w_i L_i` over the tasks present, an ordinary scalar.
 
-        In training its backward measures the tasks' gradients. In `eval()`, without grad, or frozen, it is the sum alone.
+        In training its backward measures the tasks' gradients. In `eval()`, without grad, or frozen, it is just a sum.
 
         Args:
             losses: Scalars by name, in the tasks' order, or stacked into a [T] tensor. A task that is absent or `None`
@@ -301,9 +301,9 @@ class GradNorm(nn.Module):
         targets = rule.target_norms(rule.mean_gradient_norm(G), rates, self.alpha, self._priorities_of(here))
         gradients = rule.weight_gradients(G, targets, raw_norms)
 
-        self._record(tally.present, torch.stack([losses, w, G, targets, rates], 1), between)
-        usable = torch.isfinite(losses) & torch.isfinite(G) & torch.isfinite(targets)
-        self._apply_update(tally.present, gradients, usable, found_inf)
+        values = torch.stack([losses, w, G, targets, rates], 1)
+        self._record(tally.present, values, between)
+        self._apply_update(tally.present, gradients, torch.isfinite(values).all(1), found_inf)
 
     def _initial(self, losses: Tensor, here: Tensor | slice, found_inf: Tensor | None) -> Tensor:
         """`L_i(0)` of the tasks present, taking this step's losses in while they are wanted; NaN where unknown."""
@@ -319,8 +319,11 @@ class GradNorm(nn.Module):
         if any(here and seen < self._initial_steps for seen, here in zip(self._seen, present, strict=True)):
             return  # L(0) is still being averaged
         here = self._index(present)
-        ran = torch.ones_like(usable[0]) if found_inf is None else (found_inf == 0).reshape(())
-        self._skips[here] += (~usable & ran).to(torch.int64)
+        bad, accept = ~usable, usable.all()
+        if found_inf is not None:
+            ran = (found_inf == 0).reshape(())
+            bad, accept = bad & ran, accept & ran
+        self._skips[here] += bad
         everyone = all(present)
         total = float(len(present)) if everyone else self.weights[here].sum()
 
@@ -328,7 +331,7 @@ class GradNorm(nn.Module):
             kept = rule.renormalize(weights[here], total, self.min_weight)
             return kept if everyone else weights.index_copy(0, here, kept)  # pyright: ignore[reportArgumentType]
 
-        accept = self._scatter((usable.all() & ran).expand_as(usable), present, False)
+        accept = accept if everyone else self._scatter(accept.expand_as(usable), present, False)
         self._optimizer.step(self._scatter(gradients, present, 0.0), finish, accept)
         self._warn_once()
 
@@ -340,8 +343,8 @@ class GradNorm(nn.Module):
         names = ", ".join(task for task, skips in zip(self.tasks, self._skips.tolist(), strict=True) if skips)
         warnings.warn(
             f"GradNorm left the loss weights unchanged at step {self._steps}: the loss, its initial value or the "
-            f"gradient norm of {names} is not a finite positive number. Training goes on; log_dict()['gradnorm/skipped']"
-            " counts how often. A loss that can be zero or negative needs initial_losses=.",
+            f"gradient norm of {names} is not a finite positive number. Training goes on; 'skipped' in log_dict() "
+            "counts how often. A loss that can be zero or negative needs initial_losses=.",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -403,14 +406,14 @@ class GradNorm(nn.Module):
         self._tally.clear()
         self._called = False
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(f"{prefix}_extra_state", {}).get("tasks")
         if saved is not None and tuple(saved) != self.tasks:
             raise StateError(
                 f"state_dict is of the tasks {', '.join(saved)}, this balancer's are {', '.join(self.tasks)}; "
                 "make the balancer with the saved names, in their order"
             )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _parse_initial(given: int | PerTask | None, tasks: Sequence[str]) -> tuple[int, list[float] | None]:

@@ -115,9 +115,9 @@ class History:
 
 def _write_csv(path: Path, rows: list[Row]) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ("step", "task", *FIELDS))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow(("step", "task", *FIELDS))
+        writer.writerows(row.values() for row in rows)
 
 
 def _write_jsonl(path: Path, rows: list[Row]) -> None:

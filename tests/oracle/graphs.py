@@ -40,7 +40,7 @@ class RandomNet(nn.Module):
         return nn.Linear(self.width, self.width).double()
 
     @property
-    def W(self):
+    def W(self):  # noqa: N802
         return list(self.trunk[-1].parameters())
 
     def losses(self):

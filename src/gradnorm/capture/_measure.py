@@ -5,8 +5,8 @@ last contribution to a shared node has arrived, and so before that node runs and
 product takes it on to `W`; autograd prunes that product to the nodes between the two. Where the frontier leads straight
 into `W` the contribution is the gradient itself.
 
-What arrives is scaled by the weight and by whatever multiplied the balanced loss (a loss scale, 1 / accumulation steps).
-The gradient that reaches the balanced loss is exactly that factor, and is kept beside the sums.
+What arrives is scaled by the weight and by whatever multiplied the balanced loss (a loss scale, 1 / accumulation
+steps). The gradient that reaches the balanced loss is exactly that factor, and is kept beside the sums.
 
 A hook may hold nodes below its own only, never itself or what is above: Python's garbage collector does not see through
 the graph, and such a circle would keep it alive for good.
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .._errors import GraphError
-from .._numerics import at_least_float32
+from .._numerics import at_least_float32, row_norms
 from ._graph import AccumulateGrad, Graph, Meeting
 
 At = Literal["weights", "features"]
@@ -55,8 +55,7 @@ class Tally:
         self.present = [a or b for a, b in zip(self.present, one.present, strict=True)]
         self.losses = self.losses + losses
         self.factors = self.factors + factors
-        # At the weights gradients of micro-batches add up; their features are other entries of one long vector.
-        self.rows = torch.hypot(self.rows, one.rows) if one.at == "features" else self.rows + one.rows
+        self.rows = _joined(self.rows, one.rows, one.at)
 
 
 @dataclass
@@ -69,6 +68,9 @@ class Arrivals:
     waiting: int = 0
     gradients: dict[int, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.shapes = [metadata.shape for metadata in self.node._input_metadata]
+
     def reset(self) -> None:
         self.waiting = self.expected
         self.gradients = {}
@@ -77,8 +79,9 @@ class Arrivals:
         self.waiting -= 1
         if gradient is None:
             return
-        # The engine sums broadcast gradients to shape only after the hooks have seen them.
-        gradient = gradient.detach().sum_to_size(self.node._input_metadata[nr].shape)
+        if gradient.shape != self.shapes[nr]:
+            # The engine sums broadcast gradients to shape only after the hooks have seen them.
+            gradient = gradient.sum_to_size(self.shapes[nr])
         self.gradients[nr] = self.gradients[nr] + gradient if nr in self.gradients else gradient
 
 
@@ -108,9 +111,10 @@ class Pass:
         self.weights = weights
         self.losses = losses
         self.present = present
-        self.at = at
+        self.at: At = at
         self.mask = losses.new_tensor(present, dtype=losses.dtype)
         self.factor: Tensor | None = None
+        self.pieces: list[Tensor | None] | None = None
         self.rows: Tensor | None = None
         self.arrivals: list[Arrivals] = []
         self.roots: list[Arrivals] = []
@@ -121,12 +125,12 @@ class Pass:
         crossings: dict[Any, list[tuple[int, int, Arrivals]]] = {}
         for meeting in meetings:
             expected = len(meeting.crossings) + (meeting.root is not None)
-            arrivals = Arrivals(tasks[meeting.task], meeting.node, expected)
+            arrivals = Arrivals(tasks[meeting.task], meeting.at, expected)
             self.arrivals.append(arrivals)
             if meeting.root is not None:
                 self.roots.append(arrivals)
-            for node, slot, nr in meeting.crossings:
-                crossings.setdefault(node, []).append((slot, nr, arrivals))
+            for node, edge in meeting.crossings:
+                crossings.setdefault(node, []).append((edge.slot, edge.nr, arrivals))
         for node, edges in crossings.items():
             node.register_hook(partial(self._crossed, edges))
         root_nrs = [meeting.root.nr for meeting in meetings if meeting.root is not None]
@@ -141,25 +145,20 @@ class Pass:
             # failed) is not part of this step's gradient.
             self.tally.clear()
         self.factor = gradients[0].detach()
-        self.rows = self._empty_rows()
+        self.pieces = [None] * len(self.present)
         self.remaining = len(self.arrivals)
         for arrivals in self.arrivals:
             arrivals.reset()
         for arrivals, nr in zip(self.roots, root_nrs, strict=True):
             metadata = arrivals.node._input_metadata[nr]
-            cotangent = (self.factor * self.weights[arrivals.task]).to(metadata.dtype)
+            cotangent = (self.factor * self.weights[arrivals.task]).to(metadata.dtype).expand(metadata.shape)
             arrivals.add(nr, cotangent)
             self._measure_if_complete(arrivals)
-
-    def _empty_rows(self) -> Tensor:
-        width = 1 if self.at == "features" else sum(tensor.numel() for tensor in self.shared)
-        like = at_least_float32(self.shared[0].new_empty(()))
-        return like.new_zeros(len(self.present), width)
 
     @torch.no_grad()
     def _crossed(self, edges: list[tuple[int, int, Arrivals]], gradients: tuple[Tensor | None, ...], _: object) -> None:
         """Runs after a frontier node of a task, with what it is about to hand on."""
-        if self.rows is None:
+        if self.pieces is None:
             return  # this backward did not come through the balanced loss
         for slot, nr, arrivals in edges:
             arrivals.add(nr, gradients[slot])
@@ -168,33 +167,46 @@ class Pass:
     def _measure_if_complete(self, arrivals: Arrivals) -> None:
         if arrivals.waiting:
             return
-        assert self.rows is not None
-        row = self.rows[arrivals.task]
-        if self.at == "features":
-            for gradient in arrivals.gradients.values():
-                row.copy_(torch.hypot(row, torch.linalg.vector_norm(at_least_float32(gradient))))
-        else:
-            self._add_products(row, arrivals)
-        arrivals.gradients = {}
+        assert self.pieces is not None
+        if arrivals.gradients:
+            piece = self._norm(arrivals) if self.at == "features" else self._row(arrivals)
+            before = self.pieces[arrivals.task]
+            self.pieces[arrivals.task] = piece if before is None else _joined(before, piece, self.at)
+            arrivals.gradients = {}
         self.remaining -= 1
         if not self.remaining:
-            self.tally.add(self)
-            self.rows = None
+            self._finish(self.pieces)
 
-    def _add_products(self, row: Tensor, arrivals: Arrivals) -> None:
-        gradients = self._products(arrivals) if arrivals.gradients else ()
-        start = 0
-        for tensor, gradient in zip(self.shared, gradients, strict=bool(gradients)):
-            if gradient is not None:
-                gradient = gradient.to_dense() if gradient.is_sparse else gradient
-                row[start : start + tensor.numel()].add_(gradient.reshape(-1))
-            start += tensor.numel()
+    def _finish(self, pieces: list[Tensor | None]) -> None:
+        some = next((piece for piece in pieces if piece is not None), None)
+        zero = self.shared[0].new_zeros(self._width) if some is None else torch.zeros_like(some)
+        self.rows = torch.stack([zero if piece is None else piece for piece in pieces])
+        self.pieces = None
+        self.tally.add(self)
+
+    @property
+    def _width(self) -> int:
+        return 1 if self.at == "features" else sum(tensor.numel() for tensor in self.shared)
+
+    def _norm(self, arrivals: Arrivals) -> Tensor:
+        """[1], of the contributions themselves."""
+        flat = [at_least_float32(gradient).flatten() for gradient in arrivals.gradients.values()]
+        return row_norms(torch.cat(flat).unsqueeze(0))
+
+    def _row(self, arrivals: Arrivals) -> Tensor:
+        """[N], the task's gradient at `W`, flat."""
+        flat = [
+            at_least_float32(tensor.new_zeros(tensor.numel()) if gradient is None else _dense(gradient).reshape(-1))
+            for tensor, gradient in zip(self.shared, self._products(arrivals), strict=True)
+        ]
+        return flat[0] if len(flat) == 1 else torch.cat(flat)
 
     def _products(self, arrivals: Arrivals) -> Sequence[Tensor | None]:
         """The vector–Jacobian product from a shared node to each tensor of `W`; `None` where no path leads there."""
         node = arrivals.node
         if type(node) is AccumulateGrad:
-            return [arrivals.gradients[0] if tensor is node.variable else None for tensor in self.shared]
+            # A copy, since what arrives here may become, or be added into, the tensor's `.grad`.
+            return [arrivals.gradients[0].clone() if tensor is node.variable else None for tensor in self.shared]
         try:
             return torch.autograd.grad(
                 [GradientEdge(node, nr) for nr in arrivals.gradients],
@@ -210,6 +222,15 @@ class Pass:
                 "W lies in or before a segment that is checkpointed with use_reentrant=True, where autograd forbids "
                 "gradients of single tensors; use checkpoint(..., use_reentrant=False)"
             ) from error
+
+
+def _joined(a: Tensor, b: Tensor, at: At) -> Tensor:
+    """At `W` gradients add up; at the features, other nodes and micro-batches are entries of a longer vector."""
+    return torch.hypot(a, b) if at == "features" else a + b
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def measure(

@@ -6,7 +6,9 @@ loss reaches, the one that the tasks' common part of the forward used last.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import operator
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ def resolve_shared(shared: Shared, model: nn.Module | None = None) -> tuple[Tens
     Raises:
         ArgumentError: There are none, or one of them cannot receive a gradient.
     """
+    found: Sequence[Tensor]
     if isinstance(shared, str):
         found = _matching(shared, model)
     elif isinstance(shared, Tensor):
@@ -43,7 +46,7 @@ def resolve_shared(shared: Shared, model: nn.Module | None = None) -> tuple[Tens
     return _checked(found)
 
 
-def _matching(pattern: str, model: nn.Module | None) -> list[Tensor]:
+def _matching(pattern: str, model: nn.Module | None) -> Sequence[Tensor]:
     if model is None:
         raise ArgumentError(f"shared={pattern!r} is a name pattern: give model=, the module whose parameters it names")
     names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -56,7 +59,7 @@ def _matching(pattern: str, model: nn.Module | None) -> list[Tensor]:
     return found
 
 
-def _checked(found: list[Tensor]) -> tuple[Tensor, ...]:
+def _checked(found: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if not found:
         raise ArgumentError("shared is empty: give at least one parameter, or leave it out to have it found")
     for tensor in found:
@@ -84,14 +87,14 @@ def last_shared(graph: Graph, tasks: int) -> tuple[Tensor, ...]:
     everyone = (1 << tasks) - 1
     best: tuple[bool, int] | None = None
     choice: Tensor | None = None
-    for user, leaf in graph.uses():
-        parameter = leaf.variable
-        if not isinstance(parameter, nn.Parameter) or parameter.dim() < 2 or graph.tasks[leaf] != everyone:
+    for leaf, nodes in graph.readers().items():
+        reached = functools.reduce(operator.or_, (graph.tasks[node] for node in nodes))
+        if not isinstance(leaf, nn.Parameter) or leaf.dim() < 2 or reached != everyone:
             continue
         # Where the tasks have a common forward, its last layer counts, although a head may use tied weights later.
-        key = (graph.tasks[user] == everyone, user._sequence_nr())
+        key = max((graph.tasks[node] == everyone, node._sequence_nr()) for node in nodes)
         if best is None or key >= best:
-            best, choice = key, parameter
+            best, choice = key, leaf
     if choice is None:
         raise GraphError(
             "no layer is shared: of the parameters with two or more dimensions, none is reached by every loss; "
