@@ -218,10 +218,13 @@ class Pass:
         except RuntimeError as error:
             if "use_reentrant" not in str(error):
                 raise
-            raise GraphError(
-                "W lies in or before a segment that is checkpointed with use_reentrant=True, where autograd forbids "
-                "gradients of single tensors; use checkpoint(..., use_reentrant=False)"
-            ) from error
+            raise GraphError(_REENTRANT) from error
+
+
+_REENTRANT = (
+    "W lies in or before a segment that is checkpointed with use_reentrant=True, where autograd forbids gradients of "
+    "single tensors; use checkpoint(..., use_reentrant=False)"
+)
 
 
 def _joined(a: Tensor, b: Tensor, at: At) -> Tensor:
@@ -254,6 +257,8 @@ def measure(
     """
     meetings = graph.meetings(into.shared)
     reached = {meeting.task for meeting in meetings}
+    if len(reached) < len(tasks) and any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph.tasks):
+        raise GraphError(_REENTRANT)
     if not reached:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in into.shared)
         raise GraphError(
