@@ -1,0 +1,129 @@
+"""`gradnorm reproduce STUDY`: from one command to a folder with tables, figures and a report.
+
+The options of a study are the fields of its config, with their defaults and reasons, so that `--help` and the code
+cannot differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import signal
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    import typer
+
+NEEDED = ("matplotlib", "numpy", "rich", "sklearn", "torchjd", "typer")
+"""What the extra `study` brings."""
+
+INTERRUPTED = 130
+"""The exit code of a program that was stopped by Ctrl-C."""
+
+FULL_STEPS = 25_000
+"""What public reproductions of the paper's toy problem train for."""
+
+
+def main() -> None:
+    """The entry point; says what to install where the extra is missing."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f'The studies need packages that are not installed ({", ".join(missing)}): pip install "gradnorm[study]"'
+        )
+    build()()
+
+
+def build() -> typer.Typer:
+    """The command line, with one command a study."""
+    import typer
+
+    from gradnorm.study import STUDIES
+
+    app = typer.Typer(name="gradnorm", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+    reproduce = typer.Typer(no_args_is_help=True, help="Run a study and write its folder; run again to resume.")
+    app.add_typer(reproduce, name="reproduce")
+    app.callback()(_about)
+    for study in STUDIES.values():
+        reproduce.command(study.name, help=study.summary)(_command(study))
+    return app
+
+
+def _about() -> None:
+    """GradNorm for PyTorch: the paper's experiments from one command."""
+
+
+def _command(study: Any) -> Callable[..., None]:
+    """A function whose signature is the study's config and the options that all studies share."""
+
+    def command(**options: Any) -> None:
+        run_options = {name: options.pop(name) for name in ("out", "workers", "search", "full")}
+        if run_options["full"]:
+            options["steps"] = FULL_STEPS
+        _run(study, options, **run_options)
+
+    parameters = [*_config_parameters(study), *_shared_parameters(study)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _config_parameters(study: Any) -> list[inspect.Parameter]:
+    import typer
+
+    parameters = []
+    for field in dataclasses.fields(study.config_class):
+        lowest = None if isinstance(field.default, float) else 1
+        option = typer.Option(help=field.metadata["reason"], min=lowest)
+        annotation = Annotated[type(field.default), option]
+        parameters.append(_parameter(field.name, annotation, field.default))
+    return parameters
+
+
+def _shared_parameters(study: Any) -> list[inspect.Parameter]:
+    import typer
+
+    out = typer.Option(help="The folder to write or resume.", show_default=f"runs/{study.name}")
+    workers = typer.Option(min=0, help="Processes, each on one thread; 0 computes in this one.")
+    search = typer.Option("--search", help="Search every method's learning rate, on seeds that are never reported.")
+    full = typer.Option("--full", help=f"Train for {FULL_STEPS:,} steps.")
+    return [
+        _parameter("out", Annotated[Path | None, out], None),
+        _parameter("workers", Annotated[int, workers], 2),
+        _parameter("search", Annotated[bool, search], False),
+        _parameter("full", Annotated[bool, full], False),
+    ]
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _run(kind: Any, options: dict[str, Any], out: Path | None, workers: int, search: bool, full: bool) -> None:
+    import typer
+    from rich.console import Console
+
+    from gradnorm.study.run import Interrupted, UsageError, reproduce
+    from gradnorm.study.search import Search
+
+    study = kind(kind.config_class(**options))
+    if search:
+        study = Search(study)
+    out = out or Path("runs") / (study.name + ("-full" if full else ""))
+    console, errors = Console(), Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        report = reproduce(study, out, workers, console)
+    except UsageError as error:
+        errors.print(f"Error: {error}", style="red", highlight=False)
+        raise typer.Exit(2) from None
+    except Interrupted:
+        errors.print("Stopped; run the same command again and it goes on from here.", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+    report.print(console)
+    for name in ("report.html", "table.md", "metrics.csv", "figures"):
+        console.print(f"{out / name}", highlight=False, soft_wrap=True)

@@ -1,0 +1,174 @@
+"""The figures: plain data in, a PNG out. The only file that knows matplotlib.
+
+One palette (Okabe and Ito's, told apart by colour-blind readers), one style, and names written beside what they name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+
+COLOURS = {
+    "equal": "#6b6f76",
+    "uncertainty": "#d55e00",
+    "gradnorm": "#0072b2",
+    "static": "#56b4e9",
+    "single": "#111111",
+    "best grid": "#cc79a7",
+}
+FALLBACK = ("#009e73", "#e69f00", "#cc79a7", "#f0e442")
+STYLE: dict[str, Any] = {
+    "figure.dpi": 110,
+    "savefig.dpi": 110,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9a9a9a",
+    "axes.labelcolor": "#444444",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "lines.linewidth": 1.7,
+}
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One panel: curves by name over the same steps, each [seeds, R]."""
+
+    title: str
+    steps: Array
+    values: Mapping[str, Array]
+    ylabel: str
+    log: bool = False
+    colours: Mapping[str, Any] | None = None
+    """By name; left out, the methods' own."""
+
+
+def over_time(path: Path, panels: Sequence[Curves]) -> Path:
+    """Panels side by side: the mean over seeds as a line, lowest to highest seed as a band, names at the line's end."""
+    with plt.rc_context(STYLE):
+        figure, axes = _figure(len(panels), width=4.6, height=3.3)
+        for ax, panel in zip(axes, panels, strict=True):
+            _draw_curves(ax, panel)
+        return _save(figure, path)
+
+
+def _draw_curves(ax: Axes, panel: Curves) -> None:
+    ends: list[tuple[float, str, Any]] = []
+    for name, values in panel.values.items():
+        colour = (panel.colours or {}).get(name) or colour_of(name, panel.values)
+        mean = values.mean(axis=0)
+        ax.plot(panel.steps, mean, color=colour)
+        ax.fill_between(panel.steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.16, linewidth=0)
+        ends.append((float(mean[-1]), name, colour))
+    if panel.log:
+        ax.set_yscale("log")
+    ax.set_title(panel.title)
+    ax.set_xlabel("step")
+    ax.set_ylabel(panel.ylabel)
+    ax.set_xlim(panel.steps[0], panel.steps[-1])
+    _label_ends(ax, ends)
+
+
+def _label_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
+    """Writes each name beside its curve's end, moved up just enough that no two overlap."""
+    to_axes = ax.transAxes.inverted()
+    last, gap = -1.0, 0.065
+    for value, name, colour in sorted(e for e in ends if np.isfinite(e[0])):
+        height = to_axes.transform(ax.transData.transform((ax.get_xlim()[1], value)))[1]
+        last = max(height, last + gap)
+        ax.text(1.02, last, name, transform=ax.transAxes, color=colour, va="center", fontsize=8.5)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """One panel: a final metric by method, each [seeds]."""
+
+    title: str
+    values: Mapping[str, Array]
+    xlabel: str
+
+
+def finals(path: Path, panels: Sequence[Ends]) -> Path:
+    """Panels side by side: a dot a seed, a stroke for their mean, the mean in figures."""
+    with plt.rc_context(STYLE):
+        rows = max(len(panel.values) for panel in panels)
+        figure, axes = _figure(len(panels), width=4.2, height=0.9 + 0.33 * rows)
+        for ax, panel in zip(axes, panels, strict=True):
+            _draw_ends(ax, panel)
+        return _save(figure, path)
+
+
+def _draw_ends(ax: Axes, panel: Ends) -> None:
+    for row, (name, values) in enumerate(panel.values.items()):
+        colour = colour_of(name, panel.values)
+        ax.plot(values, np.full(len(values), row), "o", color=colour, markersize=4.5, alpha=0.55, markeredgewidth=0)
+        ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.4)
+        ax.text(1.02, row, f"{values.mean():.3g}", transform=ax.get_yaxis_transform(), color=colour, va="center")
+    ax.set_yticks(range(len(panel.values)), list(panel.values))
+    ax.set_ylim(len(panel.values) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="y", color="#eeeeee")
+    ax.set_axisbelow(True)
+    ax.margins(x=0.06)
+    ax.set_title(panel.title)
+    ax.set_xlabel(panel.xlabel)
+
+
+def images(path: Path, rows: Mapping[str, Sequence[Array]], titles: Sequence[str]) -> Path:
+    """A grid of small grey images, [H, W] each, a named row and a titled column each."""
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            len(rows), len(titles), figsize=(1.15 * len(titles), 1.25 * len(rows)), squeeze=False
+        )
+        for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
+            for ax, picture in zip(axes, pictures, strict=True):
+                ax.imshow(picture, cmap="gray_r", vmin=0, vmax=16)
+                ax.set_xticks([])
+                ax.set_yticks([])
+            axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for ax, title in zip(grid[0], titles, strict=True):
+            ax.set_title(title, fontsize=8.5, fontweight="normal", loc="center")
+        return _save(figure, path)
+
+
+def colour_of(name: str, names: Mapping[str, Any]) -> str:
+    """A method's colour, the same in every figure; others take theirs by their place."""
+    others = [other for other in names if other not in COLOURS]
+    return COLOURS[name] if name in COLOURS else FALLBACK[others.index(name) % len(FALLBACK)]
+
+
+def ramp(names: Sequence[str]) -> dict[str, Any]:
+    """Colours from light to dark for tasks that have an order, by name."""
+    shades = plt.get_cmap("viridis")(np.linspace(0.85, 0.0, len(names)))
+    return dict(zip(names, map(tuple, shades), strict=True))
+
+
+def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    figure, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
+    return figure, list(axes[0])
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
+    return path

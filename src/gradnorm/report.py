@@ -1,0 +1,145 @@
+"""What a study found, once, and its three forms: markdown, one self-contained HTML page, the terminal."""
+
+from __future__ import annotations
+
+import base64
+import html
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STYLE = """
+:root { color-scheme: light; }
+body { margin: 0; background: #fbfaf8; color: #22252a;
+  font: 17px/1.6 "Iowan Old Style", "Palatino Linotype", Palatino, "Noto Serif", Georgia, serif; }
+main { max-width: 50rem; margin: 0 auto; padding: 4rem 1.5rem 6rem; }
+h1 { font-size: 2.1rem; line-height: 1.2; margin: 0 0 1.2rem; letter-spacing: -0.01em; }
+h2 { font-size: 1.25rem; margin: 3rem 0 0.8rem; }
+p { margin: 0 0 1rem; }
+code { font: 0.82em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  background: #efece6; padding: 0.1em 0.35em; border-radius: 3px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font: 0.82rem/1.45 system-ui, "Segoe UI", "DejaVu Sans", sans-serif;
+  font-variant-numeric: tabular-nums; border-top: 2px solid #22252a; border-bottom: 2px solid #22252a; }
+th { text-align: left; font-weight: 600; border-bottom: 1px solid #22252a; }
+th, td { padding: 0.45rem 0.8rem 0.45rem 0; vertical-align: top; }
+tr + tr td { border-top: 1px solid #e4e0d8; }
+.note { color: #666a72; font-size: 0.85rem; margin-top: 0.6rem; }
+.holds { color: #00664c; font-weight: 600; } .fails { color: #a03c00; font-weight: 600; }
+.mixed { color: #7a5a00; font-weight: 600; }
+figure { margin: 2.2rem 0; } figure img { width: 100%; height: auto; display: block; background: #fff; }
+figcaption { color: #666a72; font-size: 0.88rem; margin-top: 0.6rem; }
+"""
+
+VERDICTS = {"holds": "holds", "does not hold": "fails", "mixed": "mixed"}
+"""Cells that are a verdict, and the style they get; the word itself always stands, colour only helps."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """A pipe table under its title.
+
+        Example:
+            >>> print(Table("Ends", ("method", "loss"), [("equal", "1.5")]).markdown())
+            ## Ends
+            <BLANKLINE>
+            | method | loss |
+            | --- | --- |
+            | equal | 1.5 |
+        """
+        lines = [self.header, ("---",) * len(self.header), *self.rows]
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n\n".join(filter(None, (f"## {self.title}", table, self.note)))
+
+    def html(self) -> str:
+        """A section of the page."""
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
+        body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in self.rows)
+        note = f'<p class="note">{html.escape(self.note)}</p>' if self.note else ""
+        table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+        return f"<h2>{html.escape(self.title)}</h2>\n{table}\n{note}"
+
+    def print(self, console: Console) -> None:
+        """The table in the terminal."""
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        colours = {"holds": "green", "does not hold": "red", "mixed": "yellow"}
+        table = RichTable(*self.header, title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
+        for row in self.rows:
+            table.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
+        console.print(table)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture on disk and what it shows."""
+
+    path: Path
+    caption: str
+
+    def html(self) -> str:
+        """The picture, inside the page itself."""
+        data = base64.b64encode(self.path.read_bytes()).decode()
+        caption = html.escape(self.caption)
+        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study's findings, in reading order: what was asked, what came out, the pictures, how it was done."""
+
+    title: str
+    command: str
+    lead: list[str]
+    tables: list[Table]
+    figures: list[Figure] = field(default_factory=list)
+    settings: Table | None = None
+
+    def markdown(self) -> str:
+        """Everything but the pictures."""
+        made = f"Made by `{self.command}`."
+        tables = [table.markdown() for table in self._all_tables()]
+        return "\n\n".join([f"# {self.title}", *self.lead, made, *tables]) + "\n"
+
+    def html(self) -> str:
+        """One page that needs nothing else: no script, no font, no file, no network."""
+        title = html.escape(self.title)
+        lead = "\n".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in self.lead)
+        made = f"<p>Made by <code>{html.escape(self.command)}</code>.</p>"
+        parts = [lead, made, *(t.html() for t in self.tables), *(f.html() for f in self.figures)]
+        parts += [self.settings.html()] if self.settings else []
+        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+        body = f"<main><h1>{title}</h1>\n" + "\n".join(parts) + "</main>"
+        return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
+
+    def write(self, folder: Path) -> None:
+        """Writes `table.md` and `report.html`."""
+        (folder / "table.md").write_text(self.markdown(), encoding="utf-8")
+        (folder / "report.html").write_text(self.html(), encoding="utf-8")
+
+    def print(self, console: Console) -> None:
+        """The tables, without the settings."""
+        for table in self.tables:
+            table.print(console)
+
+    def _all_tables(self) -> list[Table]:
+        return [*self.tables, *([self.settings] if self.settings else [])]
+
+
+def _cell(text: str) -> str:
+    style = f' class="{VERDICTS[text]}"' if text in VERDICTS else ""
+    return f"<td{style}>{html.escape(text)}</td>"

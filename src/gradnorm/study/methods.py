@@ -1,0 +1,135 @@
+"""The weightings that studies compare, behind one protocol: values in, scalar out, something after the step.
+
+What others have written well comes from TorchJD; what is here only gives it the protocol, so that a study's loop does
+not know which method it trains with. A new method is one class and one line of `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gradnorm import GradNorm
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a weighting may need to know of the network it balances."""
+
+    tasks: tuple[str, ...]
+    shared: nn.Module
+    """The last shared layer, the paper's `W`."""
+    alpha: float
+    weight_lr: float
+    """The learning rate of GradNorm's weights."""
+    fixed: tuple[float, ...] | None = None
+    """The weights of a static run, one a task."""
+
+
+class Weighting(nn.Module):
+    """Turns the losses of all tasks, [T], into the scalar that trains the network."""
+
+    weights: Tensor
+    """What multiplies each loss now, [T]."""
+
+    def step(self) -> None:
+        """Called after the optimizer's step."""
+
+    def averaged_weights(self) -> Tensor:
+        """The weights for a static run after this one, [T]."""
+        return self.weights
+
+
+class Fixed(Weighting):
+    """`Σ w_i L_i` with weights that never change."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[T] → []."""
+        return (self.weights * values).sum()
+
+
+class Uncertainty(Weighting):
+    """Kendall et al. (2018), by TorchJD; its log-variances are parameters for the model's own optimizer."""
+
+    def __init__(self, n_tasks: int) -> None:
+        super().__init__()
+        from torchjd.scalarization import UW
+
+        self.scalarizer = UW(n_tasks)
+
+    @property
+    def weights(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The effective `w_i = ½ exp(−s_i)`, [T]."""
+        return 0.5 * torch.exp(-self.scalarizer.log_var.detach())
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[T] → []."""
+        return self.scalarizer(values)
+
+
+class GradientNormalization(Weighting):
+    """GradNorm, as any user would call it."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.balancer = GradNorm(list(setting.tasks), shared=setting.shared, alpha=setting.alpha, lr=setting.weight_lr)
+
+    @property
+    def weights(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The balancer's weights, [T]."""
+        return cast(Tensor, self.balancer.weights)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[T] → []."""
+        return self.balancer(values)
+
+    def step(self) -> None:
+        """Algorithm 1's update of `w`."""
+        self.balancer.step()
+
+    def averaged_weights(self) -> Tensor:
+        """The average over the run, [T] (§5.2)."""
+        return self.balancer.time_averaged_weights()
+
+
+def _equal(setting: Setting) -> Weighting:
+    return Fixed(torch.ones(len(setting.tasks)))
+
+
+def _static(setting: Setting) -> Weighting:
+    if setting.fixed is None:
+        raise ValueError("The method 'static' needs weights and found none: give Setting(fixed=(…)), one a task.")
+    return Fixed(torch.tensor(setting.fixed))
+
+
+METHODS: dict[str, Callable[[Setting], Weighting]] = {
+    # Without shared parameters and with an optimizer that works parameter by parameter, the plain sum of the losses
+    # trains T networks as if each were alone.
+    "single": _equal,
+    "equal": _equal,
+    "static": _static,
+    "uncertainty": lambda setting: Uncertainty(len(setting.tasks)),
+    "gradnorm": GradientNormalization,
+}
+
+
+def weighting(method: str, setting: Setting) -> Weighting:
+    """The weighting called `method`, for the network that `setting` describes.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> equal = weighting("equal", Setting(("a", "b"), layer, alpha=1.5, weight_lr=0.025))
+        >>> equal(torch.tensor([1.0, 2.0]))
+        tensor(3.)
+    """
+    if method not in METHODS:
+        raise ValueError(f"There is no method {method!r}: choose one of {', '.join(METHODS)}.")
+    return METHODS[method](setting)

@@ -1,0 +1,69 @@
+"""What the runs of a study measured: long rows on disk, series by name in memory."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Row = tuple[int, str, float]
+"""Step, quantity, value; a quantity is `weight/TASK`, `loss/TASK`, or what the study's `evaluate` calls it."""
+
+Key = tuple[str, str, int]
+"""Problem, method, seed: one run."""
+
+COLUMNS = ("problem", "method", "seed", "step", "quantity", "value")
+
+
+class Metrics:
+    """All series of a study, each found by problem, method and quantity; the first axis is always the seed."""
+
+    def __init__(self, runs: dict[Key, list[Row]]) -> None:
+        self._series: dict[tuple[Key, str], list[tuple[int, float]]] = {}
+        self._runs = runs
+        for key, rows in runs.items():
+            for step, quantity, value in rows:
+                self._series.setdefault((key, quantity), []).append((step, value))
+
+    def methods(self, problem: str) -> list[str]:
+        """The methods that were run on `problem`, in order of their first run."""
+        return list(dict.fromkeys(method for name, method, _ in self._runs if name == problem))
+
+    def seeds(self, problem: str, method: str) -> list[int]:
+        """The seeds of a method's runs, ascending."""
+        return sorted(seed for name, other, seed in self._runs if (name, other) == (problem, method))
+
+    def steps(self, problem: str, method: str, quantity: str) -> NDArray[np.float64]:
+        """The steps at which a quantity was recorded, [R]."""
+        seed = self.seeds(problem, method)[0]
+        return np.array([step for step, _ in self._series[(problem, method, seed), quantity]], dtype=float)
+
+    def series(self, problem: str, method: str, quantity: str) -> NDArray[np.float64]:
+        """A quantity over time, [seeds, R]."""
+        seeds = self.seeds(problem, method)
+        return np.array([[v for _, v in self._series[(problem, method, seed), quantity]] for seed in seeds])
+
+    def final(self, problem: str, method: str, quantity: str) -> NDArray[np.float64]:
+        """A quantity at the end of each run, [seeds]."""
+        return self.series(problem, method, quantity)[:, -1]
+
+    def renamed(self, problem: str, method: str, name: str, drop: Sequence[str] = ()) -> Metrics:
+        """These metrics with a method's runs under another name as well, and without the methods to drop."""
+        kept = {key: rows for key, rows in self._runs.items() if key[0] != problem or key[1] not in drop}
+        copies = {(p, name, seed): rows for (p, m, seed), rows in self._runs.items() if (p, m) == (problem, method)}
+        return Metrics({**kept, **copies})
+
+    def write_csv(self, path: Path) -> None:
+        """Every row, one a line, in the order of `COLUMNS`."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(self._lines())
+
+    def _lines(self) -> Iterable[tuple[object, ...]]:
+        for key, rows in self._runs.items():
+            for row in rows:
+                yield (*key, *row)
