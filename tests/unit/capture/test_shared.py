@@ -1,0 +1,135 @@
+"""`W`: as the user names it, and as it is found."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from gradnorm import ArgumentError, GradNorm, GraphError
+
+from ..networks import Net, batch
+
+
+def found(losses, count):
+    balancer = GradNorm(count)
+    balancer(losses).backward()
+    (w,) = balancer.shared
+    return w
+
+
+def test_the_last_shared_layer_is_found_and_announced_once(caplog):
+    net = Net()
+    balancer = GradNorm(["a", "b", "c"])
+    with caplog.at_level(logging.INFO, logger="gradnorm"):
+        for _ in range(2):
+            balancer(net.losses(batch())).backward()
+            balancer.step()
+    assert balancer.shared == (net.last,)
+    assert [record.message for record in caplog.records] == [
+        "gradients are compared at the last shared layer, a parameter of shape (8, 8); see shared="
+    ]
+
+
+def test_a_layer_that_only_some_tasks_use_is_not_shared():
+    net, decoder = Net(), nn.Linear(8, 8)
+
+    def losses():
+        features = net.trunk(batch())
+        decoded = decoder(features)
+        return [net.heads[0](decoded).sum(), net.heads[1](decoded).sum(), net.heads[2](features).sum()]
+
+    assert found(losses(), 3) is net.last
+
+
+def test_norm_layers_and_biases_are_passed_over():
+    trunk = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU())
+    heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(2))
+    features = trunk(batch())
+    assert found([h(features).square().mean() for h in heads], 2) is trunk[0].weight
+
+
+def test_tied_weights_count_where_the_common_forward_uses_them():
+    embedding, layer, head = nn.Embedding(10, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+    features = layer(embedding(torch.tensor([1, 2]))).relu()
+    losses = [(features @ embedding.weight.T).square().mean(), head(features).square().mean()]
+    assert found(losses, 2) is layer.weight
+
+
+def test_with_separate_forwards_the_last_layer_that_all_losses_reach():
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    assert found([net(batch(0)).square().mean(), net(batch(1)).square().mean()], 2) is net[2].weight
+
+
+def test_input_tensors_that_require_grad_are_no_layer():
+    x = batch().requires_grad_()
+    net = Net()
+    assert found(list(net.losses(x).values()), 3) is net.last
+
+
+def test_a_transformer_ends_in_its_last_block():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    trunk = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(3))
+    features = trunk(torch.randn(2, 4, 8))
+    assert found([h(features).square().mean() for h in heads], 3) is trunk.layers[-1].linear2.weight
+
+
+def test_no_common_layer_is_an_error():
+    a, b = nn.Linear(6, 1), nn.Linear(6, 1)
+    with pytest.raises(GraphError, match="no layer is shared"):
+        GradNorm(2)([a(batch()).sum(), b(batch()).sum()])
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda net: {"shared": net.last},
+        lambda net: {"shared": [net.last]},
+        lambda net: {"shared": "trunk.2.weight", "model": net},
+        lambda net: {"shared": "trunk.2.w*", "model": net},
+    ],
+)
+def test_ways_to_name_one_parameter(named):
+    net = Net()
+    assert GradNorm(3, **named(net)).shared == (net.last,)
+
+
+def test_a_module_means_all_its_trainable_parameters():
+    net = Net()
+    net.trunk[0].requires_grad_(False)
+    assert GradNorm(3, shared=net.trunk).shared == (net.trunk[2].weight, net.trunk[2].bias)
+
+
+@pytest.mark.parametrize(
+    ("shared", "message"),
+    [
+        (lambda net: nn.ReLU(), "shared: ReLU has no trainable parameter"),
+        (lambda net: [], "shared is empty"),
+        (lambda net: 3, "shared must be a parameter"),
+        (lambda net: ["trunk"], "shared must hold parameters, got str"),
+        (lambda net: net.last.detach(), "frozen"),
+        (lambda net: net.last * 2, "not a parameter"),
+        (lambda net: "trunk.*", "give model="),
+    ],
+)
+def test_what_cannot_be_w_is_refused(shared, message):
+    with pytest.raises(ArgumentError, match=message):
+        GradNorm(3, shared=shared(Net()))
+
+
+def test_a_pattern_without_a_match_lists_the_names():
+    with pytest.raises(ArgumentError, match=r"matches no trainable parameter of Net; it has trunk\.0\.weight"):
+        GradNorm(3, shared="encoder.*", model=Net())
+
+
+def test_w_outside_the_graph():
+    with pytest.raises(GraphError, match="no loss reaches W"):
+        GradNorm(["a", "b", "c"], shared=nn.Linear(8, 8))(Net().losses(batch()))
+
+
+def test_a_task_that_does_not_reach_w_is_named():
+    net, other = Net(), nn.Linear(6, 1)
+    losses = net.losses(batch()) | {"b": other(batch()).sum()}
+    with pytest.raises(GraphError, match="task 'b' does not reach W"):
+        GradNorm(["a", "b", "c"], shared=net.last)(losses)

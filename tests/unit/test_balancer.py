@@ -1,0 +1,603 @@
+"""What the balancer promises around the rule: order, missing tasks, precision, accumulation, saving, reading."""
+
+import copy
+import io
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from gradnorm import ArgumentError, GradNorm, GraphError, StateError
+from gradnorm import functional as rule
+
+from .networks import Net, batch, train, trained
+
+NAMES = ["a", "b", "c"]
+
+
+def snapshot(balancer):
+    return {name: copy.deepcopy(value) for name, value in balancer.state_dict().items()}
+
+
+def unchanged(balancer, before):
+    after = balancer.state_dict()
+    return str(after["_extra_state"]) == str(before["_extra_state"]) and all(
+        torch.equal(after[name], before[name]) for name in after if name != "_extra_state"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the rule in motion
+
+
+def test_a_step_trains_with_the_old_weights_and_makes_the_new():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    losses = net.losses(batch())
+    loss = balancer(losses)
+    assert loss.item() == pytest.approx(sum(v.item() for v in losses.values()), rel=1e-6)
+    loss.backward()
+    assert balancer.weights.tolist() == [1.0, 1.0, 1.0]
+    balancer.step()
+    assert balancer.weights[0] > 1 > balancer.weights[2]
+    assert balancer.weights.sum().item() == pytest.approx(3, rel=1e-6)
+
+
+def test_the_lagging_task_gains():
+    net = Net()
+    balancer = GradNorm(2, shared=net.last, alpha=1.0, initial_losses=[1.0, 1.0])
+    features = net.trunk(batch())
+    # Equal gradients, but the second task has kept nine tenths of its loss and the first one tenth.
+    y = net.heads[0](features).sum()
+    balancer([y - y.detach() + 0.1, y - y.detach() + 0.9]).backward()
+    balancer.step()
+    assert balancer.weights[1] > 1 > balancer.weights[0]
+
+
+def test_no_parameters_and_the_weights_are_a_buffer():
+    _, balancer = trained()
+    assert not list(balancer.parameters())
+    assert "weights" in dict(balancer.named_buffers())
+    assert not balancer.weights.requires_grad
+
+
+@pytest.mark.parametrize("form", ["mapping", "sequence", "stacked"])
+def test_all_forms_of_losses_are_one(form):
+    net, reference = Net(), Net()
+    balancer, by_name = (GradNorm(NAMES, shared=n.last) for n in (net, reference))
+    shape = {
+        "mapping": dict,
+        "sequence": lambda d: list(d.values()),
+        "stacked": lambda d: torch.stack(list(d.values())),
+    }
+    for step in range(5):
+        balancer(shape[form](net.losses(batch(step)))).backward()
+        by_name(reference.losses(batch(step))).backward()
+        balancer.step()
+        by_name.step()
+    torch.testing.assert_close(balancer.weights, by_name.weights)
+
+
+def test_loss_scaling_leaves_the_weights_bitwise_alone():
+    nets = [Net(), Net()]
+    balancers = [GradNorm(NAMES, shared=net.last) for net in nets]
+    for step in range(10):
+        for net, balancer, scale in zip(nets, balancers, (1, 65536), strict=True):
+            (balancer(net.losses(batch(step))) * scale).backward()
+            net.zero_grad()
+            balancer.step()
+    assert torch.equal(balancers[0].weights, balancers[1].weights)
+
+
+def test_micro_batches_equal_one_batch():
+    whole, parts = Net(), Net()
+    a, b = GradNorm(NAMES, shared=whole.last), GradNorm(NAMES, shared=parts.last)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=1e-2) for net in (whole, parts)]
+    b.attach(optimizers[1])
+    for step in range(5):
+        x = batch(step, size=8)
+        optimizers[0].zero_grad()
+        a(whole.losses(x)).backward()
+        optimizers[0].step()
+        a.step()
+        optimizers[1].zero_grad()
+        for part in x.chunk(4):
+            (b(parts.losses(part)) / 4).backward()
+        optimizers[1].step()
+    torch.testing.assert_close(a.weights, b.weights)
+    torch.testing.assert_close(whole.last, parts.last)
+
+
+def test_a_step_that_the_loss_scaler_skips_changes_nothing():
+    net, reference = Net(), Net()
+    balancer, plain = (GradNorm(NAMES, shared=n.last) for n in (net, reference))
+    optimizer, other = (torch.optim.SGD(n.parameters(), lr=1e-3) for n in (net, reference))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    balancer.attach(optimizer)
+    plain.attach(other)
+    for step in range(6):
+        optimizer.zero_grad()
+        loss = scaler.scale(balancer(net.losses(batch(step))))
+        if step == 2:
+            loss = loss * math.inf
+        loss.backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if step != 2:
+            other.zero_grad()
+            plain(reference.losses(batch(step))).backward()
+            other.step()
+    torch.testing.assert_close(balancer.weights, plain.weights)
+    assert balancer.log_dict()["gradnorm/skipped"] == 0
+
+
+def test_a_fused_optimizer_that_skips_changes_nothing():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, fused=True)
+    balancer.attach(optimizer)
+    balancer(net.losses(batch())).backward()
+    optimizer.step()
+    before = balancer.weights.clone()
+    optimizer.found_inf = torch.tensor(1.0)
+    balancer(net.losses(batch(1))).backward()
+    optimizer.step()
+    assert torch.equal(balancer.weights, before)
+    assert balancer.log_dict()["gradnorm/skipped"] == 0
+    optimizer.found_inf = torch.tensor(0.0)
+    balancer(net.losses(batch(2))).backward()
+    optimizer.step()
+    assert not torch.equal(balancer.weights, before)
+
+
+def test_attach_can_be_undone_and_steps_once_per_optimizer_step():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    handle = balancer.attach(optimizer)
+    optimizer.step()  # nothing was measured: nothing happens
+    balancer(net.losses(batch())).backward()
+    optimizer.step()
+    with pytest.raises(StateError, match="came before a loss"):
+        balancer.step()
+    handle.remove()
+    balancer(net.losses(batch())).backward()
+    optimizer.step()
+    balancer.step()
+
+
+def test_every_measures_each_kth_step_only():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, every=3)
+    changed = []
+    for step in range(7):
+        before = balancer.weights.clone()
+        balancer(net.losses(batch(step))).backward()
+        balancer.step()
+        changed.append(not torch.equal(before, balancer.weights))
+    assert changed == [True, False, False, True, False, False, True]
+    assert [row["step"] for row in balancer.history.rows()[::3]] == [0, 3, 6]
+
+
+def test_priorities_scale_the_targets():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, alpha=0.0, priorities={"a": 2.0, "b": 1.0, "c": 0.5})
+    train(net, balancer, 3)
+    row = {r["task"]: r["target"] for r in balancer.history.rows()[-3:]}
+    assert row["a"] == pytest.approx(2 * row["b"])
+    assert row["c"] == pytest.approx(0.5 * row["b"])
+
+
+def test_other_optimisers_of_the_weights():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, optimizer=partial(torch.optim.SGD, momentum=0.9), lr=1e-3)
+    balancer(net.losses(batch())).backward()
+    balancer.step()
+    raw = torch.tensor([r["norm"] for r in balancer.history.rows()])
+    target = torch.tensor([r["target"] for r in balancer.history.rows()])
+    updated = torch.ones(3) - 1e-3 * rule.weight_gradients(raw, target, raw)
+    torch.testing.assert_close(balancer.weights, rule.renormalize(updated, 3.0, 1e-4))
+
+
+# ------------------------------------------------------------------------------------------------ L(0), freeze, eval
+
+
+def test_initial_losses_given_by_name():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, initial_losses={"c": 4.0, "a": 1.0, "b": 2.0})
+    losses = net.losses(batch())
+    balancer(losses).backward()
+    balancer.step()
+    ratios = torch.stack(list(losses.values())) / torch.tensor([1.0, 2.0, 4.0])
+    rates = torch.tensor([row["rate"] for row in balancer.history.rows()])
+    torch.testing.assert_close(rates, (ratios / ratios.mean()).detach())
+
+
+def test_initial_losses_as_a_mean_keep_the_weights_until_it_is_known():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, initial_losses=3)
+    seen = []
+    for step in range(3):
+        assert torch.equal(balancer.weights, torch.ones(3))
+        losses = net.losses(batch(step))
+        seen.append(torch.stack(list(losses.values())).detach())
+        balancer(losses).backward()
+        balancer.step()
+    assert not torch.equal(balancer.weights, torch.ones(3))
+    torch.testing.assert_close(balancer._initial_sums / balancer._initial_counts, torch.stack(seen).mean(0))
+
+
+def test_frozen_weights_stay_and_thaw():
+    net, balancer = trained()
+    before = balancer.weights.clone()
+    balancer.freeze()
+    train(net, balancer, 3)
+    assert torch.equal(balancer.weights, before)
+    balancer.freeze(False)
+    train(net, balancer, 3)
+    assert not torch.equal(balancer.weights, before)
+
+
+def test_eval_and_no_grad_are_a_plain_weighted_sum():
+    net, balancer = trained()
+    before = snapshot(balancer)
+    losses = net.losses(batch())
+    wanted = (balancer.weights * torch.stack(list(losses.values()))).sum()
+    balancer.eval()
+    assert torch.equal(balancer(losses), wanted)
+    balancer(losses).backward()
+    balancer.step()
+    balancer.train()
+    with torch.no_grad():
+        assert torch.equal(balancer(net.losses(batch())), wanted)
+    assert unchanged(balancer, before)
+
+
+def test_time_averaged_weights():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    with pytest.raises(StateError, match="no step has been made"):
+        balancer.time_averaged_weights()
+    used = []
+    optimizer = None
+    for step in range(4):
+        used.append(balancer.weights.clone())
+        optimizer = train(net, balancer, 1, step, optimizer)
+    torch.testing.assert_close(balancer.time_averaged_weights(), torch.stack(used).mean(0))
+
+
+# ------------------------------------------------------------------------------------------------------ missing tasks
+
+
+def test_a_missing_task_keeps_its_weight_and_statistics():
+    net, balancer = trained(3)
+    before = balancer.weights.clone()
+    state = balancer._optimizer._tensors()["exp_avg"].clone()
+    losses = net.losses(batch(9))
+    balancer({"a": losses["a"], "b": None, "c": losses["c"]}).backward()
+    balancer.step()
+    assert balancer.weights[1] == before[1]
+    assert balancer._optimizer._tensors()["exp_avg"][1] == state[1]
+    assert balancer.weights[0] != before[0]
+    assert balancer.weights.sum().item() == pytest.approx(3, rel=1e-6)
+    assert math.isnan(balancer.history.rows()[-2]["loss"])
+    assert "gradnorm/loss/b" not in balancer.log_dict()
+
+
+def test_the_tasks_present_follow_the_rule_among_themselves():
+    net, pair = Net(), Net()
+    three, two = GradNorm(NAMES, shared=net.last), GradNorm(["a", "c"], shared=pair.last)
+    for step in range(5):
+        losses, others = net.losses(batch(step)), pair.losses(batch(step))
+        three({"a": losses["a"], "c": losses["c"]}).backward()
+        two({"a": others["a"], "c": others["c"]}).backward()
+        three.step()
+        two.step()
+    torch.testing.assert_close(three.weights[[0, 2]], two.weights)
+    assert three.weights[1] == 1.0
+
+
+def test_a_task_that_comes_late_starts_from_its_own_first_loss():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    losses = net.losses(batch())
+    balancer({"a": losses["a"], "b": losses["b"]}).backward()
+    balancer.step()
+    late = net.losses(batch(1))
+    balancer(late).backward()
+    balancer.step()
+    assert balancer._initial_sums[2].item() == pytest.approx(late["c"].item())
+    assert balancer.log_dict()["gradnorm/skipped"] == 0
+
+
+def test_one_task_alone_changes_nothing_and_is_measured():
+    net, balancer = trained(3)
+    before = balancer.weights.sum()
+    balancer({"b": net.losses(batch())["b"]}).backward()
+    balancer.step()
+    assert balancer.history.rows()[-2]["rate"] == 1.0
+    torch.testing.assert_close(balancer.weights.sum(), before)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad numbers
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("when", [0, 3])
+@pytest.mark.parametrize("task", NAMES)
+def test_a_bad_loss_skips_the_update_counts_and_warns_once(bad, when, task):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+
+    def step(number, factor=1.0):
+        losses = net.losses(batch(number))
+        losses[task] = losses[task] * factor
+        balancer(losses).backward()
+        net.zero_grad()
+        balancer.step()
+
+    for number in range(when):
+        step(number)
+    before, state = balancer.weights.clone(), copy.deepcopy(balancer._optimizer._tensors())
+    with pytest.warns(RuntimeWarning, match=f"unchanged at step {when}.*gradient norm of"):
+        step(when, bad)
+    assert torch.equal(balancer.weights, before)
+    after = balancer._optimizer._tensors()
+    assert all(torch.equal(after[name], value) for name, value in state.items())
+    step(when + 1, bad)  # no second warning: warnings are errors here
+    assert balancer.log_dict()["gradnorm/skipped"] == 2
+    step(when + 2)
+    assert torch.isfinite(balancer.weights).all()
+    assert not torch.equal(balancer.weights, before)
+
+
+@pytest.mark.parametrize("start", [0.0, -1.0])
+def test_a_zero_or_negative_first_loss_waits_for_a_usable_one(start):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    losses = net.losses(batch())
+    balancer(losses | {"a": losses["a"] * 0 + start}).backward()
+    with pytest.warns(RuntimeWarning, match="needs initial_losses="):
+        balancer.step()
+    assert torch.equal(balancer.weights, torch.ones(3))
+    balancer(net.losses(batch(1))).backward()
+    balancer.step()
+    assert not torch.equal(balancer.weights, torch.ones(3))
+
+
+def test_the_first_skipped_update_leaves_no_trace_in_adam():
+    net = Net()
+    balancer, clean = (GradNorm(NAMES, shared=net.last) for _ in range(2))
+    losses = net.losses(batch())
+    balancer({**losses, "a": losses["a"] * math.nan}).backward()
+    with pytest.warns(RuntimeWarning, match="unchanged"):
+        balancer.step()
+    net.zero_grad()
+    for each in (balancer, clean):
+        each(net.losses(batch(1))).backward()
+        each.step()
+        net.zero_grad()
+    # L(0) of the other tasks is of the step before, so directions may differ; the count of steps may not.
+    assert balancer._optimizer._tensors()["step"] == clean._optimizer._tensors()["step"] == 1
+
+
+def test_weights_never_leave_their_range_however_wild_the_norms():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, optimizer=torch.optim.SGD, lr=1e30)
+    for step in range(5):
+        balancer(net.losses(batch(step))).backward()
+        net.zero_grad()
+        balancer.step()
+    assert torch.isfinite(balancer.weights).all()
+    assert (balancer.weights > 0).all()
+
+
+# ------------------------------------------------------------------------------------------------------------- saving
+
+
+def roundtrip(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 7])
+@pytest.mark.parametrize("kwargs", [{}, {"every": 2}, {"initial_losses": 3}, {"optimizer": torch.optim.SGD}])
+def test_interrupted_and_resumed_is_uninterrupted_bitwise(cut, kwargs):
+    whole = Net()
+    uninterrupted = GradNorm(NAMES, shared=whole.last, **kwargs)
+    train(whole, uninterrupted, 10)
+
+    net = Net()
+    first = GradNorm(NAMES, shared=net.last, **kwargs)
+    optimizer = train(net, first, cut)
+    saved = roundtrip({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "balancer": first.state_dict()})
+    net = Net(seed=99)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    second = GradNorm(NAMES, shared=net.last, **kwargs)
+    for name, each in (("net", net), ("optimizer", optimizer), ("balancer", second)):
+        each.load_state_dict(saved[name])
+    train(net, second, 10 - cut, cut, optimizer)
+
+    assert torch.equal(second.weights, uninterrupted.weights)
+    assert torch.equal(second.time_averaged_weights(), uninterrupted.time_averaged_weights())
+    for a, b in zip(net.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_state_of_other_tasks_is_refused_before_anything_changes():
+    _, other = trained()
+    net = Net()
+    balancer = GradNorm(["a", "b", "d"], shared=net.last)
+    before = snapshot(balancer)
+    with pytest.raises(StateError, match="of the tasks a, b, c, this balancer's are a, b, d"):
+        balancer.load_state_dict(other.state_dict())
+    assert unchanged(balancer, before)
+
+
+def test_a_model_that_holds_the_balancer_saves_it():
+    net = Net()
+    net.balancer = GradNorm(NAMES, shared=net.last)
+    train(net, net.balancer, 3)
+    other = Net(seed=5)
+    other.balancer = GradNorm(NAMES, shared=other.last)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other.balancer.weights, net.balancer.weights)
+    assert {id(p) for p in net.parameters()} == {id(p) for p in Net.parameters(net)}
+
+
+def test_a_deep_copy_goes_on_by_itself():
+    net, balancer = trained()
+    net.balancer = balancer
+    twin = copy.deepcopy(net)
+    assert twin.balancer.shared[0] is twin.last
+    before = balancer.weights.clone()
+    train(twin, twin.balancer, 3)
+    assert torch.equal(balancer.weights, before)
+    assert not torch.equal(twin.balancer.weights, before)
+
+
+def test_half_precision_models_keep_the_rule_in_float32():
+    net, balancer = trained()
+    before = balancer.weights.clone()
+    net.balancer = balancer
+    net.to(torch.bfloat16)
+    assert torch.equal(balancer.weights, before)
+    balancer(net.losses(batch().to(torch.bfloat16))).backward()
+    balancer.step()
+    assert balancer.weights.dtype is torch.float32
+    assert not torch.equal(balancer.weights, before)
+
+
+def test_double_keeps_the_state_of_the_optimiser():
+    net, balancer = trained()
+    net.double()
+    balancer.double()
+    assert balancer._optimizer._tensors()["exp_avg"].dtype is torch.float64
+    before = balancer.weights.clone()
+    balancer(net.losses(batch().double())).backward()
+    balancer.step()
+    assert (balancer.weights - before).abs().max() > 0
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def test_log_dict_and_history_tell_the_same():
+    _, balancer = trained(4)
+    logged = balancer.log_dict()
+    last = balancer.history.rows()[-3:]
+    for row in last:
+        for field in ("loss", "weight", "norm", "target", "rate"):
+            assert logged[f"gradnorm/{field}/{row['task']}"] == pytest.approx(row[field])
+    assert -1.001 <= logged["gradnorm/cosine/a|b"] <= 1.001
+    assert len(balancer.history.cosines()) == 4 * 3
+    assert set(GradNorm(2).log_dict()) == {"gradnorm/skipped"}
+
+
+def test_norms_and_cosines_are_those_of_autograd():
+    net, balancer = trained(2)
+    weights = balancer.weights.clone()
+    losses = net.losses(batch(7))
+    rows = torch.stack([torch.autograd.grad(v, net.last, retain_graph=True)[0].flatten() for v in losses.values()])
+    balancer(losses).backward()
+    balancer.step()
+    logged = balancer.log_dict()
+    for i, name in enumerate(NAMES):
+        assert logged[f"gradnorm/norm/{name}"] == pytest.approx((weights[i] * rows[i].norm()).item(), rel=1e-5)
+    wanted = torch.cosine_similarity(rows[0], rows[2], 0).item()
+    assert logged["gradnorm/cosine/a|c"] == pytest.approx(wanted, rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+ARGUMENTS = [
+    ({"tasks": 1}, "two or more tasks, got 1"),
+    ({"tasks": ["a"]}, "two or more tasks, got 1"),
+    ({"tasks": "abc"}, "tasks must be names or a count, got 'abc'"),
+    ({"tasks": ["a", "b", "a"]}, "tasks holds 'a' more than once"),
+    ({"tasks": ["a", 3]}, "tasks must hold names, got 3"),
+    ({"alpha": -0.1}, "alpha must be a finite number at least 0, got -0.1"),
+    ({"alpha": math.nan}, "alpha must be a finite number"),
+    ({"alpha": "1.5"}, "alpha must be a finite number"),
+    ({"lr": 0}, "lr must be a finite number above 0, got 0"),
+    ({"lr": -1}, "lr must be"),
+    ({"every": 0}, "every must be an integer of at least 1, got 0"),
+    ({"every": 1.5}, "every must be an integer"),
+    ({"min_weight": 0}, "min_weight must be a finite number above 0"),
+    ({"min_weight": 1}, "min_weight must be a finite number above 0 and below 1, got 1"),
+    ({"history": -1}, "history must be an integer of at least 0"),
+    ({"at": "head"}, 'at must be "weights" or "features", got \'head\''),
+    ({"priorities": {"a": 1.0, "b": 1.0}}, "priorities lacks 'c'"),
+    ({"priorities": [1.0, 1.0]}, "priorities holds 2 numbers for 3 tasks"),
+    ({"priorities": {"a": 1.0, "b": 1.0, "x": 1.0}}, "priorities holds 'x', which is no task"),
+    ({"priorities": [1.0, 0.0, 1.0]}, r"priorities\['b'\] must be a finite number above 0, got 0.0"),
+    ({"priorities": 2.0}, "priorities must be a mapping"),
+    ({"initial_losses": 0}, "initial_losses must be an integer of at least 1, got 0"),
+    ({"initial_losses": [1.0, -1.0, 1.0]}, r"initial_losses\['b'\] must be a finite number above 0"),
+    ({"initial_losses": {"a": 1.0}}, "initial_losses lacks 'b'"),
+    ({"initial_losses": 1.5}, "initial_losses must be a mapping"),
+    ({"optimizer": "adam"}, "optimizer must be callable"),
+    ({"optimizer": lambda params, lr: None}, "optimizer must make a torch.optim.Optimizer, got NoneType"),
+]
+
+
+@pytest.mark.parametrize(("kwargs", "message"), ARGUMENTS, ids=[message for _, message in ARGUMENTS])
+def test_bad_arguments_are_refused(kwargs, message):
+    with pytest.raises(ArgumentError, match=message):
+        GradNorm(**{"tasks": NAMES, **kwargs})
+
+
+LOSSES = [
+    (lambda d: d | {"x": d["a"]}, ArgumentError, "losses holds 'x', which is no task; the tasks are a, b, c"),
+    (lambda d: {}, ArgumentError, "losses holds no loss"),
+    (lambda d: [d["a"], d["b"]], ArgumentError, "losses holds 2 for 3 tasks"),
+    (lambda d: "abc", ArgumentError, "losses must be a mapping"),
+    (lambda d: torch.stack([*d.values()]).reshape(1, 3), ArgumentError, r"got shape \(1, 3\)"),
+    (lambda d: torch.ones(3, dtype=torch.int64), ArgumentError, "losses must be of a floating type"),
+    (lambda d: d | {"b": 0.5}, ArgumentError, "the loss of task 'b' must be a tensor, got 0.5"),
+    (lambda d: d | {"b": torch.stack([d["a"], d["b"]])}, ArgumentError, r"must be a scalar, got shape \(2,\)"),
+    (lambda d: d | {"b": torch.tensor(1)}, ArgumentError, "must be of a floating type, got torch.int64"),
+    (lambda d: d | {"b": d["b"].detach()}, GraphError, "the loss of task 'b' has no graph"),
+    (lambda d: d | {"b": torch.tensor(0.5)}, GraphError, "the loss of task 'b' has no graph"),
+    (lambda d: d | {"b": d["b"].to("meta")}, ArgumentError, "different devices: 'a' on cpu, 'b' on meta"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), LOSSES, ids=[message for *_, message in LOSSES])
+def test_bad_losses_are_refused_before_anything_changes(change, error, message):
+    net, balancer = trained(2)
+    before = snapshot(balancer)
+    with pytest.raises(error, match=message):
+        balancer(change(net.losses(batch())))
+    assert unchanged(balancer, before)
+
+
+def test_a_loss_of_shape_one_is_a_scalar():
+    net, balancer = trained(2)
+    losses = {name: loss.reshape(1) for name, loss in net.losses(batch()).items()}
+    assert balancer(losses).shape == ()
+
+
+def test_step_out_of_turn_is_an_error():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    with pytest.raises(StateError, match=r"step\(\) came before a loss"):
+        balancer.step()
+    loss = balancer(net.losses(batch()))
+    with pytest.raises(StateError, match=r"step\(\) came before a backward"):
+        balancer.step()
+    loss.backward()
+    balancer.step()
+
+
+def test_attach_wants_an_optimizer():
+    with pytest.raises(ArgumentError, match=r"optimizer must be a torch\.optim\.Optimizer, got str"):
+        GradNorm(2).attach("adam")
+
+
+def test_errors_are_also_the_builtin_ones():
+    assert issubclass(ArgumentError, ValueError)
+    assert issubclass(GraphError, RuntimeError)
+    assert issubclass(StateError, RuntimeError)

@@ -1,0 +1,64 @@
+"""The ring buffer, and the files it writes."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from gradnorm import ArgumentError, History
+
+
+def filled(steps, capacity):
+    history = History(["a", "b"], capacity)
+    for step in range(steps):
+        history.append(step, torch.full((2, 5), float(step)), torch.full((2, 2), step / 10))
+    return history
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(0, []), (2, [0, 1]), (3, [0, 1, 2]), (5, [2, 3, 4]), (9, [6, 7, 8])])
+def test_the_last_steps_are_kept_in_order(steps, kept):
+    history = filled(steps, capacity=3)
+    assert len(history) == len(kept)
+    assert [row["step"] for row in history.rows()] == [step for step in kept for _ in "ab"]
+    assert [row["loss"] for row in history.rows()] == [float(step) for step in kept for _ in "ab"]
+    assert [row["cosine"] for row in history.cosines()] == pytest.approx([step / 10 for step in kept])
+
+
+def test_capacity_zero_keeps_nothing():
+    history = filled(3, capacity=0)
+    assert history.rows() == []
+    assert history.cosines() == []
+
+
+def test_csv_and_jsonl_hold_the_rows(tmp_path):
+    history = filled(2, capacity=3)
+    history.save(tmp_path / "h.csv")
+    history.save(tmp_path / "h.jsonl")
+    with (tmp_path / "h.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["task"], float(row["rate"])) for row in rows] == [
+        ("0", "a", 0.0),
+        ("0", "b", 0.0),
+        ("1", "a", 1.0),
+        ("1", "b", 1.0),
+    ]
+    assert [json.loads(line) for line in (tmp_path / "h.jsonl").read_text().splitlines()] == history.rows()
+
+
+def test_parquet_holds_the_rows(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    history = filled(2, capacity=3)
+    history.save(tmp_path / "h.parquet")
+    assert parquet.read_table(tmp_path / "h.parquet").to_pylist() == history.rows()
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r'pip install "gradnorm\[parquet\]"'):
+        filled(1, 3).save(tmp_path / "h.parquet")
+
+
+def test_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(ArgumentError, match=r"must end in .csv, .jsonl or .parquet, got 'h.txt'"):
+        filled(1, 3).save(tmp_path / "h.txt")
