@@ -104,12 +104,14 @@ def cuda_peak(benchmark: Benchmark, method: Method) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def synchronises(step: Step) -> bool:
-    """Whether a step makes the host wait for the GPU."""
+def synchronises(step: Step, count: int) -> bool:
+    """Whether `count` steps make the host wait for the GPU."""
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step()
-    except RuntimeError:
+        repeat(step, count)
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
         return True
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -166,7 +168,9 @@ def measure(benchmark: Benchmark, rounds: int, device: str, tick: Tick) -> dict[
     steps = {name: prepare(benchmark, method, device) for name, method in methods.items()}
     for step in steps.values():
         repeat(step, WARM_UP)
-    syncs = {name: synchronises(step) for name, step in steps.items()} if device == "cuda" else {}
+    syncs = {}
+    if device == "cuda":
+        syncs = {name: synchronises(steps[name], method.period) for name, method in methods.items()}
     shuffle = random.Random(0)
     results = []
     for _ in range(rounds):
