@@ -235,7 +235,7 @@ def main() -> None:
             bar = progress.add_task(benchmark.title, total=memory_ticks + arguments.rounds)
             tick = lambda bar=bar: progress.advance(bar)  # noqa: E731
             results["benchmarks"][name] = measure(benchmark, arguments.rounds, arguments.device, tick)
-    report.write(results, arguments.out)
+            report.write(results, arguments.out)  # after each network, so that a run cut short leaves its figures
     print((arguments.out / "overhead.md").read_text())
 
 
