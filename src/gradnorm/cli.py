@@ -63,7 +63,7 @@ def _command(study: Any) -> Callable[..., None]:
     def command(**options: Any) -> None:
         run_options = {name: options.pop(name) for name in ("out", "workers", "search", "full")}
         if run_options["full"]:
-            options["steps"] = FULL_STEPS
+            options["steps"] = _full_steps(study, options["steps"])
         _run(study, options, **run_options)
 
     parameters = [*_config_parameters(study), *_shared_parameters(study)]
@@ -72,13 +72,22 @@ def _command(study: Any) -> Callable[..., None]:
     return command
 
 
+def _full_steps(study: Any, steps: int) -> int:
+    import typer
+
+    if steps != study.config_class().steps:
+        raise typer.BadParameter(
+            f"--full trains for {FULL_STEPS:,} steps, but --steps is {steps}: give one of the two."
+        )
+    return FULL_STEPS
+
+
 def _config_parameters(study: Any) -> list[inspect.Parameter]:
     import typer
 
     parameters = []
     for field in dataclasses.fields(study.config_class):
-        lowest = None if isinstance(field.default, float) else 1
-        option = typer.Option(help=field.metadata["reason"], min=lowest)
+        option = typer.Option(help=field.metadata["reason"])
         annotation = Annotated[type(field.default), option]
         parameters.append(_parameter(field.name, annotation, field.default))
     return parameters
@@ -107,17 +116,17 @@ def _run(kind: Any, options: dict[str, Any], out: Path | None, workers: int, sea
     import typer
     from rich.console import Console
 
-    from gradnorm.study.run import Interrupted, UsageError, reproduce
+    from gradnorm.study.run import Interrupted, UsageError, check, reproduce
     from gradnorm.study.search import Search
 
-    study = kind(kind.config_class(**options))
-    if search:
-        study = Search(study)
-    out = out or Path("runs") / (study.name + ("-full" if full else ""))
+    chosen = kind(kind.config_class(**options))
+    study = Search(chosen) if search else chosen
+    folder = out or Path("runs") / (study.name + ("-full" if full else ""))
     console, errors = Console(), Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        report = reproduce(study, out, workers, console)
+        check(chosen.config)
+        report = reproduce(study, folder, workers, console)
     except UsageError as error:
         errors.print(f"Error: {error}", style="red", highlight=False)
         raise typer.Exit(2) from None
@@ -126,4 +135,4 @@ def _run(kind: Any, options: dict[str, Any], out: Path | None, workers: int, sea
         raise typer.Exit(INTERRUPTED) from None
     report.print(console)
     for name in ("report.html", "table.md", "metrics.csv", "figures"):
-        console.print(f"{out / name}", highlight=False, soft_wrap=True)
+        console.print(f"{folder / name}", highlight=False, soft_wrap=True)

@@ -31,7 +31,7 @@ COLOURS = {
     "best grid": "#cc79a7",
 }
 FALLBACK = ("#009e73", "#e69f00", "#cc79a7", "#f0e442")
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.dpi": 110,
     "savefig.dpi": 110,
     "font.family": "DejaVu Sans",
@@ -134,20 +134,17 @@ def _draw_ends(ax: Axes, panel: Ends) -> None:
     ax.set_xlabel(panel.xlabel)
 
 
-def images(path: Path, rows: Mapping[str, Sequence[Array]], titles: Sequence[str]) -> Path:
-    """A grid of small grey images, [H, W] each, a named row and a titled column each."""
+def images(path: Path, rows: Mapping[str, Sequence[Array]]) -> Path:
+    """A grid of small grey images, [H, W] in 0 … 16 each, a named row each."""
+    columns = len(next(iter(rows.values())))
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            len(rows), len(titles), figsize=(1.15 * len(titles), 1.25 * len(rows)), squeeze=False
-        )
+        size = (1.15 * columns, 1.2 * len(rows))
+        figure, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
         for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
             for ax, picture in zip(axes, pictures, strict=True):
                 ax.imshow(picture, cmap="gray_r", vmin=0, vmax=16)
-                ax.set_xticks([])
-                ax.set_yticks([])
+                ax.set(xticks=[], yticks=[])
             axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
-        for ax, title in zip(grid[0], titles, strict=True):
-            ax.set_title(title, fontsize=8.5, fontweight="normal", loc="center")
         return _save(figure, path)
 
 
@@ -165,6 +162,7 @@ def ramp(names: Sequence[str]) -> dict[str, Any]:
 
 def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     figure, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
     return figure, list(axes[0])
 
 

@@ -46,6 +46,8 @@ class Table:
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
     note: str = ""
+    terminal: tuple[str, ...] = ()
+    """The columns that a terminal has room for; all, if left out."""
 
     def markdown(self) -> str:
         """A pipe table under its title.
@@ -71,16 +73,19 @@ class Table:
         return f"<h2>{html.escape(self.title)}</h2>\n{table}\n{note}"
 
     def print(self, console: Console) -> None:
-        """The table in the terminal."""
+        """The table in the terminal, and its note."""
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
         colours = {"holds": "green", "does not hold": "red", "mixed": "yellow"}
-        table = RichTable(*self.header, title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
+        columns = [i for i, name in enumerate(self.header) if name in (self.terminal or self.header)]
+        names = [self.header[i] for i in columns]
+        table = RichTable(*names, title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
         for row in self.rows:
-            table.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
+            table.add_row(*(Text(row[i], style=colours.get(row[i], "")) for i in columns))
         console.print(table)
+        console.print(Text(self.note, style="dim"))
 
 
 @dataclass(frozen=True)

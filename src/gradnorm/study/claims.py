@@ -19,6 +19,11 @@ from gradnorm.study.metrics import Metrics
 
 Verdict = Literal["holds", "does not hold", "mixed"]
 Answers = NDArray[np.bool_]
+Look = Callable[[Metrics, str], "Evidence"]
+"""Metrics and a problem to the evidence."""
+Name = Callable[[str], str]
+"""The task of a problem that a claim speaks of."""
+Names = Callable[[str], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Claim:
 
     text: str
     source: str
-    look: Callable[[Metrics, str], Evidence]
+    look: Look
 
 
 def verdict(answers: Answers) -> Verdict:
@@ -52,7 +57,7 @@ def verdict(answers: Answers) -> Verdict:
     return "mixed" if answers.any() else "does not hold"
 
 
-def below(metric: str, method: str, other: str, largest: bool = False) -> Callable[[Metrics, str], Evidence]:
+def below(metric: str, method: str, other: str, largest: bool = False) -> Look:
     """Does `method` end below `other` (above it, where `largest` is best)?"""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
@@ -63,9 +68,7 @@ def below(metric: str, method: str, other: str, largest: bool = False) -> Callab
     return look
 
 
-def suppressed(
-    ratio: str, method: str, small: Callable[[str], str], large: Callable[[str], str]
-) -> Callable[[Metrics, str], Evidence]:
+def suppressed(ratio: str, method: str, small: Name, large: Name) -> Look:
     """Has the task `small(problem)` learned less than the task `large(problem)` at the end, both as loss ratios?"""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
@@ -76,9 +79,7 @@ def suppressed(
     return look
 
 
-def ordered(
-    method: str, raised: Callable[[str], str], lowered: Callable[[str], str]
-) -> Callable[[Metrics, str], Evidence]:
+def ordered(method: str, raised: Name, lowered: Name) -> Look:
     """Does the method end with the weight of one task above 1 and that of another below?"""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
@@ -89,9 +90,7 @@ def ordered(
     return look
 
 
-def settled(
-    method: str, tasks: Callable[[str], Sequence[str]], tolerance: float = 0.1
-) -> Callable[[Metrics, str], Evidence]:
+def settled(method: str, tasks: Names, tolerance: float = 0.1) -> Look:
     """Does every weight spread (standard deviation) less than `tolerance` over the last quarter of the run?
 
     The mean weight is 1, so the tolerance is a share of it.
@@ -106,7 +105,7 @@ def settled(
     return look
 
 
-def deteriorated(metric: str, method: str, tolerance: float = 0.02) -> Callable[[Metrics, str], Evidence]:
+def deteriorated(metric: str, method: str, tolerance: float = 0.02) -> Look:
     """Does the metric end more than `tolerance` (a share) above its best?"""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
@@ -117,7 +116,7 @@ def deteriorated(metric: str, method: str, tolerance: float = 0.02) -> Callable[
     return look
 
 
-def faster_at_first(metric: str, method: str, other: str, share: float = 0.1) -> Callable[[Metrics, str], Evidence]:
+def faster_at_first(metric: str, method: str, other: str, share: float = 0.1) -> Look:
     """Is `method` below `other` after this share of the run?"""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
@@ -128,7 +127,7 @@ def faster_at_first(metric: str, method: str, other: str, share: float = 0.1) ->
     return look
 
 
-def growing(method: str, tasks: Callable[[str], Sequence[str]]) -> Callable[[Metrics, str], Evidence]:
+def growing(method: str, tasks: Names) -> Look:
     """Is the sum of the weights still growing in the second half of the run?"""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
@@ -164,6 +163,7 @@ def table(claims: Sequence[Claim], metrics: Metrics, problems: Sequence[str]) ->
         ("the paper says", "where", "on", "we found", "seeds", "verdict"),
         rows,
         "Computed from the runs: holds if every seed agrees, does not hold if none does, mixed otherwise.",
+        terminal=("the paper says", "on", "seeds", "verdict"),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,19 @@ class Metrics:
         kept = {key: rows for key, rows in self._runs.items() if key[0] != problem or key[1] not in drop}
         copies = {(p, name, seed): rows for (p, m, seed), rows in self._runs.items() if (p, m) == (problem, method)}
         return Metrics({**kept, **copies})
+
+    def derived(
+        self, name: str, sources: tuple[str, ...], formula: Callable[[int, dict[str, float]], float]
+    ) -> Metrics:
+        """These metrics and one more, `formula(seed, values of the sources)`, at every recorded step of every run."""
+        runs = {}
+        for key, rows in self._runs.items():
+            at: dict[int, dict[str, float]] = {}
+            for step, quantity, value in rows:
+                if quantity in sources:
+                    at.setdefault(step, {})[quantity] = value
+            runs[key] = rows + [(step, name, formula(key[2], values)) for step, values in at.items()]
+        return Metrics(runs)
 
     def write_csv(self, path: Path) -> None:
         """Every row, one a line, in the order of `COLUMNS`."""

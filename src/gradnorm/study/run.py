@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -115,7 +116,10 @@ class Config(Protocol):
 class Study(Protocol):
     """A study; a new one is one file. It must survive pickling: it is sent to worker processes."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What `gradnorm reproduce` calls it."""
+        ...
 
     @property
     def config(self) -> Config:
@@ -135,9 +139,22 @@ class Study(Protocol):
         ...
 
 
-def setting(default: Any, reason: str) -> Any:
-    """A field of a config: its default, and the reason for it, which `--help` shows."""
-    return dataclasses.field(default=default, metadata={"reason": reason})
+def setting(
+    default: Any, reason: str, *, least: float = -math.inf, above: float = -math.inf, below: float = math.inf
+) -> Any:
+    """A field of a config: its default, the reason for it, which `--help` shows, and the values that make sense."""
+    bounds = {"reason": reason, "least": least, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata=bounds)
+
+
+def check(config: Any) -> None:
+    """Raises a `UsageError` for the first setting that is out of its bounds."""
+    for f in dataclasses.fields(config):
+        value, (least, above, below) = getattr(config, f.name), (f.metadata[k] for k in ("least", "above", "below"))
+        if not (value >= least and above < value < below):
+            wanted = {"at least": least, "above": above, "below": below}
+            bounds = " and ".join(f"{word} {bound:g}" for word, bound in wanted.items() if math.isfinite(bound))
+            raise UsageError(f"--{f.name.replace('_', '-')} is {value}: give a number {bounds}.")
 
 
 def config_table(config: Any) -> Table:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from gradnorm.study.methods import Setting, weighting
 from gradnorm.study.metrics import Metrics
 from gradnorm.study.run import Job, config_table, setting
 
+if TYPE_CHECKING:
+    pass
+
 SIGMAS: dict[str, tuple[float, ...]] = {
     "T=10": (48, 3, 54, 16, 9, 30, 52, 26, 47, 81),
     "T=2": (1, 100),
@@ -31,7 +35,7 @@ INPUTS, OUTPUTS, WIDTH = 250, 100, 100
 METRIC = "Σ test loss ratio"
 
 GRID = ((1.9, 0.1), (1.98, 0.02), (1.998, 0.002), (1.9998, 0.0002))
-"""Static weights for T = 2; squared errors differ by 10⁴, so the grid is even in the logarithm. Equal is its first point."""
+"""Static weights for T = 2, even in the logarithm as squared errors differ by 10⁴; equal weights come first."""
 
 RATES: dict[str, dict[str, float]] = {
     "T=2": {"equal": 1e-3, "uncertainty": 1e-3, "gradnorm": 1e-3, "static": 1e-3},
@@ -43,19 +47,24 @@ RATES: dict[str, dict[str, float]] = {
 class ToyConfig:
     """What the paper gives, and what it leaves open, chosen once and before any result was seen."""
 
-    seeds: int = setting(3, "The fewest that show a spread; a seed sets the problem, the network and the batches.")
-    steps: int = setting(2500, "All runs of all methods in about three minutes on two cores; --full takes 25,000.")
-    batch: int = setting(100, "Open in the paper; fresh inputs every step, so that nothing can be overfitted.")
-    test_size: int = setting(1000, "Open in the paper; the same held-out inputs for every method of a seed.")
+    seeds: int = setting(
+        3, "The fewest that show a spread; a seed sets the problem, the network and the batches.", least=1
+    )
+    steps: int = setting(
+        2500, "All runs of all methods in about three minutes on two cores; --full takes 25,000.", least=1
+    )
+    batch: int = setting(100, "Open in the paper; fresh inputs every step, so that nothing can be overfitted.", least=1)
+    test_size: int = setting(1000, "Open in the paper; the same held-out inputs for every method of a seed.", least=1)
     preactivation: float = setting(
         1.0,
-        "Standard deviation of (B x)_k, which sets the scale of x ~ N(0, s² I). Open in the paper; with unit inputs 98 % "
-        "of the targets saturate and are close to random signs. At 1 tanh is bent but can be learned. The network sees "
+        "Standard deviation of (B x)_k, which sets s in x ~ N(0, s² I). Open in the paper; with unit inputs 98 % of "
+        "the targets saturate and are close to random signs. At 1 tanh is bent but can be learned. The network sees "
         "x / s, its input at unit variance.",
+        above=0,
     )
-    alpha: float = setting(0.12, "The paper's, §4.")
-    weight_lr: float = setting(0.025, "The paper's, §5, with Adam; the toy's own is not given.")
-    record_every: int = setting(25, "100 points on a curve.")
+    alpha: float = setting(0.12, "The paper's, §4.", least=0)
+    weight_lr: float = setting(0.025, "The paper's, §5, with Adam; the toy's own is not given.", above=0)
+    record_every: int = setting(25, "100 points on a curve.", least=1)
 
 
 class Problem:
@@ -88,7 +97,7 @@ class Network(nn.Module):
     def __init__(self, n_tasks: int) -> None:
         super().__init__()
         widths = [INPUTS, WIDTH, WIDTH, WIDTH, WIDTH]
-        layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
         self.trunk = nn.Sequential(*(module for layer in layers for module in layer))
         self.heads = nn.ModuleList(nn.Linear(WIDTH, OUTPUTS) for _ in range(n_tasks))
 
@@ -209,9 +218,9 @@ class Toy:
 def _lead(config: ToyConfig) -> str:
     return (
         f"Every task is the same kind of regression, f_i(x) = σ_i tanh((B + ε_i) x); only the scale σ_i differs. The "
-        f"metric is the sum over tasks of test loss over initial test loss: T at the start, lower is better. All methods "
-        f"of a seed start from the same values and see the same batches, for {config.steps:,} steps; figures are mean ± "
-        f"standard deviation over {config.seeds} seeds."
+        f"metric is the sum over tasks of test loss over initial test loss: T at the start, lower is better. All "
+        f"methods of a seed start from the same values and see the same batches, for {config.steps:,} steps; figures "
+        f"are mean ± standard deviation over {config.seeds} seeds."
     )
 
 
@@ -234,7 +243,8 @@ def _finals(metrics: Metrics, best: str) -> Table:
             rows.append((problem, method, f"{rate:g}", final, *ratios, *weights))
     header = ("on", "method", "lr", METRIC, "ratio, smallest σ", "ratio, largest σ", "w, smallest σ", "w, largest σ")
     note = f"best grid: {best}, the best of five fixed weightings by the test metric itself, so it has the advantage."
-    return Table("Where each method ends", header, rows, note)
+    shown = ("on", "method", METRIC, "w, smallest σ", "w, largest σ")
+    return Table("Where each method ends", header, rows, note, terminal=shown)
 
 
 def _figures(metrics: Metrics, folder: Path) -> list[Figure]:
@@ -249,20 +259,12 @@ def _figures(metrics: Metrics, folder: Path) -> list[Figure]:
         series = {m: metrics.series(p, m, METRIC) for m in methods}
         curves.append(plots.Curves(p, metrics.steps(p, "gradnorm", METRIC), series, METRIC))
         ends.append(plots.Ends(p, {m: metrics.final(p, m, METRIC) for m in methods}, METRIC))
+    over_time, finals = plots.over_time, plots.finals
     return [
-        Figure(
-            plots.over_time(folder / "metric.png", curves),
-            "Test metric; lines are means over seeds, bands their range.",
-        ),
-        Figure(
-            plots.over_time(folder / "weights.png", weights), "GradNorm's weights. Small σ is raised, large σ lowered."
-        ),
-        Figure(
-            plots.finals(folder / "finals.png", ends), "Where each method ends: a dot a seed, a stroke for the mean."
-        ),
-        Figure(
-            plots.over_time(folder / "uncertainty.png", diverging), "The effective weights of uncertainty weighting."
-        ),
+        Figure(over_time(folder / "metric.png", curves), "Test metric: means over seeds, bands their range."),
+        Figure(over_time(folder / "weights.png", weights), "GradNorm's weights: small σ raised, large σ lowered."),
+        Figure(finals(folder / "finals.png", ends), "Where each method ends: a dot a seed, a stroke for the mean."),
+        Figure(over_time(folder / "uncertainty.png", diverging), "The effective weights of uncertainty weighting."),
     ]
 
 

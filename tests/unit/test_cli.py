@@ -1,0 +1,61 @@
+"""The command line says what it would do, and what to do instead."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from gradnorm import cli
+from gradnorm.study import STUDIES
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli.build(), list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
+def test_help_shows_every_setting_with_its_default_and_reason(study):
+    text = " ".join(invoke("reproduce", study.name, "--help").output.replace("│", " ").split())
+    for field in dataclasses.fields(study.config_class):
+        assert f"--{field.name.replace('_', '-')}" in text
+        assert f"[default: {field.default}" in text
+        assert field.metadata["reason"][:30] in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("toys",), ("toys",)),
+        (("toy", "--steps", "many"), ("--steps", "many")),
+        (("toy", "--seeds", "0"), ("--seeds", "0")),
+        (("toy", "--workers", "-1"), ("--workers", "-1")),
+        (("toy", "--weight-lr", "0"), ("--weight-lr", "0")),
+        (("toy", "--alpha", "-1"), ("--alpha", "-1")),
+        (("toy", "--preactivation", "0"), ("--preactivation", "0")),
+        (("digits", "--test-share", "1.5"), ("--test-share", "1.5")),
+        (("toy", "--full", "--steps", "5"), ("--full", "--steps")),
+    ],
+)
+def test_bad_input_names_the_argument_and_what_was_found(arguments, found, tmp_path):
+    result = invoke("reproduce", *arguments, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert all(part in result.output for part in found)
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_an_error_of_one_sentence(tmp_path):
+    (tmp_path / "x").write_text("x")
+    result = invoke("reproduce", "toy", "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert "another --out" in result.output
+
+
+def test_without_the_extra_it_says_what_to_install():
+    block = "import sys; sys.modules.update(typer=None)\nfrom gradnorm.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert 'pip install "gradnorm[study]"' in result.stderr
+    assert "Traceback" not in result.stderr
