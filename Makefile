@@ -36,7 +36,7 @@ test-lowest:  ## The core's tests on the lowest torch that pyproject.toml declar
 	@$(PYTHON) -m venv .venv-lowest
 	@.venv-lowest/bin/python -m pip install --quiet 'torch==2.6.0' 'numpy<3' pytest pytest-xdist hypothesis
 	@.venv-lowest/bin/python -m pip install --quiet --no-deps -e .
-	@.venv-lowest/bin/python -m pytest -q -n 2 tests/unit tests/oracle tests/contract
+	@.venv-lowest/bin/python -m pytest -q -n 2 tests/unit/capture tests/unit/test_[bfhp]*r*.py tests/oracle src/gradnorm/*.py src/gradnorm/capture
 
 lint: $(VENV)/.ready-dev  ## ruff: rules and format
 	@$(BIN)/ruff check . || $(call FAILED,mend what ruff found; many with .venv/bin/ruff check --fix .)

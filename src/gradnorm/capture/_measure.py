@@ -55,7 +55,7 @@ class Tally:
         self.present = [a or b for a, b in zip(self.present, one.present, strict=True)]
         self.losses = self.losses + losses
         self.factors = self.factors + factors
-        self.rows = _joined(self.rows, one.rows, one.at)
+        _join(self.rows, one.rows, one.at)
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Pass:
         self.at: At = at
         self.mask = losses.new_tensor(present, dtype=losses.dtype)
         self.factor: Tensor | None = None
-        self.pieces: list[Tensor | None] | None = None
+        self.running = False
         self.rows: Tensor | None = None
         self.arrivals: list[Arrivals] = []
         self.roots: list[Arrivals] = []
@@ -145,7 +145,7 @@ class Pass:
             # failed) is not part of this step's gradient.
             self.tally.clear()
         self.factor = gradients[0].detach()
-        self.pieces = [None] * len(self.present)
+        self.running, self.rows = True, None
         self.remaining = len(self.arrivals)
         for arrivals in self.arrivals:
             arrivals.reset()
@@ -158,7 +158,7 @@ class Pass:
     @torch.no_grad()
     def _crossed(self, edges: list[tuple[int, int, Arrivals]], gradients: tuple[Tensor | None, ...], _: object) -> None:
         """Runs after a frontier node of a task, with what it is about to hand on."""
-        if self.pieces is None:
+        if not self.running:
             return  # this backward did not come through the balanced loss
         for slot, nr, arrivals in edges:
             arrivals.add(nr, gradients[slot])
@@ -167,26 +167,21 @@ class Pass:
     def _measure_if_complete(self, arrivals: Arrivals) -> None:
         if arrivals.waiting:
             return
-        assert self.pieces is not None
         if arrivals.gradients:
             piece = self._norm(arrivals) if self.at == "features" else self._row(arrivals)
-            before = self.pieces[arrivals.task]
-            self.pieces[arrivals.task] = piece if before is None else _joined(before, piece, self.at)
+            if self.rows is None:
+                self.rows = piece.new_zeros(len(self.present), piece.numel())
+            _join(self.rows[arrivals.task], piece, self.at)
             arrivals.gradients = {}
         self.remaining -= 1
         if not self.remaining:
-            self._finish(self.pieces)
+            self._finish()
 
-    def _finish(self, pieces: list[Tensor | None]) -> None:
-        some = next((piece for piece in pieces if piece is not None), None)
-        zero = self.shared[0].new_zeros(self._width) if some is None else torch.zeros_like(some)
-        self.rows = torch.stack([zero if piece is None else piece for piece in pieces])
-        self.pieces = None
+    def _finish(self) -> None:
+        if self.rows is None:  # every contribution was undefined: no gradient at all
+            self.rows = at_least_float32(self.losses.new_zeros(len(self.present), 1))
         self.tally.add(self)
-
-    @property
-    def _width(self) -> int:
-        return 1 if self.at == "features" else sum(tensor.numel() for tensor in self.shared)
+        self.running, self.rows = False, None
 
     def _norm(self, arrivals: Arrivals) -> Tensor:
         """[1], of the contributions themselves."""
@@ -227,9 +222,12 @@ _REENTRANT = (
 )
 
 
-def _joined(a: Tensor, b: Tensor, at: At) -> Tensor:
+def _join(total: Tensor, part: Tensor, at: At) -> None:
     """At `W` gradients add up; at the features, other nodes and micro-batches are entries of a longer vector."""
-    return torch.hypot(a, b) if at == "features" else a + b
+    if at == "features":
+        torch.hypot(total, part, out=total)
+    else:
+        total.add_(part)
 
 
 def _dense(gradient: Tensor) -> Tensor:
