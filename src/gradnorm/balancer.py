@@ -163,7 +163,7 @@ class GradNorm(nn.Module):
         dtype = self.weights.dtype
         # A copy: step() changes the weights in place, and backward may still need these.
         weights = self.weights.clone()
-        stacked = torch.stack([value.to(torch.promote_types(value.dtype, dtype)) for value in values])
+        stacked = torch.stack([v if v.dtype is dtype else v.to(torch.promote_types(v.dtype, dtype)) for v in values])
         balanced = (weights[index] * stacked).sum()
         if watched and self._steps % self.every == 0:
             self._watch(balanced, values, present, weights, stacked)
