@@ -87,17 +87,32 @@ def _config_parameters(study: Any) -> list[inspect.Parameter]:
 
     parameters = []
     for field in dataclasses.fields(study.config_class):
-        option = typer.Option(help=field.metadata["reason"])
-        annotation = Annotated[type(field.default), option]
+        kind = type(field.default)
+        option = typer.Option(help=field.metadata["reason"], parser=_number(kind), metavar=kind.__name__)
+        annotation = Annotated[kind, option]
         parameters.append(_parameter(field.name, annotation, field.default))
     return parameters
+
+
+def _number(kind: type) -> Callable[[str], Any]:
+    """A parser whose complaint says what it found; the command line's own does not."""
+    import typer
+
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise typer.BadParameter(f"found {text!r}: give {wanted}.") from None
+
+    return parse
 
 
 def _shared_parameters(study: Any) -> list[inspect.Parameter]:
     import typer
 
     out = typer.Option(help="The folder to write or resume.", show_default=f"runs/{study.name}")
-    workers = typer.Option(min=0, help="Processes, each on one thread; 0 computes in this one.")
+    workers = typer.Option(help="Processes, each on one thread; 0 computes in this one.")
     search = typer.Option("--search", help="Search every method's learning rate, on seeds that are never reported.")
     full = typer.Option("--full", help=f"Train for {FULL_STEPS:,} steps.")
     return [
@@ -126,6 +141,8 @@ def _run(kind: Any, options: dict[str, Any], out: Path | None, workers: int, sea
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         check(chosen.config)
+        if workers < 0:
+            raise UsageError(f"--workers is {workers}: give a number at least 0.")
         report = reproduce(study, folder, workers, console)
     except UsageError as error:
         errors.print(f"Error: {error}", style="red", highlight=False)

@@ -62,10 +62,10 @@ class Curves:
     """By name; left out, the methods' own."""
 
 
-def over_time(path: Path, panels: Sequence[Curves]) -> Path:
-    """Panels side by side: the mean over seeds as a line, lowest to highest seed as a band, names at the line's end."""
+def over_time(path: Path, panels: Sequence[Curves], columns: int = 4) -> Path:
+    """Panels in rows of `columns`: means over seeds as lines, their range as a band, names at the lines' ends."""
     with plt.rc_context(STYLE):
-        figure, axes = _figure(len(panels), width=4.6, height=3.3)
+        figure, axes = _figure(len(panels), columns, width=4.6, height=3.2)
         for ax, panel in zip(axes, panels, strict=True):
             _draw_curves(ax, panel)
         return _save(figure, path)
@@ -107,11 +107,11 @@ class Ends:
     xlabel: str
 
 
-def finals(path: Path, panels: Sequence[Ends]) -> Path:
-    """Panels side by side: a dot a seed, a stroke for their mean, the mean in figures."""
+def finals(path: Path, panels: Sequence[Ends], columns: int = 4) -> Path:
+    """Panels in rows of `columns`: a dot a seed, a stroke for their mean, the mean in figures."""
     with plt.rc_context(STYLE):
         rows = max(len(panel.values) for panel in panels)
-        figure, axes = _figure(len(panels), width=4.2, height=0.9 + 0.33 * rows)
+        figure, axes = _figure(len(panels), columns, width=4.2, height=0.9 + 0.33 * rows)
         for ax, panel in zip(axes, panels, strict=True):
             _draw_ends(ax, panel)
         return _save(figure, path)
@@ -160,10 +160,13 @@ def ramp(names: Sequence[str]) -> dict[str, Any]:
     return dict(zip(names, map(tuple, shades), strict=True))
 
 
-def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
-    return figure, list(axes[0])
+def _figure(panels: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, panels)
+    rows = -(-panels // columns)
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
+    return figure, list(axes.flat)
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -30,6 +30,7 @@ tr + tr td { border-top: 1px solid #e4e0d8; }
 .note { color: #666a72; font-size: 0.85rem; margin-top: 0.6rem; }
 .holds { color: #00664c; font-weight: 600; } .fails { color: #a03c00; font-weight: 600; }
 .mixed { color: #7a5a00; font-weight: 600; }
+.holds, .fails, .mixed { white-space: nowrap; }
 figure { margin: 2.2rem 0; } figure img { width: 100%; height: auto; display: block; background: #fff; }
 figcaption { color: #666a72; font-size: 0.88rem; margin-top: 0.6rem; }
 """

@@ -3,7 +3,7 @@
 Cross entropies of about 2 stand beside a squared error in the scans' own units (0 … 16), some twenty times as large.
 The scans are scikit-learn's `load_digits`, 1,797 of 8×8 pixels; none is in both the training and the test set.
 
-The learning rates of `RATES` are the outcome of `gradnorm reproduce digits --search`.
+The learning rates of `RATES` are the outcome of `gradnorm reproduce digits --search --seeds 1`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradnorm.study import claims
 from gradnorm.study.claims import Claim
 from gradnorm.study.methods import Setting, weighting
 from gradnorm.study.metrics import Metrics
-from gradnorm.study.run import Job, config_table, setting
+from gradnorm.study.run import Job, command_line, config_table, setting
 
 CANVAS, SCAN, CLASSES = 13, 8, 10
 TASKS = ("first digit", "second digit", "second alone")
@@ -241,7 +241,7 @@ class Digits:
         metrics = add_delta(metrics)
         return Report(
             title="GradNorm on overlaid scans",
-            command="gradnorm reproduce digits",
+            command=command_line(self.name, self.config),
             lead=[_lead(self.config), claims.losses_of("gradnorm", metrics, (PROBLEM,), METRIC, largest=True)],
             tables=[_finals(metrics), claims.table(CLAIMS, metrics, (PROBLEM,))],
             figures=_figures(self.config, metrics, figures),
@@ -290,9 +290,12 @@ def _figures(config: DigitsConfig, metrics: Metrics, folder: Path) -> list[Figur
     over_time, finals = plots.over_time, plots.finals
     return [
         Figure(plots.images(folder / "samples.png", rows), "Test samples: the canvas, and what to draw."),
-        Figure(over_time(folder / "metric.png", curves), "Test metrics: means over seeds, bands their range."),
+        Figure(over_time(folder / "metric.png", curves, columns=2), "Test metrics: means over seeds and their range."),
         Figure(over_time(folder / "weights.png", [panel]), "GradNorm's weights over time."),
-        Figure(finals(folder / "finals.png", ends), "Where each method ends: a dot a seed, a stroke for the mean."),
+        Figure(
+            finals(folder / "finals.png", ends, columns=2),
+            "Where each method ends, seed by seed, and the mean.",
+        ),
     ]
 
 

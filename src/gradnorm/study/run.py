@@ -157,6 +157,12 @@ def check(config: Any) -> None:
             raise UsageError(f"--{f.name.replace('_', '-')} is {value}: give a number {bounds}.")
 
 
+def command_line(name: str, config: Any) -> str:
+    """The command that makes a study: its name, and each setting that is not the default."""
+    changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+    return " ".join(["gradnorm reproduce", name, *(f"--{n.replace('_', '-')} {getattr(config, n)}" for n in changed)])
+
+
 def config_table(config: Any) -> Table:
     """A config with its reasons, for the end of a report."""
     fields = dataclasses.fields(config)

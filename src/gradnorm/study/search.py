@@ -9,7 +9,7 @@ from typing import Any
 from gradnorm.report import Report, Table
 from gradnorm.study.claims import spread
 from gradnorm.study.metrics import Metrics
-from gradnorm.study.run import Config, Experiment, Job, config_table
+from gradnorm.study.run import Config, Experiment, Job, command_line, config_table
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FIRST_SEED = 100
@@ -47,7 +47,7 @@ class Search:
         header = ("on", "method", *(f"lr {lr:g}" for lr in RATES), "best")
         return Report(
             title=f"Learning rates for {self.study.name}",
-            command=f"gradnorm reproduce {self.study.name} --search",
+            command=f"{command_line(self.study.name, self.config)} --search",
             lead=[f"Every method at every rate, on seeds from {FIRST_SEED}, which are never reported."],
             tables=[Table(self.study.metric, header, rows)],
             settings=config_table(self.config),

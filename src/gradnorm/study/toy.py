@@ -3,7 +3,7 @@
 The entries of `B` are N(0, 10), those of `ε_i` N(0, 3.5), read as standard deviations, as public reproductions do. The
 metric is the sum over tasks of test loss over initial test loss, which no scale can dominate.
 
-The learning rates of `RATES` are the outcome of `gradnorm reproduce toy --search`.
+The learning rates of `RATES` are the outcome of `gradnorm reproduce toy --search --seeds 1`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradnorm.study import claims
 from gradnorm.study.claims import Claim
 from gradnorm.study.methods import Setting, weighting
 from gradnorm.study.metrics import Metrics
-from gradnorm.study.run import Job, config_table, setting
+from gradnorm.study.run import Job, command_line, config_table, setting
 
 if TYPE_CHECKING:
     pass
@@ -38,8 +38,8 @@ GRID = ((1.9, 0.1), (1.98, 0.02), (1.998, 0.002), (1.9998, 0.0002))
 """Static weights for T = 2, even in the logarithm as squared errors differ by 10⁴; equal weights come first."""
 
 RATES: dict[str, dict[str, float]] = {
-    "T=2": {"equal": 1e-3, "uncertainty": 1e-3, "gradnorm": 1e-3, "static": 1e-3},
-    "T=10": {"equal": 1e-3, "uncertainty": 1e-3, "gradnorm": 1e-3, "static": 1e-3},
+    "T=2": {"equal": 3e-3, "uncertainty": 3e-3, "gradnorm": 3e-3, "static": 1e-2},
+    "T=10": {"equal": 3e-3, "uncertainty": 1e-2, "gradnorm": 3e-3, "static": 1e-2},
 }
 
 
@@ -207,7 +207,7 @@ class Toy:
         verdicts = Table(rows.title, rows.header, rows.rows + grid.rows, rows.note)
         return Report(
             title="GradNorm on the paper's toy problem",
-            command="gradnorm reproduce toy",
+            command=command_line(self.name, self.config),
             lead=[_lead(self.config), claims.losses_of("gradnorm", metrics, tuple(RATES), METRIC)],
             tables=[_finals(metrics, best), verdicts],
             figures=_figures(metrics, figures),
@@ -261,9 +261,11 @@ def _figures(metrics: Metrics, folder: Path) -> list[Figure]:
         ends.append(plots.Ends(p, {m: metrics.final(p, m, METRIC) for m in methods}, METRIC))
     over_time, finals = plots.over_time, plots.finals
     return [
-        Figure(over_time(folder / "metric.png", curves), "Test metric: means over seeds, bands their range."),
-        Figure(over_time(folder / "weights.png", weights), "GradNorm's weights: small σ raised, large σ lowered."),
-        Figure(finals(folder / "finals.png", ends), "Where each method ends: a dot a seed, a stroke for the mean."),
+        Figure(
+            over_time(folder / "toy.png", [*curves, *weights], columns=2),
+            "Above, the test metric; below, GradNorm's weights. Lines are means over seeds, bands their range.",
+        ),
+        Figure(finals(folder / "finals.png", ends), "Where each method ends, seed by seed, and the mean."),
         Figure(over_time(folder / "uncertainty.png", diverging), "The effective weights of uncertainty weighting."),
     ]
 
