@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from gradnorm import GradNorm
+
 pytest.importorskip("gradnorm_pytorch", reason="needs the extra gradnorm[bench]")
 pytest.importorskip("torchjd", reason="needs the extra gradnorm[bench]")
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -141,3 +143,12 @@ def test_report_is_written_whole(tmp_path):
         "overhead_tasks.png",
     }
     assert str(tmp_path) not in (tmp_path / "overhead.md").read_text()
+
+
+@pytest.mark.parametrize("network", TINY)
+def test_the_last_shared_layer_is_found_by_itself(network):
+    workload = TINY[network]()
+    balancer = GradNorm(len(workload.targets))
+    balancer(workload.losses(workload.model(workload.inputs)))
+    assert balancer.shared is not None
+    assert balancer.shared[0] is workload.model.shared
