@@ -8,6 +8,7 @@ The learning rates of `RATES` are the outcome of `gradnorm reproduce digits --se
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple, cast
@@ -175,14 +176,16 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
 
 def add_delta(metrics: Metrics) -> Metrics:
     """Adds Δm: the mean over tasks of the gain over the single-task networks of the same seed at the end, in %."""
-    references = {task: metrics.final(PROBLEM, "single", quality).tolist() for task, quality in QUALITIES.items()}
+    seeds = metrics.seeds(PROBLEM, "single")
+    finals = [metrics.final(PROBLEM, "single", quality).tolist() for quality in QUALITIES.values()]
+    references = dict(zip(seeds, zip(*finals, strict=True), strict=True))
 
     def delta(seed: int, row: dict[str, float]) -> float:
         gains = []
-        for task, quality in QUALITIES.items():
-            reference = references[task][metrics.seeds(PROBLEM, "single").index(seed)]
-            gains.append((row[quality] / reference - 1) * (-1 if quality == "RMSE" else 1))
-        return 100 * float(np.mean(gains))
+        for quality, reference in zip(QUALITIES.values(), references[seed], strict=True):
+            gain = row[quality] / reference - 1 if reference else math.nan
+            gains.append(-gain if quality == "RMSE" else gain)
+        return 100 * sum(gains) / len(gains)
 
     return metrics.derived(METRIC, tuple(QUALITIES.values()), delta)
 
