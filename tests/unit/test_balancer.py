@@ -82,7 +82,7 @@ def test_loss_scaling_leaves_the_weights_bitwise_alone():
     nets = [Net(), Net()]
     balancers = [GradNorm(NAMES, shared=net.last) for net in nets]
     for step in range(10):
-        for net, balancer, scale in zip(nets, balancers, (1, 65536), strict=True):
+        for net, balancer, scale in zip(nets, balancers, (1, 65536 if step % 2 else 1), strict=True):
             (balancer(net.losses(batch(step))) * scale).backward()
             net.zero_grad()
             balancer.step()
@@ -106,6 +106,18 @@ def test_micro_batches_equal_one_batch():
         optimizers[1].step()
     torch.testing.assert_close(a.weights, b.weights)
     torch.testing.assert_close(whole.last, parts.last)
+
+
+def test_a_graph_that_was_kept_can_still_go_backward_after_a_step():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    loss = balancer(net.losses(batch()))
+    loss.backward(retain_graph=True)
+    before = net.last.grad.clone()
+    balancer.step()
+    net.zero_grad()
+    loss.backward()
+    assert torch.equal(net.last.grad, before)
 
 
 def test_a_step_that_the_loss_scaler_skips_changes_nothing():

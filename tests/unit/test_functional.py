@@ -49,7 +49,7 @@ def test_renormalized_weights_sum_to_the_total_and_are_positive(weights, min_wei
 def test_rates_average_one_and_keep_the_order_of_the_losses(losses):
     rates = rule.inverse_training_rates(rule.loss_ratios(losses, torch.ones_like(losses)))
     torch.testing.assert_close(rates.mean().item(), 1.0)
-    assert rates.argmax() == losses.argmax()
+    assert rates[losses.argmax()] == rates.max()
 
 
 @settings(deadline=None)
@@ -66,7 +66,7 @@ def test_of_two_tasks_with_one_norm_the_slower_has_the_larger_target(state, alph
     _, raw_norms, losses, initial = state
     rates = rule.inverse_training_rates(rule.loss_ratios(losses, initial))
     targets = rule.target_norms(rule.mean_gradient_norm(raw_norms), rates, alpha)
-    assert targets.argmax() == rates.argmax() or torch.isclose(targets.max(), targets[rates.argmax()])
+    torch.testing.assert_close(targets[rates.argmax()], targets.max())
 
 
 def test_alpha_zero_gives_all_tasks_the_mean_norm():

@@ -68,21 +68,14 @@ class Arrivals:
     waiting: int = 0
     gradients: dict[int, Tensor] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.shapes = [metadata.shape for metadata in self.node._input_metadata]
-
     def reset(self) -> None:
         self.waiting = self.expected
         self.gradients = {}
 
     def add(self, nr: int, gradient: Tensor | None) -> None:
         self.waiting -= 1
-        if gradient is None:
-            return
-        if gradient.shape != self.shapes[nr]:
-            # The engine sums broadcast gradients to shape only after the hooks have seen them.
-            gradient = gradient.sum_to_size(self.shapes[nr])
-        self.gradients[nr] = self.gradients[nr] + gradient if nr in self.gradients else gradient
+        if gradient is not None:
+            self.gradients[nr] = self.gradients[nr] + gradient if nr in self.gradients else gradient
 
 
 class Pass:
