@@ -8,7 +8,7 @@ The learning rates of `RATES` are the outcome of `gradnorm reproduce toy --searc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +34,7 @@ SIGMAS: dict[str, tuple[float, ...]] = {
 INPUTS, OUTPUTS, WIDTH = 250, 100, 100
 METRIC = "Σ test loss ratio"
 
-GRID = ((1.9, 0.1), (1.98, 0.02), (1.998, 0.002), (1.9998, 0.0002))
+GRID = ((1.9, 0.1), (1.98, 0.02), (1.998, 0.002), (1.9998, 0.0002), (1.99998, 0.00002))
 """Static weights for T = 2, even in the logarithm as squared errors differ by 10⁴; equal weights come first."""
 
 RATES: dict[str, dict[str, float]] = {
@@ -192,7 +192,7 @@ class Toy:
                 jobs += [gradnorm, job("equal", lr=rates["equal"]), job("uncertainty", lr=rates["uncertainty"]), static]
                 if problem == "T=2":
                     grid = partial(job, "static", lr=rates["static"])
-                    jobs += [grid(label=f"grid {w[0]:g} : {w[1]:g}", weights=w) for w in GRID]
+                    jobs += [grid(label=f"grid {w[0]:.7g} : {w[1]:.7g}", weights=w) for w in GRID]
         return jobs
 
     def experiment(self, job: Job) -> Regression:
@@ -204,7 +204,7 @@ class Toy:
         metrics, best = _with_best_grid(metrics)
         rows = claims.table(CLAIMS, metrics, tuple(RATES))
         grid = claims.table((GRID_CLAIM,), metrics, ("T=2",))
-        verdicts = Table(rows.title, rows.header, rows.rows + grid.rows, rows.note)
+        verdicts = replace(rows, rows=rows.rows + grid.rows)
         return Report(
             title="GradNorm on the paper's toy problem",
             command=command_line(self.name, self.config),
@@ -239,10 +239,10 @@ def _finals(metrics: Metrics, best: str) -> Table:
             low, high = _smallest(problem), _largest(problem)
             ratios = [claims.spread(metrics.final(problem, method, f"ratio/{task}")) for task in (low, high)]
             weights = [claims.spread(metrics.final(problem, method, f"weight/{task}")) for task in (low, high)]
-            rate = RATES[problem].get(method, RATES[problem]["static"])
+            rate = RATES[problem].get(best if method == "best grid" else method, RATES[problem]["static"])
             rows.append((problem, method, f"{rate:g}", final, *ratios, *weights))
     header = ("on", "method", "lr", METRIC, "ratio, smallest σ", "ratio, largest σ", "w, smallest σ", "w, largest σ")
-    note = f"best grid: {best}, the best of five fixed weightings by the test metric itself, so it has the advantage."
+    note = f"best grid: {best}, the best of {len(GRID) + 1} fixed weightings by the test metric itself, so it has the advantage."
     shown = ("on", "method", METRIC, "w, smallest σ", "w, largest σ")
     return Table("Where each method ends", header, rows, note, terminal=shown)
 
