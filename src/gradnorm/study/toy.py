@@ -242,7 +242,7 @@ def _finals(metrics: Metrics, best: str) -> Table:
             rate = RATES[problem].get(best if method == "best grid" else method, RATES[problem]["static"])
             rows.append((problem, method, f"{rate:g}", final, *ratios, *weights))
     header = ("on", "method", "lr", METRIC, "ratio, smallest σ", "ratio, largest σ", "w, smallest σ", "w, largest σ")
-    note = f"best grid: {best}, the best of {len(GRID) + 1} fixed weightings by the test metric itself, so it has the advantage."
+    note = f"best grid: {best}, the best of {len(GRID) + 1} by the test metric itself, so it has the advantage."
     shown = ("on", "method", METRIC, "w, smallest σ", "w, largest σ")
     return Table("Where each method ends", header, rows, note, terminal=shown)
 
