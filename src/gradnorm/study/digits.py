@@ -287,14 +287,16 @@ def _figures(config: DigitsConfig, metrics: Metrics, folder: Path) -> list[Figur
         late = slice(len(steps) // 10, None)
         curves.append(plots.Curves(task, steps[late], {m: v[:, late] for m, v in series.items()}, quality))
         ends.append(plots.Ends(task, {m: v[:, -1] for m, v in series.items()}, quality))
-    weights = {task: metrics.series(PROBLEM, "gradnorm", f"weight/{task}") for task in TASKS}
-    panel = plots.Curves("GradNorm's weights", steps, weights, "weight", log=True)
+    weights = []
+    for method in ("gradnorm", "uncertainty"):
+        traces = {task: metrics.series(PROBLEM, method, f"weight/{task}") for task in TASKS}
+        weights.append(plots.Curves(method, steps, traces, "weight", log=True))
     rows = _samples(Pairs(config, seed=0).test)
     over_time, finals = plots.over_time, plots.finals
     return [
         Figure(plots.images(folder / "samples.png", rows), "Test samples: the canvas, and what to draw."),
         Figure(over_time(folder / "metric.png", curves, columns=2), "Test metrics: means over seeds and their range."),
-        Figure(over_time(folder / "weights.png", [panel]), "GradNorm's weights over time."),
+        Figure(over_time(folder / "weights.png", weights), "The weights over time."),
         Figure(
             finals(folder / "finals.png", ends, columns=2),
             "Where each method ends, seed by seed, and the mean.",
