@@ -89,6 +89,7 @@ class GradNorm(nn.Module):
     _initial_counts: Tensor
     _weight_sums: Tensor
     _skips: Tensor
+    _priorities: Tensor | None
 
     def __init__(
         self,
@@ -120,19 +121,21 @@ class GradNorm(nn.Module):
         self._shared = None if shared is None else resolve_shared(shared, model)
 
         count = len(self.tasks)
-        self._priorities = None if priorities is None else parse_per_task("priorities", priorities, self.tasks)
+        p = None if priorities is None else torch.tensor(parse_per_task("priorities", priorities, self.tasks))
         self._initial_steps, given = _parse_initial(initial_losses, self.tasks)
         self.register_buffer("weights", torch.ones(count))
         self.register_buffer("_initial_sums", torch.zeros(count) if given is None else torch.tensor(given))
         self.register_buffer("_initial_counts", torch.full((count,), 0.0 if given is None else 1.0))
         self.register_buffer("_weight_sums", torch.zeros(count))
         self.register_buffer("_skips", torch.zeros(count, dtype=torch.int64))
+        self.register_buffer("_priorities", p, persistent=False)
         self._optimizer = WeightOptimizer(optimizer, self.weights, lr)
         self._steps = 0
         self._seen = [0 if given is None else self._initial_steps] * count
         self._frozen = False
         self._called = False
         self._warned = False
+        self._indices: dict[tuple[bool, ...], Tensor] = {}
         self._tally = Tally()
         self._last: Figures | None = None
 
@@ -269,8 +272,9 @@ class GradNorm(nn.Module):
             self._shared = last_shared(graph, len(tasks))
             shape = tuple(self._shared[0].shape)
             _log.info("gradients are compared at the last shared layer, a parameter of shape %s; see shared=", shape)
-        losses = self._scatter(stacked.detach().to(self.weights.dtype), present, 0.0)
-        one = Pass(self._tally, self._shared, weights, losses, present, self.at)
+        detached = stacked.detach().to(self.weights.dtype)
+        losses, mask = (self._scatter(values, present, 0.0) for values in (detached, torch.ones_like(detached)))
+        one = Pass(self._tally, self._shared, weights, losses, mask, present, self.at)
         measure(balanced, graph, tasks, one, self.tasks)
 
     def _advance(self, found_inf: Tensor | None) -> None:
@@ -296,9 +300,11 @@ class GradNorm(nn.Module):
         raw_norms = norms.to(w.dtype) / (factors.abs() * w)
         initial = self._initial(losses, here, found_inf)
 
+        priorities = None if self._priorities is None else self._priorities[here]
+
         G = rule.gradient_norms(w, raw_norms)
         rates = rule.inverse_training_rates(rule.loss_ratios(losses, initial))
-        targets = rule.target_norms(rule.mean_gradient_norm(G), rates, self.alpha, self._priorities_of(here))
+        targets = rule.target_norms(rule.mean_gradient_norm(G), rates, self.alpha, priorities)
         gradients = rule.weight_gradients(G, targets, raw_norms)
 
         values = torch.stack([losses, w, G, targets, rates], 1)
@@ -337,7 +343,7 @@ class GradNorm(nn.Module):
 
     def _warn_once(self) -> None:
         # Looking at a GPU's counter would make the host wait in every step: there, log_dict() tells.
-        if self._warned or self._skips.is_cuda or not self._skips.any():
+        if self._warned or self._skips.device.type != "cpu" or not self._skips.any():
             return
         self._warned = True
         names = ", ".join(task for task, skips in zip(self.tasks, self._skips.tolist(), strict=True) if skips)
@@ -346,7 +352,7 @@ class GradNorm(nn.Module):
             f"gradient norm of {names} is not a finite positive number. Training goes on; 'skipped' in log_dict() "
             "counts how often. A loss that can be zero or negative needs initial_losses=.",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=7,  # the caller of step()
         )
 
     def _record(self, present: list[bool], values: Tensor, between: Tensor | None) -> None:
@@ -366,7 +372,11 @@ class GradNorm(nn.Module):
     def _index(self, present: Sequence[bool]) -> Tensor | slice:
         if all(present):
             return slice(None)
-        return torch.tensor([task for task, here in enumerate(present) if here], device=self.weights.device)
+        key = tuple(present)
+        if key not in self._indices:  # kept, since copying it to a GPU makes the host wait
+            tasks = [task for task, here in enumerate(present) if here]
+            self._indices[key] = torch.tensor(tasks, device=self.weights.device)
+        return self._indices[key]
 
     def _scatter(self, values: Tensor, present: Sequence[bool], fill: float | bool) -> Tensor:
         """[P, …] of the tasks present → [T, …]."""
@@ -376,15 +386,13 @@ class GradNorm(nn.Module):
         full[self._index(present)] = values
         return full
 
-    def _priorities_of(self, here: Tensor | slice) -> Tensor | None:
-        return None if self._priorities is None else self.weights.new_tensor(self._priorities)[here]
-
     # ------------------------------------------------------------------------------------------- nn.Module, saving
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """As `nn.Module._apply`, but `half()` and `bfloat16()` leave the rule in float32."""
         super()._apply(lambda tensor: _keep_wide(tensor, fn(tensor)), recurse)
         self._optimizer.rebind(self.weights)
+        self._indices.clear()
         return self
 
     def get_extra_state(self) -> State:

@@ -86,7 +86,8 @@ class Pass:
         shared: `W`.
         weights: [T], those of this forward.
         losses: [T], detached; 0 for absent tasks.
-        present: Which tasks this batch has.
+        mask: [T], 1 for the tasks present and 0 for the others.
+        present: The same on the host.
         at: Measure at `W` or at the frontier itself.
     """
 
@@ -96,6 +97,7 @@ class Pass:
         shared: Sequence[Tensor],
         weights: Tensor,
         losses: Tensor,
+        mask: Tensor,
         present: Sequence[bool],
         at: At,
     ) -> None:
@@ -105,7 +107,7 @@ class Pass:
         self.losses = losses
         self.present = present
         self.at: At = at
-        self.mask = losses.new_tensor(present, dtype=losses.dtype)
+        self.mask = mask
         self.factor: Tensor | None = None
         self.running = False
         self.rows: Tensor | None = None
