@@ -128,7 +128,7 @@ def ratio_figure(benchmarks: Results) -> Figure:
     """One panel a benchmark: a dot a method with its quartiles, and a line at 1."""
     figure = Figure(figsize=(10, 0.6 + 2.4 * ((len(benchmarks) + 1) // 2)), layout="constrained")
     panels = figure.subplots((len(benchmarks) + 1) // 2, 2, squeeze=False).flat
-    for panel, row in zip(panels, benchmarks.values(), strict=False):
+    for row, panel in zip(benchmarks.values(), panels, strict=False):  # in this order zip takes no panel too many
         names = [name for name in row["methods"] if name != "equal"][::-1]
         for height, name in enumerate(names):
             m = row["methods"][name]
