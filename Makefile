@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CORE := $(addprefix src/gradnorm/,_numerics.py balancer.py capture functional.py history.py) tests/oracle \
+	$(addprefix tests/unit/,capture test_balancer.py test_functional.py test_history.py test_properties.py)
 FAILED = { echo; echo "make $@ stopped: $(1)"; exit 1; }
 
 help:  ## This list
@@ -36,7 +38,7 @@ test-lowest:  ## The core's tests on the lowest torch that pyproject.toml declar
 	@$(PYTHON) -m venv .venv-lowest
 	@.venv-lowest/bin/python -m pip install --quiet 'torch==2.6.0' 'numpy<3' pytest pytest-xdist hypothesis
 	@.venv-lowest/bin/python -m pip install --quiet --no-deps -e .
-	@.venv-lowest/bin/python -m pytest -q -n 2 tests/unit/capture tests/unit/test_[bfhp]*r*.py tests/oracle src/gradnorm/*.py src/gradnorm/capture
+	@.venv-lowest/bin/python -m pytest -q -n 2 $(CORE)
 
 lint: $(VENV)/.ready-dev  ## ruff: rules and format
 	@$(BIN)/ruff check . || $(call FAILED,mend what ruff found; many with .venv/bin/ruff check --fix .)
