@@ -87,6 +87,7 @@ def test_loss_scaling_leaves_the_weights_bitwise_alone():
             net.zero_grad()
             balancer.step()
     assert torch.equal(balancers[0].weights, balancers[1].weights)
+    assert balancers[0].history.rows() == balancers[1].history.rows()
 
 
 def test_micro_batches_equal_one_batch():
