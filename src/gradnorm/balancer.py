@@ -168,7 +168,7 @@ class GradNorm(nn.Module):
         weights = self.weights.clone()
         stacked = torch.stack([v if v.dtype is dtype else v.to(torch.promote_types(v.dtype, dtype)) for v in values])
         balanced = (weights[index] * stacked).sum()
-        if watched and self._steps % self.every == 0:
+        if watched and self._due:
             self._watch(balanced, values, present, weights, stacked)
         self._called = self._called or watched
         return balanced
@@ -185,7 +185,7 @@ class GradNorm(nn.Module):
             return
         if not self._called:
             raise StateError("step() came before a loss: call balancer(losses) and its backward() first")
-        if self._steps % self.every == 0 and self._tally.rows is None:
+        if self._due and self._tally.rows is None:
             raise StateError(
                 "step() came before a backward: call backward() on what balancer(losses) returned, with the gradient "
                 "reaching W, then step()"
@@ -208,7 +208,7 @@ class GradNorm(nn.Module):
             raise ArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
 
         def after_step(optimizer: Optimizer, *_: object) -> None:
-            ready = self._tally.rows is not None or self._steps % self.every != 0
+            ready = self._tally.rows is not None or not self._due
             if self.training and not self._frozen and self._called and ready:
                 # Fused optimizers skip on the device: the hook fires all the same, and this says whether they did.
                 self._advance(getattr(optimizer, "found_inf", None))
@@ -235,7 +235,7 @@ class GradNorm(nn.Module):
         return rule.renormalize(self._weight_sums, float(len(self.tasks)))
 
     def log_dict(self, prefix: str = "gradnorm/") -> dict[str, float]:
-        """The last measured step as plain numbers for a logger; reading waits for the device, once.
+        """The last measured step as plain numbers for a logger; reading them waits for the device.
 
         Holds `loss/…`, `weight/…`, `norm/…`, `target/…`, `rate/…` for each task that was present,
         `cosine/…|…` for each pair of them, and `skipped`, how often bad numbers kept the weights from being updated.
@@ -299,7 +299,6 @@ class GradNorm(nn.Module):
         between = cosines(tally.rows[here], norms) if self._pairwise else None
         raw_norms = norms.to(w.dtype) / (factors.abs() * w)
         initial = self._initial(losses, here, found_inf)
-
         priorities = None if self._priorities is None else self._priorities[here]
 
         G = rule.gradient_norms(w, raw_norms)
@@ -364,6 +363,11 @@ class GradNorm(nn.Module):
             between = full
         self._last = Figures(self._steps, values, between)
         self.history.append(*self._last)
+
+    @property
+    def _due(self) -> bool:
+        """Whether this step is one of each `every` that are measured."""
+        return self._steps % self.every == 0
 
     @property
     def _pairwise(self) -> bool:

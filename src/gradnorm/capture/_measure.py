@@ -112,28 +112,27 @@ class Pass:
         self.running = False
         self.rows: Tensor | None = None
         self.arrivals: list[Arrivals] = []
-        self.roots: list[Arrivals] = []
         self.remaining = 0
 
     def watch(self, balanced: Tensor, meetings: Sequence[Meeting], tasks: Sequence[int]) -> None:
         """Hang the hooks; `tasks` says which task each loss of the graph is."""
         crossings: dict[Any, list[tuple[int, int, Arrivals]]] = {}
+        roots: list[tuple[Arrivals, int]] = []
         for meeting in meetings:
             expected = len(meeting.crossings) + (meeting.root is not None)
             arrivals = Arrivals(tasks[meeting.task], meeting.at, expected)
             self.arrivals.append(arrivals)
             if meeting.root is not None:
-                self.roots.append(arrivals)
+                roots.append((arrivals, meeting.root.nr))
             for node, edge in meeting.crossings:
                 crossings.setdefault(node, []).append((edge.slot, edge.nr, arrivals))
         for node, edges in crossings.items():
             node.register_hook(partial(self._crossed, edges))
-        root_nrs = [meeting.root.nr for meeting in meetings if meeting.root is not None]
         assert balanced.grad_fn is not None
-        balanced.grad_fn.register_prehook(partial(self._begin, root_nrs))
+        balanced.grad_fn.register_prehook(partial(self._begin, roots))
 
     @torch.no_grad()
-    def _begin(self, root_nrs: Sequence[int], gradients: tuple[Tensor, ...]) -> None:
+    def _begin(self, roots: Sequence[tuple[Arrivals, int]], gradients: tuple[Tensor, ...]) -> None:
         """Runs first in the backward: the factor is known, nothing has arrived."""
         if all(tensor.grad is None for tensor in self.shared):
             # Gradients were cleared since: what the tally holds (a step that a loss scaler skipped, a backward that
@@ -144,7 +143,7 @@ class Pass:
         self.remaining = len(self.arrivals)
         for arrivals in self.arrivals:
             arrivals.reset()
-        for arrivals, nr in zip(self.roots, root_nrs, strict=True):
+        for arrivals, nr in roots:
             metadata = arrivals.node._input_metadata[nr]
             cotangent = (self.factor * self.weights[arrivals.task]).to(metadata.dtype).expand(metadata.shape)
             arrivals.add(nr, cotangent)

@@ -10,6 +10,7 @@ Each finished run is one file, written at once or not at all; a second start doe
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import multiprocessing
@@ -237,9 +238,9 @@ def _save(experiment: Experiment, path: Path, step: int, rows: list[Row]) -> Non
         "weighting": experiment.weighting.state_dict(),
         "optimizer": experiment.optimizer.state_dict(),
     }
-    part = path.with_suffix(f".{os.getpid()}")
-    torch.save(state, part)
-    part.replace(path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    _write(path, content.getvalue())
 
 
 def _restore(experiment: Experiment, path: Path) -> tuple[int, list[Row]]:

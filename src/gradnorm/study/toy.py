@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,6 @@ from gradnorm.study.claims import Claim
 from gradnorm.study.methods import Setting, weighting
 from gradnorm.study.metrics import Metrics
 from gradnorm.study.run import Job, command_line, config_table, setting
-
-if TYPE_CHECKING:
-    pass
 
 SIGMAS: dict[str, tuple[float, ...]] = {
     "T=10": (48, 3, 54, 16, 9, 30, 52, 26, 47, 81),
