@@ -65,8 +65,8 @@ def parse_per_task(name: str, values: PerTask, tasks: Sequence[str]) -> list[flo
     ]
 
 
-def parse_losses(losses: Losses, tasks: Sequence[str]) -> list[Tensor | None]:
-    """One 0-d loss a task, in the tasks' order; `None` for the tasks that this batch lacks.
+def parse_losses(losses: Losses, tasks: Sequence[str], *, empty: bool = False) -> list[Tensor | None]:
+    """One 0-d loss a task, in the tasks' order; `None` for those that this batch lacks: all of them only if `empty`.
 
     Raises:
         ArgumentError: Unknown names, a wrong number, no loss at all, or something that is no scalar floating tensor.
@@ -78,7 +78,7 @@ def parse_losses(losses: Losses, tasks: Sequence[str]) -> list[Tensor | None]:
         ordered = _in_order(losses, tasks)
     parsed = [None if loss is None else _scalar(task, loss) for task, loss in zip(tasks, ordered, strict=True)]
     present = {task: loss for task, loss in zip(tasks, parsed, strict=True) if loss is not None}
-    if not present:
+    if not present and not empty:
         raise ArgumentError("losses holds no loss; leave out the whole step for a batch without any task")
     if len({loss.device for loss in present.values()}) > 1:
         where = ", ".join(f"{task!r} on {loss.device}" for task, loss in present.items())

@@ -2,6 +2,8 @@
 
 Whether an update counts (finite numbers, task present) is known on the device only, and asking would make the host
 wait. So the update is made, and entries for which it does not count are put back, in the optimiser's state as well.
+
+The state is made at once and held as buffers, so that a saved model has the same tensors at every step.
 """
 
 from __future__ import annotations
@@ -9,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._errors import ArgumentError
-from ._types import OptimizerFactory, State
+from ._types import OptimizerFactory
 
 
-class WeightOptimizer:
+class WeightOptimizer(nn.Module):
     """Wraps the optimiser that `factory` makes.
 
     Args:
@@ -25,13 +27,14 @@ class WeightOptimizer:
         lr: Learning rate.
 
     Raises:
-        ArgumentError: `factory` does not make an optimizer.
+        ArgumentError: `factory` does not make an optimizer, or one whose state cannot be held in tensors.
     """
 
     def __init__(self, factory: OptimizerFactory, weights: Tensor, lr: float) -> None:
+        super().__init__()
         try:
             made = factory([weights], lr=lr)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ArgumentError(
                 f"optimizer must be callable as optimizer([weights], lr=lr), like torch.optim.Adam; got {factory!r}"
             ) from error
@@ -40,8 +43,15 @@ class WeightOptimizer:
                 f"optimizer must make a torch.optim.Optimizer, got {type(made).__name__}; pass the class itself"
             )
         self.optimizer = made
-        self._weights = weights
-        self._stay_on_device()
+        self._weights = [weights]  # in a list, so that nn.Module does not take it for a buffer of its own
+        for name, value in _fresh_state(made, weights).items():
+            self.register_buffer(f"state_{name}", value)
+        self.rebind(weights)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The optimiser's own tensors by name: [T], or [] for a count of steps."""
+        return {name.removeprefix("state_"): buffer for name, buffer in self._buffers.items() if buffer is not None}
 
     def step(self, gradients: Tensor, finish: Callable[[Tensor], Tensor], accept: Tensor) -> None:
         """`weights ← finish(optimizer's update)` where `accept`, and no change elsewhere or if a result is not finite.
@@ -49,53 +59,52 @@ class WeightOptimizer:
         Args:
             gradients: [T].
             finish: What follows the update, [T] → [T].
-            accept: bool, [T] or one for all.
+            accept: bool, [T].
         """
-        before = self._weights.clone()
-        state = {name: value.clone() for name, value in self._tensors().items()}
+        weights = self._weights[0]
+        before = weights.clone()
+        kept = [(value, value.clone()) for value in self.state.values()]
         # Numbers that are not finite must not reach the state: a product with them cannot be put back.
-        self._weights.grad = torch.where(accept, gradients, 0.0)
+        weights.grad = torch.where(accept, gradients, 0.0)
         self.optimizer.step()
-        self._weights.grad = None
-        after = finish(self._weights)
+        weights.grad = None
+        after = torch.where(accept, finish(weights), before)
         accept = accept & torch.isfinite(after.sum())
-        self._weights.copy_(torch.where(accept, after, before))
-        for name, value in self._tensors().items():
-            keep = accept.any() if value.dim() == 0 else accept
-            value.copy_(torch.where(keep, value, state.get(name, torch.zeros_like(value))))
+        weights.copy_(torch.where(accept, after, before))
+        for value, old in kept:
+            value.copy_(torch.where(accept if value.dim() else accept.any(), value, old))
 
     def rebind(self, weights: Tensor) -> None:
-        """Go on with another tensor in place of the weights, as after `Module.to`."""
-        state = self.optimizer.state.pop(self._weights, {})
+        """Go on with another tensor in place of the weights, and the buffers as they are now, as after `Module.to`."""
+        self.optimizer.state.clear()
         self.optimizer.param_groups[0]["params"][0] = weights
-        moved = {name: _like(value, weights) for name, value in state.items()}
-        if moved:
-            self.optimizer.state[weights] = moved
-        self._weights = weights
-        self._stay_on_device()
-
-    def state_dict(self) -> State:
-        """Of the wrapped optimizer."""
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        """Into the wrapped optimizer."""
-        self.optimizer.load_state_dict(state)
-        self._stay_on_device()
-
-    def _tensors(self) -> dict[str, Tensor]:
-        state = self.optimizer.state.get(self._weights, {})
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-    def _stay_on_device(self) -> None:
-        """Keep the step counter beside the weights: taking back a step must not wait for the device."""
+        self.optimizer.state[weights] = dict(self.state)
+        self._weights[0] = weights
         for group in self.optimizer.param_groups:
-            if "capturable" in group:
-                group["capturable"] = self._weights.is_cuda
+            if "capturable" in group:  # keeps the count of steps beside the weights, so that the host need not wait
+                group["capturable"] = weights.is_cuda
 
 
-def _like(value: object, weights: Tensor) -> object:
-    if not isinstance(value, Tensor):
-        return value
-    wide = value.is_floating_point() and value.shape == weights.shape
-    return value.to(weights.device, weights.dtype if wide else value.dtype)
+def _fresh_state(optimizer: Optimizer, weights: Tensor) -> dict[str, Tensor]:
+    """The state as it is before the first step, which `torch.optim` makes in that step only."""
+    before = weights.clone()
+    weights.grad = torch.zeros_like(weights)
+    try:
+        optimizer.step()
+    except (TypeError, RuntimeError) as error:
+        raise ArgumentError(
+            f"optimizer: {type(optimizer).__name__} cannot step on dense gradients without a closure; "
+            "choose another, like torch.optim.Adam"
+        ) from error
+    weights.grad = None
+    weights.copy_(before)
+    state = optimizer.state[weights]
+    for name, value in state.items():
+        if not isinstance(value, Tensor | None):
+            raise ArgumentError(
+                f"optimizer: {type(optimizer).__name__} keeps {name!r} as {type(value).__name__}, not as a tensor, so "
+                "it could not be saved with the weights; choose one of torch.optim"
+            )
+    if isinstance(steps := state.get("step"), Tensor):
+        steps.zero_()
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,13 @@ from ._arguments import check_graphs, parse_count, parse_losses, parse_number, p
 from ._errors import ArgumentError, StateError
 from ._numerics import at_least_float32, cosines, row_norms
 from ._optimizer import WeightOptimizer
-from ._types import Losses, OptimizerFactory, PerTask, Shared, State
+from ._types import Losses, OptimizerFactory, PerTask, Shared, Sums
 from .capture import At, Graph, Pass, Tally, last_shared, measure, resolve_shared
+from .distributed import Reduce, data_parallel, reduce_sums
 from .history import FIELDS, PAIRWISE_TASKS, History
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _log = logging.getLogger("gradnorm")
 
@@ -54,6 +58,10 @@ class GradNorm(nn.Module):
         priorities: `p_i`, making the targets `p_i Ḡ r_i^α`; not in the paper.
         at: "weights" compares gradients at `W`, as in the paper; "features" where the tasks meet before `W`, which is
             cheaper and not the paper's rule.
+        reduce: Where `torch.distributed` runs, what `step()` adds up over the processes, in one collective.
+            "gradients": the tasks' gradients at `W`, which is exact; "norms": their norms, T numbers, which is not;
+            `None`: nothing, each process is on its own.
+        process_group: The processes that share the batch; left out, all of them.
         history: How many steps `history` keeps.
 
     Attributes:
@@ -89,6 +97,9 @@ class GradNorm(nn.Module):
     _initial_counts: Tensor
     _weight_sums: Tensor
     _skips: Tensor
+    _step_count: Tensor
+    _is_frozen: Tensor
+    _names: Tensor
     _priorities: Tensor | None
 
     def __init__(
@@ -105,6 +116,8 @@ class GradNorm(nn.Module):
         every: int = 1,
         priorities: PerTask | None = None,
         at: At = "weights",
+        reduce: Reduce | None = "gradients",
+        process_group: ProcessGroup | None = None,
         history: int = 1000,
     ) -> None:
         super().__init__()
@@ -116,6 +129,10 @@ class GradNorm(nn.Module):
         if at not in ("weights", "features"):
             raise ArgumentError(f'at must be "weights" or "features", got {at!r}')
         self.at: At = at
+        if reduce not in ("gradients", "norms", None):
+            raise ArgumentError(f'reduce must be "gradients", "norms" or None, got {reduce!r}')
+        self.reduce: Reduce | None = reduce
+        self.process_group = process_group
         self.history = History(self.tasks, parse_count("history", history, low=0))
         # A tuple, so that nn.Module does not take the network's parameters for the balancer's own.
         self._shared = None if shared is None else resolve_shared(shared, model)
@@ -129,13 +146,16 @@ class GradNorm(nn.Module):
         self.register_buffer("_weight_sums", torch.zeros(count))
         self.register_buffer("_skips", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("_priorities", p, persistent=False)
+        # Saved beside the weights; the host's own copies spare it waiting for the device.
+        self.register_buffer("_step_count", torch.tensor(0))
+        self.register_buffer("_is_frozen", torch.tensor(False))
+        self.register_buffer("_names", _encode(self.tasks))
         self._optimizer = WeightOptimizer(optimizer, self.weights, lr)
         self._steps = 0
-        self._seen = [0 if given is None else self._initial_steps] * count
         self._frozen = False
         self._called = False
         self._warned = False
-        self._indices: dict[tuple[bool, ...], Tensor] = {}
+        self._masks: dict[tuple[bool, ...], Tensor] = {}
         self._tally = Tally()
         self._last: Figures | None = None
 
@@ -154,22 +174,20 @@ class GradNorm(nn.Module):
             ArgumentError: Unknown names, a wrong number, something that is no scalar floating tensor, several devices.
             GraphError: A loss without a graph, or one that does not reach `W`.
         """
-        parsed = parse_losses(losses, self.tasks)
-        present = [loss is not None for loss in parsed]
-        values = [loss for loss in parsed if loss is not None]
+        parsed = parse_losses(losses, self.tasks, empty=self._reduces)
         watched = self.training and torch.is_grad_enabled() and not self._frozen
         if watched:
             check_graphs(parsed, self.tasks)
-        if values[0].device != self.weights.device:
+        values = [loss for loss in parsed if loss is not None]
+        if values and values[0].device != self.weights.device:
             self.to(values[0].device)
-        index = self._index(present)
-        dtype = self.weights.dtype
+        zero = self.weights.new_zeros(())
+        stacked = torch.stack([zero if loss is None else _at_least(loss, zero.dtype) for loss in parsed])
         # A copy: step() changes the weights in place, and backward may still need these.
         weights = self.weights.clone()
-        stacked = torch.stack([v if v.dtype is dtype else v.to(torch.promote_types(v.dtype, dtype)) for v in values])
-        balanced = (weights[index] * stacked).sum()
+        balanced = (weights * stacked).sum()
         if watched and self._due:
-            self._watch(balanced, values, present, weights, stacked)
+            self._watch(balanced, parsed, weights, stacked)
         self._called = self._called or watched
         return balanced
 
@@ -185,7 +203,7 @@ class GradNorm(nn.Module):
             return
         if not self._called:
             raise StateError("step() came before a loss: call balancer(losses) and its backward() first")
-        if self._due and self._tally.rows is None:
+        if self._due and self._tally.sums is None:
             raise StateError(
                 "step() came before a backward: call backward() on what balancer(losses) returned, with the gradient "
                 "reaching W, then step()"
@@ -208,7 +226,7 @@ class GradNorm(nn.Module):
             raise ArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
 
         def after_step(optimizer: Optimizer, *_: object) -> None:
-            ready = self._tally.rows is not None or not self._due
+            ready = self._tally.sums is not None or not self._due
             if self.training and not self._frozen and self._called and ready:
                 # Fused optimizers skip on the device: the hook fires all the same, and this says whether they did.
                 self._advance(getattr(optimizer, "found_inf", None))
@@ -218,6 +236,7 @@ class GradNorm(nn.Module):
     def freeze(self, frozen: bool = True) -> Self:
         """Keep the weights as they are from now on, measuring nothing; `freeze(False)` goes on learning them."""
         self._frozen = frozen
+        self._is_frozen.fill_(frozen)
         self._tally.clear()
         self._called = False
         return self
@@ -263,81 +282,89 @@ class GradNorm(nn.Module):
 
     # --------------------------------------------------------------------------------------------- inner workings
 
-    def _watch(
-        self, balanced: Tensor, values: list[Tensor], present: list[bool], weights: Tensor, stacked: Tensor
-    ) -> None:
-        tasks = [task for task, here in enumerate(present) if here]
-        graph = Graph(values)
+    def _watch(self, balanced: Tensor, parsed: Sequence[Tensor | None], weights: Tensor, stacked: Tensor) -> None:
+        tasks = [task for task, loss in enumerate(parsed) if loss is not None]
+        if not tasks:
+            self._tally.add(self._nothing(), self.at)
+            return
+        graph = Graph([loss for loss in parsed if loss is not None])
         if self._shared is None:
             self._shared = last_shared(graph, len(tasks))
             shape = tuple(self._shared[0].shape)
             _log.info("gradients are compared at the last shared layer, a parameter of shape %s; see shared=", shape)
-        detached = stacked.detach().to(self.weights.dtype)
-        losses, mask = (self._scatter(values, present, 0.0) for values in (detached, torch.ones_like(detached)))
-        one = Pass(self._tally, self._shared, weights, losses, mask, present, self.at)
+        mask = self._mask(tuple(loss is not None for loss in parsed))
+        losses = stacked.detach().to(self.weights.dtype)
+        one = Pass(self._tally, self._shared, weights, losses, mask, self.at)
         measure(balanced, graph, tasks, one, self.tasks)
 
+    def _nothing(self) -> Sums:
+        """What a process measures whose batch lacks all tasks: it takes part in the reduction all the same."""
+        if self._shared is None:
+            raise StateError(
+                "this process has seen no loss yet and so knows no W to take part with; give the layer with shared="
+            )
+        zeros = torch.zeros_like(self.weights)
+        entries = 1 if self.at == "features" else sum(tensor.numel() for tensor in self._shared)
+        return Sums(at_least_float32(self._shared[0].new_zeros(len(self.tasks), entries)), zeros, zeros, zeros)
+
+    @torch.no_grad()
     def _advance(self, found_inf: Tensor | None) -> None:
         self._weight_sums += self.weights
-        if self._tally.rows is not None:
-            self._update(self._tally, found_inf)
+        if self._tally.sums is not None:
+            sums = self._tally.sums
+            if self._reduces:
+                assert self.reduce is not None
+                sums = reduce_sums(sums, self.process_group, self.reduce, self.at == "features")
+            self._update(sums, found_inf)
         self._tally.clear()
         self._called = False
         self._steps += 1
+        self._step_count += 1
 
-    @torch.no_grad()
-    def _update(self, tally: Tally, found_inf: Tensor | None) -> None:
-        """Algorithm 1 from `G_i` on, over the tasks present."""
-        assert tally.rows is not None
-        assert tally.factors is not None
-        assert tally.losses is not None
-        here = self._index(tally.present)
-        w = self.weights[here]
-        factors = tally.factors[here]
-        losses = tally.losses[here] / factors
-        norms = row_norms(tally.rows[here])
-        between = cosines(tally.rows[here], norms) if self._pairwise else None
-        raw_norms = norms.to(w.dtype) / (factors.abs() * w)
-        initial = self._initial(losses, here, found_inf)
-        priorities = None if self._priorities is None else self._priorities[here]
+    def _update(self, sums: Sums, found_inf: Tensor | None) -> None:
+        """Algorithm 1 from `G_i` on; tasks that were absent come out of the divisions as NaN."""
+        w = self.weights
+        losses = sums.losses / sums.factors
+        norms = row_norms(sums.rows)
+        raw_norms = norms.to(w.dtype) / (sums.factors.abs() * w)
+        initial, waiting = self._initial(losses, found_inf)
 
         G = rule.gradient_norms(w, raw_norms)
         rates = rule.inverse_training_rates(rule.loss_ratios(losses, initial))
-        targets = rule.target_norms(rule.mean_gradient_norm(G), rates, self.alpha, priorities)
+        targets = rule.target_norms(rule.mean_gradient_norm(G), rates, self.alpha, self._priorities)
         gradients = rule.weight_gradients(G, targets, raw_norms)
 
+        present = sums.counts > 0
         values = torch.stack([losses, w, G, targets, rates], 1)
-        self._record(tally.present, values, between)
-        self._apply_update(tally.present, gradients, torch.isfinite(values).all(1), found_inf)
-
-    def _initial(self, losses: Tensor, here: Tensor | slice, found_inf: Tensor | None) -> Tensor:
-        """`L_i(0)` of the tasks present, taking this step's losses in while they are wanted; NaN where unknown."""
-        seen = losses if found_inf is None else torch.where(found_inf == 0, losses, torch.nan)
-        sums, counts = rule.initial_mean(
-            seen, self._initial_sums[here], self._initial_counts[here], self._initial_steps
+        self._last = Figures(
+            self._steps,
+            torch.where(present.unsqueeze(1), values, torch.nan),
+            cosines(sums.rows, norms) if self._pairwise else None,
         )
-        self._initial_sums[here], self._initial_counts[here] = sums, counts
-        return torch.where(counts >= self._initial_steps, sums / counts, torch.nan)
+        self.history.append(*self._last)
+        usable = torch.isfinite(values).all(1)
+        ran = True if found_inf is None else found_inf == 0
+        self._apply_update(present, gradients, usable & ran, present & ~usable & ~waiting & ran)
 
-    def _apply_update(self, present: list[bool], gradients: Tensor, usable: Tensor, found_inf: Tensor | None) -> None:
-        self._seen = [seen + here for seen, here in zip(self._seen, present, strict=True)]
-        if any(here and seen < self._initial_steps for seen, here in zip(self._seen, present, strict=True)):
-            return  # L(0) is still being averaged
-        here = self._index(present)
-        bad, accept = ~usable, usable.all()
-        if found_inf is not None:
-            ran = (found_inf == 0).reshape(())
-            bad, accept = bad & ran, accept & ran
-        self._skips[here] += bad
-        everyone = all(present)
-        total = float(len(present)) if everyone else self.weights[here].sum()
+    def _initial(self, losses: Tensor, found_inf: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[T], `L_i(0)`, NaN where unknown; and whether this step's loss was taken in and more are wanted."""
+        seen = losses if found_inf is None else torch.where(found_inf == 0, losses, torch.nan)
+        sums, counts = rule.initial_mean(seen, self._initial_sums, self._initial_counts, self._initial_steps)
+        known = counts >= self._initial_steps
+        waiting = (counts > self._initial_counts) & ~known
+        self._initial_sums.copy_(sums)
+        self._initial_counts.copy_(counts)
+        return torch.where(known, sums / counts, torch.nan), waiting
+
+    def _apply_update(self, present: Tensor, gradients: Tensor, usable: Tensor, bad: Tensor) -> None:
+        """The optimiser's step and the rescaling, over the tasks present, if all of them are usable."""
+        self._skips += bad
+        total = float(len(self.tasks)) - torch.where(present, 0.0, self.weights).sum()
 
         def finish(weights: Tensor) -> Tensor:
-            kept = rule.renormalize(weights[here], total, self.min_weight)
-            return kept if everyone else weights.index_copy(0, here, kept)  # pyright: ignore[reportArgumentType]
+            return rule.renormalize(torch.where(present, weights, torch.nan), total, self.min_weight)
 
-        accept = accept if everyone else self._scatter(accept.expand_as(usable), present, False)
-        self._optimizer.step(self._scatter(gradients, present, 0.0), finish, accept)
+        self._optimizer.step(gradients, finish, present & (usable | ~present).all())
         self._warn_once()
 
     def _warn_once(self) -> None:
@@ -354,41 +381,25 @@ class GradNorm(nn.Module):
             stacklevel=7,  # the caller of step()
         )
 
-    def _record(self, present: list[bool], values: Tensor, between: Tensor | None) -> None:
-        values = self._scatter(values, present, torch.nan)
-        if between is not None and not all(present):
-            here = self._index(present)
-            full = between.new_full((len(present), len(present)), torch.nan)
-            full[here] = full[here].index_copy(1, here, between)  # pyright: ignore[reportArgumentType]
-            between = full
-        self._last = Figures(self._steps, values, between)
-        self.history.append(*self._last)
-
     @property
     def _due(self) -> bool:
         """Whether this step is one of each `every` that are measured."""
         return self._steps % self.every == 0
 
     @property
+    def _reduces(self) -> bool:
+        return self.reduce is not None and data_parallel(self.process_group)
+
+    @property
     def _pairwise(self) -> bool:
-        return self.at == "weights" and len(self.tasks) <= PAIRWISE_TASKS
+        whole = self.at == "weights" and not (self.reduce == "norms" and self._reduces)
+        return whole and len(self.tasks) <= PAIRWISE_TASKS
 
-    def _index(self, present: Sequence[bool]) -> Tensor | slice:
-        if all(present):
-            return slice(None)
-        key = tuple(present)
-        if key not in self._indices:  # kept, since copying it to a GPU makes the host wait
-            tasks = [task for task, here in enumerate(present) if here]
-            self._indices[key] = torch.tensor(tasks, device=self.weights.device)
-        return self._indices[key]
-
-    def _scatter(self, values: Tensor, present: Sequence[bool], fill: float | bool) -> Tensor:
-        """[P, …] of the tasks present → [T, …]."""
-        if all(present):
-            return values
-        full = values.new_full((len(present), *values.shape[1:]), fill)
-        full[self._index(present)] = values
-        return full
+    def _mask(self, present: tuple[bool, ...]) -> Tensor:
+        """[T], 1 for the tasks present; kept, since copying it to a GPU makes the host wait."""
+        if present not in self._masks:
+            self._masks[present] = self.weights.new_tensor(present)
+        return self._masks[present]
 
     # ------------------------------------------------------------------------------------------- nn.Module, saving
 
@@ -396,36 +407,34 @@ class GradNorm(nn.Module):
         """As `nn.Module._apply`, but `half()` and `bfloat16()` leave the rule in float32."""
         super()._apply(lambda tensor: _keep_wide(tensor, fn(tensor)), recurse)
         self._optimizer.rebind(self.weights)
-        self._indices.clear()
+        self._masks.clear()
         return self
 
-    def get_extra_state(self) -> State:
-        """What `state_dict` holds besides the buffers."""
-        return {
-            "tasks": list(self.tasks),
-            "steps": self._steps,
-            "seen": list(self._seen),
-            "frozen": self._frozen,
-            "optimizer": self._optimizer.state_dict(),
-        }
-
-    def set_extra_state(self, state: State) -> None:
-        """Undo `get_extra_state`."""
-        self._steps = state["steps"]
-        self._seen = list(state["seen"])
-        self._frozen = state["frozen"]
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._tally.clear()
-        self._called = False
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        saved = state_dict.get(f"{prefix}_extra_state", {}).get("tasks")
-        if saved is not None and tuple(saved) != self.tasks:
+        saved = state_dict.get(f"{prefix}_names")
+        if saved is not None and not torch.equal(saved.cpu(), self._names.cpu()):
             raise StateError(
-                f"state_dict is of the tasks {', '.join(saved)}, this balancer's are {', '.join(self.tasks)}; "
+                f"state_dict is of the tasks {', '.join(_decode(saved))}, this balancer's are {', '.join(self.tasks)}; "
                 "make the balancer with the saved names, in their order"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._steps = int(self._step_count)
+        self._frozen = bool(self._is_frozen)
+        self._tally.clear()
+        self._called = False
+
+
+def _encode(names: Sequence[str]) -> Tensor:
+    """The names as bytes, so that a state holds tensors only."""
+    return torch.tensor(list("\0".join(names).encode()), dtype=torch.uint8)
+
+
+def _decode(names: Tensor) -> list[str]:
+    return bytes(names.tolist()).decode().split("\0")
+
+
+def _at_least(loss: Tensor, dtype: torch.dtype) -> Tensor:
+    return loss if loss.dtype is dtype else loss.to(torch.promote_types(loss.dtype, dtype))
 
 
 def _parse_initial(given: int | PerTask | None, tasks: Sequence[str]) -> tuple[int, list[float] | None]:

@@ -1,7 +1,8 @@
 """The rule: GradNorm's equations, one pure function each (Chen et al., ICML 2018, §3).
 
-Tensors of shape [T] hold one number a task. Nothing here knows of a graph, a module or a process group; nothing waits
-for the device. The symbols, in the paper's order:
+Tensors of shape [T] hold one number a task, NaN for a task that a step lacks: means and sums run over the others.
+Nothing here knows of a graph, a module or a process group; nothing waits for the device. The symbols, in the paper's
+order:
 
 =======================  ====================================  =======================================
 paper                    name                                  meaning
@@ -63,10 +64,10 @@ def mean_gradient_norm(gradient_norms: Tensor) -> Tensor:
     """`Ḡ = mean_i G_i` (§3.1). [T] → [].
 
     Example:
-        >>> mean_gradient_norm(torch.tensor([2.0, 4.0]))
+        >>> mean_gradient_norm(torch.tensor([2.0, 4.0, torch.nan]))
         tensor(3.)
     """
-    return gradient_norms.mean()
+    return gradient_norms.nanmean()
 
 
 def loss_ratios(losses: Tensor, initial_losses: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ def inverse_training_rates(loss_ratios: Tensor) -> Tensor:
         >>> inverse_training_rates(torch.tensor([0.5, 1.5]))
         tensor([0.5000, 1.5000])
     """
-    return loss_ratios / loss_ratios.mean()
+    return loss_ratios / loss_ratios.nanmean()
 
 
 def target_norms(mean_gradient_norm: Tensor, rates: Tensor, alpha: float, priorities: Tensor | None = None) -> Tensor:
@@ -122,7 +123,7 @@ def gradnorm_loss(gradient_norms: Tensor, target_norms: Tensor) -> Tensor:
         >>> gradnorm_loss(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
         tensor(2.)
     """
-    return (gradient_norms - target_norms).abs().sum()
+    return (gradient_norms - target_norms).abs().nansum()
 
 
 def weight_gradients(gradient_norms: Tensor, target_norms: Tensor, raw_norms: Tensor) -> Tensor:
@@ -148,4 +149,4 @@ def renormalize(weights: Tensor, total: Tensor | float, min_weight: float = 0.0)
         tensor([1.5000, 0.5000])
     """
     floored = weights.clamp(min=min_weight)
-    return floored * (total / floored.sum())
+    return floored * (total / floored.nansum())

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "gradnorm"
 
 LAYERS = [
     ["_types", "_errors", "_numerics"],
-    ["functional", "capture", "_arguments", "_optimizer"],
+    ["functional", "capture", "distributed", "_arguments", "_optimizer"],
     ["history"],
     ["balancer"],
     ["__init__"],

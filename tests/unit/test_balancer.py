@@ -10,6 +10,7 @@ import torch
 
 from gradnorm import ArgumentError, GradNorm, GraphError, StateError
 from gradnorm import functional as rule
+from gradnorm._optimizer import WeightOptimizer
 
 from .networks import Net, batch, train, trained
 
@@ -22,9 +23,7 @@ def snapshot(balancer):
 
 def unchanged(balancer, before):
     after = balancer.state_dict()
-    return str(after["_extra_state"]) == str(before["_extra_state"]) and all(
-        torch.equal(after[name], before[name]) for name in after if name != "_extra_state"
-    )
+    return before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in after)
 
 
 # ---------------------------------------------------------------------------------------------- the rule in motion
@@ -285,12 +284,12 @@ def test_time_averaged_weights():
 def test_a_missing_task_keeps_its_weight_and_statistics():
     net, balancer = trained(3)
     before = balancer.weights.clone()
-    state = balancer._optimizer._tensors()["exp_avg"].clone()
+    state = balancer._optimizer.state["exp_avg"].clone()
     losses = net.losses(batch(9))
     balancer({"a": losses["a"], "b": None, "c": losses["c"]}).backward()
     balancer.step()
     assert balancer.weights[1] == before[1]
-    assert balancer._optimizer._tensors()["exp_avg"][1] == state[1]
+    assert balancer._optimizer.state["exp_avg"][1] == state[1]
     assert balancer.weights[0] != before[0]
     assert balancer.weights.sum().item() == pytest.approx(3, rel=1e-6)
     assert math.isnan(balancer.history.rows()[-2]["loss"])
@@ -351,11 +350,11 @@ def test_a_bad_loss_skips_the_update_counts_and_warns_once(bad, when, task):
 
     for number in range(when):
         step(number)
-    before, state = balancer.weights.clone(), copy.deepcopy(balancer._optimizer._tensors())
+    before, state = balancer.weights.clone(), copy.deepcopy(balancer._optimizer.state)
     with pytest.warns(RuntimeWarning, match=f"unchanged at step {when}.*gradient norm of"):
         step(when, bad)
     assert torch.equal(balancer.weights, before)
-    after = balancer._optimizer._tensors()
+    after = balancer._optimizer.state
     assert all(torch.equal(after[name], value) for name, value in state.items())
     step(when + 1, bad)  # no second warning: warnings are errors here
     assert balancer.log_dict()["gradnorm/skipped"] == 2
@@ -391,7 +390,7 @@ def test_the_first_skipped_update_leaves_no_trace_in_adam():
         each.step()
         net.zero_grad()
     # L(0) of the other tasks is of the step before, so directions may differ; the count of steps may not.
-    assert balancer._optimizer._tensors()["step"] == clean._optimizer._tensors()["step"] == 1
+    assert balancer._optimizer.state["step"] == clean._optimizer.state["step"] == 1
 
 
 def test_weights_never_leave_their_range_however_wild_the_norms():
@@ -437,6 +436,45 @@ def test_interrupted_and_resumed_is_uninterrupted_bitwise(cut, kwargs):
     assert torch.equal(second.time_averaged_weights(), uninterrupted.time_averaged_weights())
     for a, b in zip(net.parameters(), whole.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_state_is_tensors_of_the_same_shapes_at_every_step():
+    _, fresh = trained(0)
+    _, later = trained(4)
+    shapes = [{name: (value.shape, value.dtype) for name, value in b.state_dict().items()} for b in (fresh, later)]
+    assert shapes[0] == shapes[1]
+    assert all(isinstance(value, torch.Tensor) for value in later.state_dict().values())
+
+
+OPTIMISERS = [
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Rprop,
+    torch.optim.SGD,
+    partial(torch.optim.SGD, momentum=0.9),
+    partial(torch.optim.Adam, amsgrad=True),
+    partial(torch.optim.RMSprop, momentum=0.9, centered=True),
+]
+
+
+@pytest.mark.parametrize("factory", OPTIMISERS, ids=str)
+def test_the_state_that_is_made_at_once_is_the_one_that_torch_makes(factory):
+    ours, theirs = torch.ones(3), torch.ones(3)
+    wrapped = WeightOptimizer(factory, ours, 0.1)
+    optimizer = factory([theirs], lr=0.1)
+    for step in range(4):
+        gradients = torch.tensor([1.0, -2.0, 0.5]) * (step + 1)
+        if step == 1:  # an update that does not count
+            wrapped.step(torch.full((3,), 7.0), lambda w: w, torch.zeros(3, dtype=torch.bool))
+        wrapped.step(gradients, lambda w: w, torch.ones(3, dtype=torch.bool))
+        theirs.grad = gradients
+        optimizer.step()
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_state_of_other_tasks_is_refused_before_anything_changes():
@@ -487,7 +525,7 @@ def test_double_keeps_the_state_of_the_optimiser():
     net, balancer = trained()
     net.double()
     balancer.double()
-    assert balancer._optimizer._tensors()["exp_avg"].dtype is torch.float64
+    assert balancer._optimizer.state["exp_avg"].dtype is torch.float64
     before = balancer.weights.clone()
     balancer(net.losses(batch().double())).backward()
     balancer.step()
@@ -553,6 +591,8 @@ ARGUMENTS = [
     ({"initial_losses": 1.5}, "initial_losses must be a mapping"),
     ({"optimizer": "adam"}, "optimizer must be callable"),
     ({"optimizer": lambda params, lr: None}, "optimizer must make a torch.optim.Optimizer, got NoneType"),
+    ({"optimizer": torch.optim.LBFGS}, "LBFGS cannot step on dense gradients without a closure"),
+    ({"reduce": "mean"}, 'reduce must be "gradients", "norms" or None, got \'mean\''),
 ]
 
 

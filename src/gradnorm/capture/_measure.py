@@ -25,37 +25,29 @@ from torch.autograd.graph import GradientEdge
 
 from .._errors import GraphError
 from .._numerics import at_least_float32, row_norms
+from .._types import Sums
 from ._graph import AccumulateGrad, Graph, Meeting
 
 At = Literal["weights", "features"]
 
 
 class Tally:
-    """What the backwards since the last `clear` measured, as sums over them; [T] and [T, N], zero for absent tasks."""
+    """What the backwards since the last `clear` measured."""
 
     def __init__(self) -> None:
-        self.clear()
+        self.sums: Sums | None = None
 
     def clear(self) -> None:
         """Forget everything, as after an optimizer step."""
-        self.present: list[bool] = []
-        self.losses: Tensor | None = None
-        self.factors: Tensor | None = None
-        self.rows: Tensor | None = None
+        self.sums = None
 
-    def add(self, one: Pass) -> None:
+    def add(self, sums: Sums, at: At) -> None:
         """Add what one backward measured."""
-        assert one.factor is not None
-        assert one.rows is not None
-        factors = one.factor.to(one.mask.dtype) * one.mask
-        losses = one.factor.to(one.mask.dtype) * one.losses
-        if self.losses is None or self.factors is None or self.rows is None:
-            self.present, self.losses, self.factors, self.rows = list(one.present), losses, factors, one.rows
+        if self.sums is None:
+            self.sums = sums
             return
-        self.present = [a or b for a, b in zip(self.present, one.present, strict=True)]
-        self.losses = self.losses + losses
-        self.factors = self.factors + factors
-        _join(self.rows, one.rows, one.at)
+        _join(self.sums.rows, sums.rows, at)
+        self.sums = Sums(self.sums.rows, *(a + b for a, b in zip(self.sums[1:], sums[1:], strict=True)))
 
 
 @dataclass
@@ -87,7 +79,6 @@ class Pass:
         weights: [T], those of this forward.
         losses: [T], detached; 0 for absent tasks.
         mask: [T], 1 for the tasks present and 0 for the others.
-        present: The same on the host.
         at: Measure at `W` or at the frontier itself.
     """
 
@@ -98,14 +89,12 @@ class Pass:
         weights: Tensor,
         losses: Tensor,
         mask: Tensor,
-        present: Sequence[bool],
         at: At,
     ) -> None:
         self.tally = tally
         self.shared = shared
         self.weights = weights
         self.losses = losses
-        self.present = present
         self.at: At = at
         self.mask = mask
         self.factor: Tensor | None = None
@@ -164,7 +153,7 @@ class Pass:
         if arrivals.gradients:
             piece = self._norm(arrivals) if self.at == "features" else self._row(arrivals)
             if self.rows is None:
-                self.rows = piece.new_zeros(len(self.present), piece.numel())
+                self.rows = piece.new_zeros(len(self.mask), piece.numel())
             _join(self.rows[arrivals.task], piece, self.at)
             arrivals.gradients = {}
         self.remaining -= 1
@@ -173,8 +162,10 @@ class Pass:
 
     def _finish(self) -> None:
         if self.rows is None:  # every contribution was undefined: no gradient at all
-            self.rows = at_least_float32(self.losses.new_zeros(len(self.present), 1))
-        self.tally.add(self)
+            self.rows = at_least_float32(self.losses.new_zeros(len(self.mask), 1))
+        assert self.factor is not None
+        factors = self.factor.to(self.mask.dtype) * self.mask
+        self.tally.add(Sums(self.rows, factors * self.losses, factors, self.mask), self.at)
         self.running, self.rows = False, None
 
     def _norm(self, arrivals: Arrivals) -> Tensor:
