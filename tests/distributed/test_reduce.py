@@ -1,0 +1,257 @@
+"""Two processes equal one on the joint batch: weights, losses, norms and the model, in every setting of DDP."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gradnorm import GradNorm, StateError
+
+from ..unit.networks import Net, batch
+from .launch import launch
+
+NAMES = ["a", "b", "c"]
+STEPS = 5
+SIZE = 8
+
+MODES = {
+    "plain": {},
+    "static graph": {"static_graph": True},
+    "unused parameters": {"find_unused_parameters": True},
+    "bucket view": {"gradient_as_bucket_view": True},
+}
+OPTIONS = {
+    "weights": {},
+    "features": {"at": "features"},
+    "every other": {"every": 2},
+    "mean L(0)": {"initial_losses": 3},
+}
+
+
+class Outputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x):
+        features = self.net.trunk(x)
+        return [head(features) for head in self.net.heads]
+
+
+def losses(outputs, present=NAMES):
+    scaled = [10**i * (y - 1).square().mean() for i, y in enumerate(outputs)]
+    return {name: loss for name, loss in zip(NAMES, scaled, strict=True) if name in present}
+
+
+def found(model, balancer):
+    net = getattr(model, "net", model)
+    return {
+        "weights": balancer.weights.clone(),
+        "initial": balancer._initial_sums / balancer._initial_counts,
+        "averaged": balancer.time_averaged_weights(),
+        "rows": [{**row, "task": 0} for row in balancer.history.rows()],
+        "cosines": [row["cosine"] for row in balancer.history.cosines()],
+        "parameters": [p.detach().clone() for p in net.parameters()],
+    }
+
+
+def numbers(rows):
+    return torch.tensor([list(row.values()) for row in rows])
+
+
+def same(ranks, alone):
+    """All ranks bitwise alike; and as one process found."""
+    for rank in ranks:
+        assert torch.equal(rank["weights"], ranks[0]["weights"])
+        assert rank["cosines"] == ranks[0]["cosines"] or any(map(math.isnan, rank["cosines"]))
+        for key in ("weights", "initial", "averaged"):
+            torch.testing.assert_close(rank[key], alone[key], equal_nan=True)
+        torch.testing.assert_close(numbers(rank["rows"]), numbers(alone["rows"]), equal_nan=True, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(rank["cosines"], alone["cosines"], equal_nan=True, rtol=1e-3, atol=1e-3)
+        for mine, theirs in zip(rank["parameters"], alone["parameters"], strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert (alone["weights"] - 1).abs().max() > 0.01, "the weights must have moved for this to mean anything"
+
+
+def joint(options, parts=1):
+    """One process on the joint batch."""
+    model = Outputs()
+    balancer = GradNorm(NAMES, shared=model.net.last, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    for step in range(STEPS):
+        x = batch(step, SIZE)
+        optimizer.zero_grad()
+        for part in x.chunk(parts):
+            (balancer(losses(model(part))) / parts).backward()
+        optimizer.step()
+        balancer.step()
+    return found(model, balancer)
+
+
+def data_parallel(rank, kwargs, options, micro=1, **wrap):
+    model = Outputs()
+    balancer = GradNorm(NAMES, shared=model.net.last, **options)
+    wrapped = DistributedDataParallel(model, **kwargs)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    balancer.attach(optimizer)
+    for step in range(STEPS):
+        x = batch(step, SIZE).chunk(2)[rank]
+        optimizer.zero_grad()
+        parts = x.chunk(micro)
+        for i, part in enumerate(parts):
+            wrapped.require_backward_grad_sync = i == len(parts) - 1  # what no_sync() sets
+            (balancer(losses(wrapped(part))) / micro).backward()
+        optimizer.step()
+    return found(model, balancer)
+
+
+@pytest.mark.filterwarnings("ignore:.*find_unused_parameters.*")
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_equal_one(mode, tmp_path):
+    same(launch(data_parallel, tmp_path, MODES[mode], {}), joint({}))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_two_processes_equal_one_with(option, tmp_path):
+    same(launch(data_parallel, tmp_path, {}, OPTIONS[option]), joint(OPTIONS[option]))
+
+
+def test_accumulation_without_synchronisation_equals_one_batch(tmp_path):
+    same(launch(data_parallel, tmp_path, {}, {}, 2), joint({}))
+
+
+# ------------------------------------------------------------------------------------------------------ uneven tasks
+
+PLANS = {
+    "one lacks a task": [{"a", "b", "c"}, {"a", "b"}],
+    "each lacks another": [{"a", "c"}, {"b", "c"}],
+    "one task here, the others there": [{"a"}, {"b", "c"}],
+    "one has none": [{"a", "b", "c"}, set()],
+}
+
+
+def uneven(rank, plan):
+    model = Outputs()
+    balancer = GradNorm(NAMES, shared=model.net.last)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    for step in range(STEPS):
+        present = plan[(rank + step) % 2]  # the ranks take turns
+        outputs = wrapped(batch(step, SIZE).chunk(2)[rank])
+        loss = balancer(losses(outputs, present)) + 0 * sum(y.sum() for y in outputs)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        balancer.step()
+    return found(model, balancer)
+
+
+def even(plan):
+    """The same by hand in one process: each task's mean over the parts that have it."""
+    model = Outputs()
+    balancer = GradNorm(NAMES, shared=model.net.last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        parts = batch(step, SIZE).chunk(2)
+        per_part = [losses(model(part), plan[(i + step) % 2]) for i, part in enumerate(parts)]
+        held = {name: [each[name] for each in per_part if name in each] for name in NAMES}
+        means = {name: sum(each) / len(each) for name, each in held.items() if each}
+        weights = balancer.weights.clone()
+        # Under DDP a task that half of the processes lack counts half in the model's gradient.
+        model_loss = sum(weights[i] * sum(held[name]) / 2 for i, name in enumerate(NAMES) if held[name])
+        model_loss.backward(retain_graph=True)
+        kept = [p.grad.clone() for p in model.parameters()]
+        balancer(means).backward()
+        for p, gradient in zip(model.parameters(), kept, strict=True):
+            p.grad = gradient
+        optimizer.step()
+        balancer.step()
+    return found(model, balancer)
+
+
+@pytest.mark.filterwarnings("ignore:.*find_unused_parameters.*")
+@pytest.mark.parametrize("plan", PLANS)
+def test_tasks_may_be_missing_on_some_ranks(plan, tmp_path):
+    same(launch(uneven, tmp_path, PLANS[plan]), even(PLANS[plan]))
+
+
+def unknown_layer(rank):
+    balancer = GradNorm(NAMES)
+    with pytest.raises(StateError, match="give the layer with shared="):
+        balancer({})
+
+
+def test_a_process_that_never_saw_a_loss_must_be_told_the_layer(tmp_path):
+    launch(unknown_layer, tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- options
+
+
+def on_its_own(rank, options):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, **options())
+    reference = GradNorm(NAMES, shared=net.last, reduce=None)
+    for step in range(3):
+        for each in (balancer, reference):
+            each(net.losses(batch(10 * step + rank))).backward()
+            each.step()
+            net.zero_grad()
+    return balancer.weights.clone(), reference.weights.clone()
+
+
+def not_reduced():
+    return {"reduce": None}
+
+
+def alone_in_its_group():
+    groups = [torch.distributed.new_group([rank]) for rank in range(2)]
+    return {"process_group": groups[torch.distributed.get_rank()]}
+
+
+@pytest.mark.parametrize("options", [not_reduced, alone_in_its_group])
+def test_processes_may_be_on_their_own(options, tmp_path):
+    ranks = launch(on_its_own, tmp_path, options)
+    for weights, reference in ranks:
+        assert torch.equal(weights, reference)
+    assert not torch.equal(ranks[0][0], ranks[1][0])
+
+
+def by_norms(rank):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, reduce="norms")
+    x = batch(rank)
+    rows = [torch.autograd.grad(loss, net.last, retain_graph=True)[0] for loss in net.losses(x).values()]
+    balancer(net.losses(x)).backward()
+    balancer.step()
+    logged = balancer.log_dict()
+    assert not any("cosine" in key for key in logged)
+    return torch.tensor([logged[f"gradnorm/norm/{name}"] for name in NAMES]), torch.stack([row.norm() for row in rows])
+
+
+def test_reduced_norms_are_the_mean_of_the_norms(tmp_path):
+    ranks = launch(by_norms, tmp_path)
+    mean = sum(local for _, local in ranks) / 2
+    for reduced, _ in ranks:
+        torch.testing.assert_close(reduced, mean)
+
+
+def counted(rank):
+    """How many collectives a step makes."""
+    calls = []
+    original = torch.distributed.all_reduce
+    torch.distributed.all_reduce = lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, every=2)
+    for step in range(4):
+        balancer(net.losses(batch(step))).backward()
+        balancer.step()
+        calls.append(0)
+    return calls
+
+
+def test_a_measured_step_makes_one_collective_and_no_other_step_any(tmp_path):
+    assert launch(counted, tmp_path) == [[1, 0, 0, 1, 0, 0]] * 2
