@@ -22,7 +22,7 @@ from ._errors import ArgumentError, StateError
 from ._numerics import at_least_float32, cosines, row_norms
 from ._optimizer import WeightOptimizer
 from ._types import Losses, OptimizerFactory, PerTask, Shared, Sums
-from .capture import At, Graph, Pass, Tally, last_shared, measure, resolve_shared
+from .capture import At, Graph, Held, Pass, Tally, last_shared, measure, resolve_shared
 from .distributed import Reduce, data_parallel, reduce_sums
 from .history import FIELDS, PAIRWISE_TASKS, History
 
@@ -134,8 +134,10 @@ class GradNorm(nn.Module):
         self.reduce: Reduce | None = reduce
         self.process_group = process_group
         self.history = History(self.tasks, parse_count("history", history, low=0))
-        # A tuple, so that nn.Module does not take the network's parameters for the balancer's own.
-        self._shared = None if shared is None else resolve_shared(shared, model)
+        # Not as attributes of their own, or nn.Module would take the network's parameters for the balancer's.
+        self._shared: tuple[Held, ...] | None = None if shared is None else resolve_shared(shared, model)
+        self._attached: list[Tensor] | None = None
+        self._sees_clearing = not data_parallel(process_group)
 
         count = len(self.tasks)
         p = None if priorities is None else torch.tensor(parse_per_task("priorities", priorities, self.tasks))
@@ -208,6 +210,7 @@ class GradNorm(nn.Module):
                 "step() came before a backward: call backward() on what balancer(losses) returned, with the gradient "
                 "reaching W, then step()"
             )
+        self._sees_clearing = any(held.parameter.grad is not None for held in self._shared or ())
         self._advance(None)
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
@@ -224,6 +227,7 @@ class GradNorm(nn.Module):
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps the real one
         if not isinstance(inner, Optimizer):
             raise ArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        self._attached = [parameter for group in inner.param_groups for parameter in group["params"]]
 
         def after_step(optimizer: Optimizer, *_: object) -> None:
             ready = self._tally.sums is not None or not self._due
@@ -274,7 +278,7 @@ class GradNorm(nn.Module):
     @property
     def shared(self) -> tuple[Tensor, ...] | None:
         """`W`; `None` until the first loss has shown the graph."""
-        return self._shared
+        return None if self._shared is None else tuple(held.parameter for held in self._shared)
 
     def extra_repr(self) -> str:
         """The settings, for `print`."""
@@ -290,11 +294,12 @@ class GradNorm(nn.Module):
         graph = Graph([loss for loss in parsed if loss is not None])
         if self._shared is None:
             self._shared = last_shared(graph, len(tasks))
-            shape = tuple(self._shared[0].shape)
+            shape = tuple(self._shared[0].used.shape)
             _log.info("gradients are compared at the last shared layer, a parameter of shape %s; see shared=", shape)
         mask = self._mask(tuple(loss is not None for loss in parsed))
         losses = stacked.detach().to(self.weights.dtype)
-        one = Pass(self._tally, self._shared, weights, losses, mask, self.at)
+        used = [held.used for held in self._shared]
+        one = Pass(self._tally, used, weights, losses, mask, self.at, self._cleared)
         measure(balanced, graph, tasks, one, self.tasks)
 
     def _nothing(self) -> Sums:
@@ -304,8 +309,22 @@ class GradNorm(nn.Module):
                 "this process has seen no loss yet and so knows no W to take part with; give the layer with shared="
             )
         zeros = torch.zeros_like(self.weights)
-        entries = 1 if self.at == "features" else sum(tensor.numel() for tensor in self._shared)
-        return Sums(at_least_float32(self._shared[0].new_zeros(len(self.tasks), entries)), zeros, zeros, zeros)
+        entries = 1 if self.at == "features" else sum(held.parameter.numel() for held in self._shared)
+        dtype = torch.promote_types(self._shared[0].parameter.dtype, torch.float32)
+        return Sums(zeros.new_zeros(len(self.tasks), entries, dtype=dtype), zeros, zeros, zeros)
+
+    def _cleared(self) -> bool:
+        """Whether gradients were cleared since the last backward: then no step was made of what that one measured."""
+        mine = [held.parameter for held in self._shared or ()]
+        if self._attached is not None:
+            # A gathered parameter of FSDP2 never shows its gradient, but the optimizer's parameters do.
+            known = {id(parameter) for parameter in self._attached}
+            if all(id(parameter) in known for parameter in mine):
+                self._attached = mine
+            mine = self._attached
+        elif not self._sees_clearing:
+            return False
+        return all(parameter.grad is None for parameter in mine)
 
     @torch.no_grad()
     def _advance(self, found_inf: Tensor | None) -> None:

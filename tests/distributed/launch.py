@@ -17,6 +17,7 @@ WORLD = 2
 
 def launch(function, folder: Path, *arguments):
     """`function(rank, *arguments)` in each process; the results in order of rank."""
+    folder.mkdir(exist_ok=True)
     context = mp.get_context("spawn")
     workers = [context.Process(target=_work, args=(rank, function, str(folder), arguments)) for rank in range(WORLD)]
     for worker in workers:

@@ -7,6 +7,6 @@
 
 from ._graph import Graph
 from ._measure import At, Pass, Tally, measure
-from ._shared import last_shared, resolve_shared
+from ._shared import Held, last_shared, resolve_shared
 
-__all__ = ["At", "Graph", "Pass", "Tally", "last_shared", "measure", "resolve_shared"]
+__all__ = ["At", "Graph", "Held", "Pass", "Tally", "last_shared", "measure", "resolve_shared"]

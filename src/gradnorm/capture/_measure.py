@@ -14,7 +14,7 @@ the graph, and such a circle would keep it alive for good.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from .._errors import GraphError
 from .._numerics import at_least_float32, row_norms
 from .._types import Sums
 from ._graph import AccumulateGrad, Graph, Meeting
+from ._shared import is_distributed
 
 At = Literal["weights", "features"]
 
@@ -80,6 +81,7 @@ class Pass:
         losses: [T], detached; 0 for absent tasks.
         mask: [T], 1 for the tasks present and 0 for the others.
         at: Measure at `W` or at the frontier itself.
+        cleared: Whether gradients were cleared since the last backward.
     """
 
     def __init__(
@@ -90,7 +92,9 @@ class Pass:
         losses: Tensor,
         mask: Tensor,
         at: At,
+        cleared: Callable[[], bool],
     ) -> None:
+        self.cleared = cleared
         self.tally = tally
         self.shared = shared
         self.weights = weights
@@ -123,9 +127,9 @@ class Pass:
     @torch.no_grad()
     def _begin(self, roots: Sequence[tuple[Arrivals, int]], gradients: tuple[Tensor, ...]) -> None:
         """Runs first in the backward: the factor is known, nothing has arrived."""
-        if all(tensor.grad is None for tensor in self.shared):
-            # Gradients were cleared since: what the tally holds (a step that a loss scaler skipped, a backward that
-            # failed) is not part of this step's gradient.
+        if self.cleared():
+            # What the tally holds (a step that a loss scaler skipped, a backward that failed) is not part of this
+            # step's gradient.
             self.tally.clear()
         self.factor = gradients[0].detach()
         self.running, self.rows = True, None
@@ -170,13 +174,13 @@ class Pass:
 
     def _norm(self, arrivals: Arrivals) -> Tensor:
         """[1], of the contributions themselves."""
-        flat = [at_least_float32(gradient).flatten() for gradient in arrivals.gradients.values()]
+        flat = [at_least_float32(_whole(gradient)).flatten() for gradient in arrivals.gradients.values()]
         return row_norms(torch.cat(flat).unsqueeze(0))
 
     def _row(self, arrivals: Arrivals) -> Tensor:
         """[N], the task's gradient at `W`, flat."""
         flat = [
-            at_least_float32(tensor.new_zeros(tensor.numel()) if gradient is None else _dense(gradient).reshape(-1))
+            at_least_float32(_nothing(tensor) if gradient is None else _whole(gradient).reshape(-1))
             for tensor, gradient in zip(self.shared, self._products(arrivals), strict=True)
         ]
         return flat[0] if len(flat) == 1 else torch.cat(flat)
@@ -201,6 +205,13 @@ class Pass:
             raise GraphError(_REENTRANT) from error
 
 
+_UNREACHED = {
+    False: "give a layer that this forward used, or leave shared out to have the last shared layer found; where "
+    "parameters are replaced (fully_shard, parallelize_module), make the balancer after that",
+    True: "a parameter that fully_shard has split is not in the graph: give the layer itself instead of its weight, "
+    "or model=, or leave shared out to have the last shared layer found",
+}
+
 _REENTRANT = (
     "W lies in or before a segment that is checkpointed with use_reentrant=True, where autograd forbids gradients of "
     "single tensors; use checkpoint(..., use_reentrant=False)"
@@ -215,7 +226,14 @@ def _join(total: Tensor, part: Tensor, at: At) -> None:
         total.add_(part)
 
 
-def _dense(gradient: Tensor) -> Tensor:
+def _nothing(tensor: Tensor) -> Tensor:
+    return torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+
+
+def _whole(gradient: Tensor) -> Tensor:
+    """Dense, and all of it: under tensor parallelism this process may hold a part, or one term of a sum."""
+    if is_distributed(gradient):
+        return gradient.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
@@ -245,8 +263,7 @@ def measure(
     if not reached:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in into.shared)
         raise GraphError(
-            f"shared: no loss reaches W (shape {shapes}); give a layer that this forward used, "
-            "or leave shared out to have the last shared layer found"
+            f"shared: no loss reaches W (shape {shapes}); {_UNREACHED[any(map(is_distributed, into.shared))]}"
         )
     for position, task in enumerate(tasks):
         if position not in reached:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -18,7 +19,26 @@ from .._types import Shared
 from ._graph import Graph
 
 
-def resolve_shared(shared: Shared, model: nn.Module | None = None) -> tuple[Tensor, ...]:
+@dataclass
+class Held:
+    """A part of `W`: the parameter, and the tensor that stands for it in the graph of the last forward.
+
+    They are one and the same, except where FSDP2 shards the parameter and gathers it for each forward.
+    """
+
+    parameter: Tensor
+    used: Tensor
+
+    def follow(self, module: nn.Module, name: str) -> None:
+        """Note in each forward of `module` what it uses as its parameter `name`."""
+        # Before the forward: FSDP2 has gathered the parameter by then, and may have dropped it after.
+        module.register_forward_pre_hook(functools.partial(self._note, name))
+
+    def _note(self, name: str, module: nn.Module, _: object) -> None:
+        self.used = getattr(module, name)
+
+
+def resolve_shared(shared: Shared, model: nn.Module | None = None) -> tuple[Held, ...]:
     """The distinct trainable leaves that `shared` names.
 
     Raises:
@@ -43,7 +63,7 @@ def resolve_shared(shared: Shared, model: nn.Module | None = None) -> tuple[Tens
             f"shared must be a parameter, a module, an iterable of parameters or a name pattern, "
             f"got {type(shared).__name__}"
         )
-    return _checked(found)
+    return _held(_checked(found), shared if isinstance(shared, nn.Module) else model)
 
 
 def _matching(pattern: str, model: nn.Module | None) -> Sequence[Tensor]:
@@ -78,7 +98,22 @@ def _checked(found: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple({id(tensor): tensor for tensor in found}.values())
 
 
-def last_shared(graph: Graph, tasks: int) -> tuple[Tensor, ...]:
+def _held(found: Sequence[Tensor], model: nn.Module | None) -> tuple[Held, ...]:
+    held = {id(tensor): Held(tensor, tensor) for tensor in found}
+    if model is not None:
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) in held and is_distributed(parameter):
+                    held[id(parameter)].follow(module, name)
+    return tuple(held.values())
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether it is a DTensor: one part here, the others on other processes."""
+    return hasattr(tensor, "full_tensor")
+
+
+def last_shared(graph: Graph, tasks: int) -> tuple[Held, ...]:
     """The last shared layer's weight in `graph`, whose losses are `tasks` in number.
 
     Raises:
@@ -100,4 +135,4 @@ def last_shared(graph: Graph, tasks: int) -> tuple[Tensor, ...]:
             "no layer is shared: of the parameters with two or more dimensions, none is reached by every loss; "
             "check that all losses come from one network, or name the shared parameters with shared="
         )
-    return (choice,)
+    return (Held(choice, choice),)
