@@ -16,7 +16,7 @@ LAYERS = [
     ["balancer"],
     ["__init__"],
     ["plots", "report"],
-    ["study"],
+    ["transformers", "study"],
     ["cli"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
