@@ -1,6 +1,7 @@
 """`GradNormTrainer` trains as a plain loop does: real runs of `Trainer` on the CPU, with a model written here."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from transformers import (
 from gradnorm import ArgumentError, GradNorm, StateError
 from gradnorm.history import FIELDS
 from gradnorm.transformers import GradNormTrainer
+
+from ..distributed.launch import launch
 
 STEPS = 6
 BATCH = 4
@@ -333,3 +336,25 @@ def test_a_checkpoint_without_the_balancer_is_refused(tmp_path):
     Path(tmp_path, f"checkpoint-{STEPS}", "gradnorm.pt").unlink()
     with pytest.raises(StateError, match=r"has no gradnorm\.pt.*without resume_from_checkpoint"):
         trainer.train(resume_from_checkpoint=True)
+
+
+def two_processes(rank, folder):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    data = rows(2 * STEPS * BATCH)
+    runs = []
+    for resume in (None, f"{folder}/checkpoint-3"):
+        model, (balancer, _) = seeded("pretrained"), pair()
+        trainer = trainer_of(model, balancer, folder, data, save_strategy="steps", save_steps=3)
+        assert trainer.args.world_size == 2
+        trainer.train(resume_from_checkpoint=resume)
+        runs.append(states(model, balancer))
+    return runs
+
+
+def test_two_processes_are_one_on_the_joint_batch_and_resume(tmp_path):
+    ranks = launch(two_processes, tmp_path / "ranks", str(tmp_path / "run"))
+    reference, balancer = seeded("pretrained"), pair()[0]
+    plain_loop(reference, balancer, rows(2 * STEPS * BATCH), size=2 * BATCH)
+    torch.testing.assert_close(ranks[0][0], states(reference, balancer), rtol=1e-4, atol=1e-5)
+    for run in (*ranks[0], *ranks[1]):
+        torch.testing.assert_close(run, ranks[0][0], rtol=0, atol=0)
