@@ -22,7 +22,7 @@ from ._errors import ArgumentError, StateError
 from ._numerics import at_least_float32, cosines, row_norms
 from ._optimizer import WeightOptimizer
 from ._types import Losses, OptimizerFactory, PerTask, Shared, Sums
-from .capture import At, Graph, Held, Pass, Tally, last_shared, measure, resolve_shared
+from .capture import At, Fork, Graph, Held, Pass, Probe, Tally, Weigh, last_shared, measure, resolve_shared
 from .distributed import Reduce, data_parallel, reduce_sums
 from .history import FIELDS, PAIRWISE_TASKS, History
 
@@ -57,7 +57,8 @@ class GradNorm(nn.Module):
         every: Measure and update each this many steps.
         priorities: `p_i`, making the targets `p_i Ḡ r_i^α`; not in the paper.
         at: "weights" compares gradients at `W`, as in the paper; "features" where the tasks meet before `W`, which is
-            cheaper and not the paper's rule.
+            cheaper and not the paper's rule; "branches" at the features that the network hands to `branch`, which
+            costs as little and works inside a network that is compiled as a whole.
         reduce: Where `torch.distributed` runs, what `step()` adds up over the processes, in one collective.
             "gradients": the tasks' gradients at `W`, which is exact; "norms": their norms, T numbers, which is not;
             `None`: nothing, each process is on its own.
@@ -126,8 +127,10 @@ class GradNorm(nn.Module):
         lr = parse_number("lr", lr, low=0.0, open_low=True)
         self.min_weight = parse_number("min_weight", min_weight, low=0.0, open_low=True, high=1.0)
         self.every = parse_count("every", every, low=1)
-        if at not in ("weights", "features"):
-            raise ArgumentError(f'at must be "weights" or "features", got {at!r}')
+        if at not in ("weights", "features", "branches"):
+            raise ArgumentError(f'at must be "weights", "features" or "branches", got {at!r}')
+        if at == "branches" and shared is not None:
+            raise ArgumentError('shared names W, but at="branches" measures where branch() is called; leave one out')
         self.at: At = at
         if reduce not in ("gradients", "norms", None):
             raise ArgumentError(f'reduce must be "gradients", "norms" or None, got {reduce!r}')
@@ -158,7 +161,8 @@ class GradNorm(nn.Module):
         self._called = False
         self._warned = False
         self._masks: dict[tuple[bool, ...], Tensor] = {}
-        self._tally = Tally()
+        self._branched = False
+        self._tally: Tally | Probe = self._fresh_tally()
         self._last: Figures | None = None
 
     # ------------------------------------------------------------------------------------------------ training
@@ -187,11 +191,39 @@ class GradNorm(nn.Module):
         stacked = torch.stack([zero if loss is None else _at_least(loss, zero.dtype) for loss in parsed])
         # A copy: step() changes the weights in place, and backward may still need these.
         weights = self.weights.clone()
-        balanced = (weights * stacked).sum()
-        if watched and self._due:
-            self._watch(balanced, parsed, weights, stacked)
-        self._called = self._called or watched
-        return balanced
+        if watched:
+            self._called = True
+            if self._due:
+                return self._watched(parsed, weights, stacked)
+        return (weights * stacked).sum()
+
+    def branch(self, features: Tensor) -> tuple[Tensor, ...]:
+        """The features, once for each task, in the tasks' order: each head takes its own. For `at="branches"`.
+
+        Gradient norms are then measured right here, inside whatever graph this is part of, compiled or not. Several
+        calls in one forward (skip connections) count as one longer vector.
+
+        Args:
+            features: Of any shape; what comes out must not be changed in place.
+
+        Raises:
+            StateError: The balancer was made for another `at`.
+
+        Example:
+            >>> import torch
+            >>> balancer = GradNorm(2, at="branches")
+            >>> trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
+            >>> def network(x):
+            ...     first, second = balancer.branch(trunk(x).relu())
+            ...     return heads[0](first), heads[1](second)
+            >>> loss = balancer([y.square().mean() for y in network(torch.randn(16, 8))])
+            >>> loss.backward()
+            >>> balancer.step()
+        """
+        if not isinstance(self._tally, Probe):
+            raise StateError('branch() measures gradients where it is called: make the balancer with at="branches"')
+        self._branched = True
+        return Fork.apply(features, self._tally.tensor)  # pyright: ignore[reportReturnType]
 
     def step(self) -> None:
         """`w(t) → w(t+1)` by Algorithm 1, from what the backwards since the last step measured.
@@ -205,6 +237,8 @@ class GradNorm(nn.Module):
             return
         if not self._called:
             raise StateError("step() came before a loss: call balancer(losses) and its backward() first")
+        if self.at == "branches" and not self._branched:
+            raise StateError('at="branches" measures in branch(), which the network never called: see its example')
         if self._due and self._tally.sums is None:
             raise StateError(
                 "step() came before a backward: call backward() on what balancer(losses) returned, with the gradient "
@@ -286,20 +320,41 @@ class GradNorm(nn.Module):
 
     # --------------------------------------------------------------------------------------------- inner workings
 
-    def _watch(self, balanced: Tensor, parsed: Sequence[Tensor | None], weights: Tensor, stacked: Tensor) -> None:
-        tasks = [task for task, loss in enumerate(parsed) if loss is not None]
-        if not tasks:
+    def _fresh_tally(self) -> Tally | Probe:
+        return Probe(self.weights) if self.at == "branches" else Tally()
+
+    def _watched(self, parsed: Sequence[Tensor | None], weights: Tensor, stacked: Tensor) -> Tensor:
+        """The balanced loss, whose backward will measure the tasks."""
+        mask = self._mask(tuple(loss is not None for loss in parsed))
+        if isinstance(self._tally, Probe):
+            balanced = Weigh.apply(stacked, weights, mask, self._tally.tensor)
+            if not torch.compiler.is_compiling():
+                balanced.grad_fn.register_prehook(self._forget_if_cleared)
+            return balanced
+        balanced = (weights * stacked).sum()
+        if any(loss is not None for loss in parsed):
+            self._watch(balanced, parsed, weights, stacked.detach().to(weights.dtype), mask, self._tally)
+        else:
             self._tally.add(self._nothing(), self.at)
-            return
+        return balanced
+
+    def _watch(
+        self,
+        balanced: Tensor,
+        parsed: Sequence[Tensor | None],
+        weights: Tensor,
+        losses: Tensor,
+        mask: Tensor,
+        tally: Tally,
+    ) -> None:
+        tasks = [task for task, loss in enumerate(parsed) if loss is not None]
         graph = Graph([loss for loss in parsed if loss is not None])
         if self._shared is None:
             self._shared = last_shared(graph, len(tasks))
             shape = tuple(self._shared[0].used.shape)
             _log.info("gradients are compared at the last shared layer, a parameter of shape %s; see shared=", shape)
-        mask = self._mask(tuple(loss is not None for loss in parsed))
-        losses = stacked.detach().to(self.weights.dtype)
         used = [held.used for held in self._shared]
-        one = Pass(self._tally, used, weights, losses, mask, self.at, self._cleared)
+        one = Pass(tally, used, weights, losses, mask, self.at, self._cleared)
         measure(balanced, graph, tasks, one, self.tasks)
 
     def _nothing(self) -> Sums:
@@ -313,27 +368,31 @@ class GradNorm(nn.Module):
         dtype = torch.promote_types(self._shared[0].parameter.dtype, torch.float32)
         return Sums(zeros.new_zeros(len(self.tasks), entries, dtype=dtype), zeros, zeros, zeros)
 
+    def _forget_if_cleared(self, _: object) -> None:
+        if self._cleared():
+            self._tally.clear()
+
     def _cleared(self) -> bool:
         """Whether gradients were cleared since the last backward: then no step was made of what that one measured."""
         mine = [held.parameter for held in self._shared or ()]
         if self._attached is not None:
             # A gathered parameter of FSDP2 never shows its gradient, but the optimizer's parameters do.
             known = {id(parameter) for parameter in self._attached}
-            if all(id(parameter) in known for parameter in mine):
+            if mine and all(id(parameter) in known for parameter in mine):
                 self._attached = mine
             mine = self._attached
         elif not self._sees_clearing:
             return False
-        return all(parameter.grad is None for parameter in mine)
+        return bool(mine) and all(parameter.grad is None for parameter in mine)
 
     @torch.no_grad()
     def _advance(self, found_inf: Tensor | None) -> None:
         self._weight_sums += self.weights
-        if self._tally.sums is not None:
-            sums = self._tally.sums
+        sums = self._tally.sums if self._due else None
+        if sums is not None:
             if self._reduces:
                 assert self.reduce is not None
-                sums = reduce_sums(sums, self.process_group, self.reduce, self.at == "features")
+                sums = reduce_sums(sums, self.process_group, self.reduce, self.at != "weights")
             self._update(sums, found_inf)
         self._tally.clear()
         self._called = False
@@ -403,7 +462,7 @@ class GradNorm(nn.Module):
     @property
     def _due(self) -> bool:
         """Whether this step is one of each `every` that are measured."""
-        return self._steps % self.every == 0
+        return self.every == 1 or self._steps % self.every == 0  # a compiled forward would guard on `_steps`
 
     @property
     def _reduces(self) -> bool:
@@ -415,8 +474,11 @@ class GradNorm(nn.Module):
         return whole and len(self.tasks) <= PAIRWISE_TASKS
 
     def _mask(self, present: tuple[bool, ...]) -> Tensor:
-        """[T], 1 for the tasks present; kept, since copying it to a GPU makes the host wait."""
+        """[T], 1 for the tasks present."""
+        if all(present):
+            return torch.ones_like(self.weights)
         if present not in self._masks:
+            # Kept, since copying it to a GPU makes the host wait.
             self._masks[present] = self.weights.new_tensor(present)
         return self._masks[present]
 
@@ -427,6 +489,7 @@ class GradNorm(nn.Module):
         super()._apply(lambda tensor: _keep_wide(tensor, fn(tensor)), recurse)
         self._optimizer.rebind(self.weights)
         self._masks.clear()
+        self._tally = self._fresh_tally()
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

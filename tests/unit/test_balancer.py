@@ -579,7 +579,7 @@ ARGUMENTS = [
     ({"min_weight": 0}, "min_weight must be a finite number above 0"),
     ({"min_weight": 1}, "min_weight must be a finite number above 0 and below 1, got 1"),
     ({"history": -1}, "history must be an integer of at least 0"),
-    ({"at": "head"}, 'at must be "weights" or "features", got \'head\''),
+    ({"at": "head"}, 'at must be "weights", "features" or "branches", got \'head\''),
     ({"priorities": {"a": 1.0, "b": 1.0}}, "priorities lacks 'c'"),
     ({"priorities": [1.0, 1.0]}, "priorities holds 2 numbers for 3 tasks"),
     ({"priorities": {"a": 1.0, "b": 1.0, "x": 1.0}}, "priorities holds 'x', which is no task"),

@@ -29,7 +29,7 @@ from .._types import Sums
 from ._graph import AccumulateGrad, Graph, Meeting
 from ._shared import is_distributed
 
-At = Literal["weights", "features"]
+At = Literal["weights", "features", "branches"]
 
 
 class Tally:
