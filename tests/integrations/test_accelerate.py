@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
@@ -106,6 +107,26 @@ def test_saved_and_loaded_state_goes_on_as_if_never_interrupted(tmp_path):
     assert found["rows"].equal(whole.pop("rows")[-6:])
     found.pop("rows")
     exactly(found, whole)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_loss_scaler_skips_is_no_step(fused):
+    """float16 needs a GPU, but the optimizer that Accelerate makes for it does not."""
+    Accelerator(cpu=True)
+    model, reference = Model(), Run().train_plainly()
+    balancer, scaler = GradNorm(["a", "b", "c"], shared=model.net.last), torch.amp.GradScaler("cpu")
+    plain = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, fused=fused)
+    optimizer = AcceleratedOptimizer(plain, device_placement=False, scaler=scaler)
+    balancer.attach(optimizer)
+    for step in (0, 1, "overflow", 2, 3, 4):
+        loss = balancer(model(batch(0 if step == "overflow" else step, SIZE)))
+        scaler.scale(loss * torch.inf if step == "overflow" else loss).backward()
+        before = balancer.weights.clone()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert balancer.weights.equal(before) == (step == "overflow")
+    torch.testing.assert_close(balancer.weights, reference.balancer.weights, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.net.last, reference.w, rtol=1e-4, atol=1e-5)
 
 
 def worker(rank, micro, options):

@@ -83,7 +83,7 @@ def rows(count=STEPS * BATCH):
     ]
 
 
-def trainer_of(model, balancer, folder, data, kind=GradNormTrainer, **kwargs):
+def trainer_of(model, balancer, folder, data, kind=GradNormTrainer, model_init=None, **kwargs):
     settings = {
         "max_steps": STEPS,
         "per_device_train_batch_size": BATCH,
@@ -99,7 +99,8 @@ def trainer_of(model, balancer, folder, data, kind=GradNormTrainer, **kwargs):
     }
     arguments = Seq2SeqTrainingArguments if issubclass(kind, Seq2SeqTrainer) else TrainingArguments
     args = arguments(str(folder), **(settings | kwargs))
-    return kind(model=model, args=args, train_dataset=data, eval_dataset=data[:BATCH], balancer=balancer)
+    given = {"args": args, "train_dataset": data, "eval_dataset": data[:BATCH], "balancer": balancer}
+    return kind(model=model, model_init=model_init, **given)
 
 
 def plain_loop(model, balancer, data, size=BATCH, bf16=False, optimizer=None):
@@ -279,6 +280,15 @@ def test_other_trainers_take_it_as_a_first_base(tmp_path):
     trainer_of(model, ours, tmp_path, data, Seq2Seq).train()
     plain_loop(reference, theirs, data)
     torch.testing.assert_close(states(model, ours), states(reference, theirs), rtol=0, atol=0)
+
+
+def test_a_model_made_in_train_is_the_one_measured(tmp_path):
+    (ours, theirs), data = pair(), rows()
+    trainer = trainer_of(None, ours, tmp_path, data, model_init=lambda: seeded("module"))
+    trainer.train()
+    reference = seeded("module")
+    plain_loop(reference, theirs, data)
+    torch.testing.assert_close(states(trainer.model, ours), states(reference, theirs), rtol=0, atol=0)
 
 
 def test_training_again_goes_on(tmp_path):
