@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest lint types bench clean
+.PHONY: help demo test test-all test-lowest lint types bench docs clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -50,5 +50,9 @@ types: $(VENV)/.ready-dev  ## pyright
 bench: $(VENV)/.ready-bench  ## What GradNorm costs: benchmarks/results/overhead.md
 	@$(BIN)/python benchmarks/overhead.py
 
+docs: $(VENV)/.ready-docs  ## The documentation site: build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet || $(call FAILED,mend what mkdocs warned of)
+	@echo "Open build/site/index.html, or serve it while writing: $(BIN)/mkdocs serve"
+
 clean:  ## Remove environments, caches and runs
-	rm -rf .venv .venv-lowest .pytest_cache .ruff_cache .hypothesis runs dist
+	rm -rf .venv .venv-lowest .pytest_cache .ruff_cache .hypothesis runs dist build

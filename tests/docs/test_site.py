@@ -1,0 +1,88 @@
+"""Every page of the documentation: its blocks run when pasted, its links lead somewhere, the site knows it."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from .blocks import ROOT, blocks, check_command, run
+
+DOCS = ROOT / "docs"
+PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+BIN = os.path.dirname(sys.executable)
+KINDS = {("python", False), ("python", True), ("bash", False), ("text", False)}
+
+
+def environment(folder):
+    """As a user's, in an empty home; one thread, since tests share the machine."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV", "WANDB"))}
+    paths = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src")}
+    return {
+        **kept,
+        **paths,
+        "HOME": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+    }
+
+
+def execute(command, folder, what):
+    try:
+        result = run(*command, cwd=folder, env=environment(folder), timeout=170)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{what} takes longer than 170 seconds")
+    assert result.returncode == 0, f"{what}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+def in_folder(line):
+    """Whether a shell line runs a file of the page itself."""
+    return re.match(r"(torchrun|python|accelerate launch) .*\b\w+\.py", line) and not (ROOT / line.split()[1]).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run_when_pasted(page, tmp_path):
+    found = blocks(DOCS / page)
+    inline = [block.text for block in found if block.language == "python" and block.title is None]
+    for block in found:
+        assert (block.language, block.title is not None) in KINDS, f"{page}: a block of kind {block.language!r}"
+        if block.title is not None:
+            (tmp_path / block.title).write_text(block.text)
+    if inline:
+        (tmp_path / "page_blocks.py").write_text("\n".join(inline))
+        said = execute([sys.executable, "page_blocks.py"], tmp_path, f"{page}: its python blocks")
+        assert said.strip() or "assert" in inline[-1], f"{page}: its blocks show nothing and check nothing"
+    for line in [line for block in found if block.language == "bash" for line in block.text.splitlines()]:
+        if in_folder(line):
+            execute(["bash", "-c", line], tmp_path, f"{page}: {line}")
+        else:
+            check_command(line)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_exist(page):
+    text = re.sub(r"^```.*?^```$", "", (DOCS / page).read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert ((DOCS / page).parent / target).exists(), target
+
+
+def listed(entries):
+    for entry in entries:
+        value = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        yield from listed(value) if isinstance(value, list) else [value]
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text()
+    assert sorted(listed(yaml.safe_load(text)["nav"])) == PAGES
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    built = run(f"{BIN}/mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path), env=environment(tmp_path))
+    assert built.returncode == 0, built.stderr
+    pages = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("index.html")}
+    assert "index.html" in pages
