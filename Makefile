@@ -9,8 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-CORE := $(addprefix src/gradnorm/,_numerics.py balancer.py capture functional.py history.py) tests/oracle \
-	$(addprefix tests/unit/,capture test_balancer.py test_functional.py test_history.py test_properties.py)
+CORE := $(addprefix src/gradnorm/,_numerics.py balancer.py capture functional.py history.py) tests/distributed \
+	tests/oracle $(addprefix tests/unit/,capture test_balancer.py test_functional.py test_history.py test_properties.py)
 FAILED = { echo; echo "make $@ stopped: $(1)"; exit 1; }
 
 help:  ## This list

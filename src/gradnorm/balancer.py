@@ -162,6 +162,7 @@ class GradNorm(nn.Module):
         self._warned = False
         self._masks: dict[tuple[bool, ...], Tensor] = {}
         self._branched = False
+        self._unchecked = False
         self._tally: Tally | Probe = self._fresh_tally()
         self._last: Figures | None = None
 
@@ -352,6 +353,7 @@ class GradNorm(nn.Module):
         if self._shared is None:
             self._shared = last_shared(graph, len(tasks))
             shape = tuple(self._shared[0].used.shape)
+            self._unchecked = True
             _log.info("gradients are compared at the last shared layer, a parameter of shape %s; see shared=", shape)
         used = [held.used for held in self._shared]
         one = Pass(tally, used, weights, losses, mask, self.at, self._cleared)
@@ -413,6 +415,9 @@ class GradNorm(nn.Module):
         gradients = rule.weight_gradients(G, targets, raw_norms)
 
         present = sums.counts > 0
+        if self._unchecked:
+            self._unchecked = False
+            self._warn_of_silence(present & (norms == 0))
         values = torch.stack([losses, w, G, targets, rates], 1)
         self._last = Figures(
             self._steps,
@@ -444,6 +449,19 @@ class GradNorm(nn.Module):
 
         self._optimizer.step(gradients, finish, present & (usable | ~present).all())
         self._warn_once()
+
+    def _warn_of_silence(self, silent: Tensor) -> None:
+        """Once, after the first measured step with a `W` that was found: only here does the host wait."""
+        names = ", ".join(task for task, quiet in zip(self.tasks, silent.tolist(), strict=True) if quiet)
+        if names:
+            shape = tuple(self._shared[0].used.shape) if self._shared else ()
+            warnings.warn(
+                f"the gradient of {names} is exactly zero at the layer that was found, a parameter of shape {shape}. "
+                "Where heads start at zero this passes; where their outputs are concatenated before the losses, that "
+                "layer is a head: name the last shared layer with shared=",
+                RuntimeWarning,
+                stacklevel=6,
+            )
 
     def _warn_once(self) -> None:
         # Looking at a GPU's counter would make the host wait in every step: there, log_dict() tells.

@@ -49,6 +49,7 @@ def worker(rank, kwargs):
         balancer(losses(wrapped(x))).backward()
         measured = balancer._tally.sums.rows / weights.unsqueeze(1)
         found.append((local, measured, weights, w.grad.clone()))
+        balancer.step()
     return found
 
 
