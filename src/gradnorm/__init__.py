@@ -1,12 +1,24 @@
 """GradNorm (Chen et al., ICML 2018): loss weights learned during training, out of one ordinary backward.
 
-`GradNorm` is the object to hold; `functional` has the paper's equations, one function each.
+`GradNorm` is the object to hold; `diagnose` looks at one batch before training; `functional` has the paper's equations,
+one function each.
 """
 
 from . import functional
 from ._errors import ArgumentError, GradNormError, GraphError, StateError
 from .balancer import GradNorm
+from .diagnose import Diagnosis, diagnose
 from .history import History
 
-__all__ = ["ArgumentError", "GradNorm", "GradNormError", "GraphError", "History", "StateError", "functional"]
+__all__ = [
+    "ArgumentError",
+    "Diagnosis",
+    "GradNorm",
+    "GradNormError",
+    "GraphError",
+    "History",
+    "StateError",
+    "diagnose",
+    "functional",
+]
 __version__ = "0.1.0"

@@ -23,6 +23,7 @@ from ._numerics import at_least_float32, cosines, row_norms
 from ._optimizer import WeightOptimizer
 from ._types import Losses, OptimizerFactory, PerTask, Shared, Sums
 from .capture import At, Fork, Graph, Held, Pass, Probe, Tally, Weigh, last_shared, measure, resolve_shared
+from .diagnose import describe
 from .distributed import Reduce, data_parallel, reduce_sums
 from .history import FIELDS, PAIRWISE_TASKS, History
 
@@ -309,6 +310,30 @@ class GradNorm(nn.Module):
                 for j in range(i + 1, len(self.tasks)):
                     logged[f"{prefix}cosine/{first}|{self.tasks[j]}"] = table[i][j]
         return {key: value for key, value in logged.items() if value == value}
+
+    def report(self) -> str:
+        """What has been measured so far, as text: a table of the tasks, cosines between them, and plain advice.
+
+        `print` it; `gradnorm.plots.training(balancer.history, path)` is the picture to it.
+
+        Raises:
+            StateError: Nothing has been measured yet.
+        """
+        if self._last is None or not len(self.history):
+            raise StateError(
+                "no step is in the history: train first (with history=0 none is kept); before training, "
+                "gradnorm.diagnose(losses) looks at one batch"
+            )
+        shapes = ", ".join(f"a parameter of shape {tuple(tensor.shape)}" for tensor in self.shared or ())
+        return describe(
+            self.history,
+            self.weights.tolist(),
+            self.time_averaged_weights().tolist(),
+            layer=shapes or "where branch() is called",
+            steps=self._steps,
+            skipped=int(self._skips.max()),
+            min_weight=self.min_weight,
+        )
 
     @property
     def shared(self) -> tuple[Tensor, ...] | None:

@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image  # matplotlib's own dependency
 
+from .diagnose import Diagnosis
+from .history import FIELDS, History
+
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
@@ -136,6 +139,63 @@ def _draw_ends(ax: Axes, panel: Ends) -> None:
     ax.set_xlabel(panel.xlabel)
 
 
+def diagnosis(found: Diagnosis, path: str | Path) -> Path:
+    """What `gradnorm.diagnose` found: each task's gradient norm at the shared layer, and the cosines between them."""
+    with plt.rc_context(STYLE):
+        figure, (bars, table) = _figure(2, 2, width=4.4, height=1.4 + 0.34 * len(found.tasks))
+        norms = found.norms.numpy()
+        bars.barh(range(len(norms)), norms, color=COLOURS["gradnorm"], height=0.62)
+        for row, norm in enumerate(norms):
+            bars.text(1.02, row, f"{norm:.3g}", transform=bars.get_yaxis_transform(), va="center")
+        bars.set_yticks(range(len(norms)), found.tasks)
+        bars.invert_yaxis()
+        bars.set_xscale("log")
+        bars.set_xlim(left=norms[norms > 0].min(initial=1.0) / 3)
+        bars.set_title("Gradient norm at the shared layer")
+        bars.set_xlabel(found.layer)
+        _draw_cosines(table, found)
+        return _save(figure, Path(path))
+
+
+def _draw_cosines(ax: Axes, found: Diagnosis) -> None:
+    places = range(len(found.tasks))
+    ax.imshow(found.cosines.numpy(), cmap="RdBu", vmin=-1, vmax=1)
+    for i in places:
+        for j in places:
+            value = found.cosines[i, j].item()
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else "#222222")
+    ax.set_xticks(places, found.tasks, rotation=30, ha="right")
+    ax.set_yticks(places, found.tasks)
+    ax.set_title("Cosine between gradients")
+    ax.tick_params(length=0)
+
+
+def training(history: History, path: str | Path) -> Path:
+    """What a balancer recorded: weights, gradient norms and their targets, losses over the first, training rates."""
+    rows = history.rows()
+    table = {field: np.array([row[field] for row in rows], float).reshape(-1, len(history.tasks)) for field in FIELDS}
+    steps = np.array([row["step"] for row in rows], float)[:: len(history.tasks)]
+    colours = {task: colour_at(place) for place, task in enumerate(history.tasks)}
+    panels = [
+        ("weight $w_i$", table["weight"], False),
+        ("gradient norm $G_i$; dotted: its target", table["norm"], True),
+        ("loss over the first at hand", table["loss"] / _first_present(table["loss"]), True),
+        ("inverse training rate $r_i$: above 1 lags", table["rate"], False),
+    ]
+    with plt.rc_context(STYLE):
+        figure, axes = _figure(len(panels), 2, width=4.6, height=2.9)
+        for ax, (title, values, log) in zip(axes, panels, strict=True):
+            curves = {task: values[None, :, i] for i, task in enumerate(history.tasks)}
+            _draw_curves(ax, Curves(title, steps, curves, "", log, colours))
+        for i, task in enumerate(history.tasks):
+            axes[1].plot(steps, table["target"][:, i], ":", color=colours[task], linewidth=1.1)
+        return _save(figure, Path(path))
+
+
+def _first_present(values: Array) -> Array:
+    return np.array([column[np.isfinite(column)][0] if np.isfinite(column).any() else np.nan for column in values.T])
+
+
 def images(path: Path, rows: Mapping[str, Sequence[Array]]) -> Path:
     """A grid of small grey images, [H, W] in 0 … 16 each, a named row each."""
     columns = len(next(iter(rows.values())))
@@ -154,6 +214,12 @@ def colour_of(name: str, names: Mapping[str, Any]) -> str:
     """A method's colour, the same in every figure; others take theirs by their place."""
     others = [other for other in names if other not in COLOURS]
     return COLOURS[name] if name in COLOURS else FALLBACK[others.index(name) % len(FALLBACK)]
+
+
+def colour_at(place: int) -> str:
+    """The colour of the task at this place."""
+    palette = (COLOURS["gradnorm"], COLOURS["uncertainty"], *FALLBACK, COLOURS["static"])
+    return palette[place % len(palette)]
 
 
 def ramp(names: Sequence[str]) -> dict[str, Any]:

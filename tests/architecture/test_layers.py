@@ -13,6 +13,7 @@ LAYERS = [
     ["_types", "_errors", "_numerics"],
     ["functional", "capture", "distributed", "_arguments", "_optimizer"],
     ["history"],
+    ["diagnose"],
     ["balancer"],
     ["__init__"],
     ["plots", "report"],

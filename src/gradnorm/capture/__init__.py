@@ -9,6 +9,20 @@
 from ._graph import Graph
 from ._measure import At, Pass, Tally, measure
 from ._probe import Fork, Probe, Weigh
-from ._shared import Held, last_shared, resolve_shared
+from ._shared import Held, last_shared, resolve_shared, shared_layers, whole
 
-__all__ = ["At", "Fork", "Graph", "Held", "Pass", "Probe", "Tally", "Weigh", "last_shared", "measure", "resolve_shared"]
+__all__ = [
+    "At",
+    "Fork",
+    "Graph",
+    "Held",
+    "Pass",
+    "Probe",
+    "Tally",
+    "Weigh",
+    "last_shared",
+    "measure",
+    "resolve_shared",
+    "shared_layers",
+    "whole",
+]

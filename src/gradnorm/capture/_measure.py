@@ -27,7 +27,7 @@ from .._errors import GraphError
 from .._numerics import at_least_float32, row_norms
 from .._types import Sums
 from ._graph import AccumulateGrad, Graph, Meeting
-from ._shared import is_distributed
+from ._shared import is_distributed, whole
 
 At = Literal["weights", "features", "branches"]
 
@@ -174,13 +174,13 @@ class Pass:
 
     def _norm(self, arrivals: Arrivals) -> Tensor:
         """[1], of the contributions themselves."""
-        flat = [at_least_float32(_whole(gradient)).flatten() for gradient in arrivals.gradients.values()]
+        flat = [at_least_float32(whole(gradient)).flatten() for gradient in arrivals.gradients.values()]
         return row_norms(torch.cat(flat).unsqueeze(0))
 
     def _row(self, arrivals: Arrivals) -> Tensor:
         """[N], the task's gradient at `W`, flat."""
         flat = [
-            at_least_float32(_nothing(tensor) if gradient is None else _whole(gradient).reshape(-1))
+            at_least_float32(_nothing(tensor) if gradient is None else whole(gradient).reshape(-1))
             for tensor, gradient in zip(self.shared, self._products(arrivals), strict=True)
         ]
         return flat[0] if len(flat) == 1 else torch.cat(flat)
@@ -228,13 +228,6 @@ def _join(total: Tensor, part: Tensor, at: At) -> None:
 
 def _nothing(tensor: Tensor) -> Tensor:
     return torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-
-
-def _whole(gradient: Tensor) -> Tensor:
-    """Dense, and all of it: under tensor parallelism this process may hold a part, or one term of a sum."""
-    if is_distributed(gradient):
-        return gradient.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
-    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def measure(

@@ -113,26 +113,36 @@ def is_distributed(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def whole(gradient: Tensor) -> Tensor:
+    """Dense, and all of it: under tensor parallelism this process may hold a part, or one term of a sum."""
+    if is_distributed(gradient):
+        return gradient.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
 def last_shared(graph: Graph, tasks: int) -> tuple[Held, ...]:
     """The last shared layer's weight in `graph`, whose losses are `tasks` in number.
 
     Raises:
         GraphError: No parameter is reached by every loss.
     """
+    layers = shared_layers(graph, tasks)
+    if not layers:
+        raise GraphError(
+            "no layer is shared: of the parameters with two or more dimensions, none is reached by every loss; "
+            "check that all losses come from one network, or name the shared parameters with shared="
+        )
+    return (Held(layers[-1], layers[-1]),)
+
+
+def shared_layers(graph: Graph, tasks: int) -> list[Tensor]:
+    """The layers' weights that all of `tasks` losses reach, in the order in which the forward used them last."""
     everyone = (1 << tasks) - 1
-    best: tuple[bool, int] | None = None
-    choice: Tensor | None = None
+    found: list[tuple[tuple[bool, int], Tensor]] = []
     for leaf, nodes in graph.readers().items():
         reached = functools.reduce(operator.or_, (graph.tasks[node] for node in nodes))
         if not isinstance(leaf, nn.Parameter) or leaf.dim() < 2 or reached != everyone:
             continue
         # Where the tasks have a common forward, its last layer counts, although a head may use tied weights later.
-        key = max((graph.tasks[node] == everyone, node._sequence_nr()) for node in nodes)
-        if best is None or key >= best:
-            best, choice = key, leaf
-    if choice is None:
-        raise GraphError(
-            "no layer is shared: of the parameters with two or more dimensions, none is reached by every loss; "
-            "check that all losses come from one network, or name the shared parameters with shared="
-        )
-    return (Held(choice, choice),)
+        found.append((max((graph.tasks[node] == everyone, node._sequence_nr()) for node in nodes), leaf))
+    return [leaf for _, leaf in sorted(found, key=operator.itemgetter(0))]
