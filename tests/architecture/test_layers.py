@@ -17,7 +17,7 @@ LAYERS = [
     ["balancer"],
     ["__init__"],
     ["plots", "report"],
-    ["transformers", "study"],
+    ["lightning", "transformers", "study"],
     ["cli"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

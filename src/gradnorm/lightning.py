@@ -1,0 +1,141 @@
+"""GradNorm for Lightning: `training_step` returns the balanced loss, and a callback does the rest.
+
+Lightning keeps its loop, its backward and its optimizer. The callback only attaches the balancer to the optimizer while
+`fit` runs and hands its figures to the trainer's loggers. It has no state of its own: the balancer is a submodule of
+the LightningModule, and so is in every checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ._errors import ArgumentError, missing_extra
+from .balancer import GradNorm
+
+try:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import Callback
+except ModuleNotFoundError as error:
+    raise missing_extra("lightning", "lightning") from error
+
+
+class GradNormCallback(Callback):
+    """Steps a LightningModule's balancer after each real optimizer step, and logs its figures.
+
+    The module holds the balancer (`self.balancer = GradNorm(…)`) and returns `self.balancer(losses)` from
+    `training_step`. Every `trainer.log_every_n_steps` the balancer's `log_dict()` goes to all loggers of the trainer.
+
+    Args:
+        balancer: The balancer, or the name of the module's attribute; needed where the module has several.
+        optimizer: After which of the module's optimizers the balancer steps; needed where there are several.
+
+    Raises:
+        ArgumentError: When `fit` starts: the module has no balancer, or several and none was named; likewise for the
+            optimizers; or the balancer is not part of the module, whose checkpoints would lack it.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> from gradnorm import GradNorm
+        >>> class Net(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.trunk = torch.nn.Linear(4, 8)
+        ...         self.near, self.far = torch.nn.Linear(8, 1), torch.nn.Linear(8, 1)
+        ...         self.balancer = GradNorm(["near", "far"])
+        ...
+        ...     def training_step(self, x, batch_idx):
+        ...         features = self.trunk(x).tanh()
+        ...         near, far = self.near(features), 10 * self.far(features)
+        ...         return self.balancer({"near": near.square().mean(), "far": far.square().mean()})
+        ...
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.Adam(self.parameters())
+        >>> trainer = Trainer(
+        ...     callbacks=[GradNormCallback()],
+        ...     max_steps=4,
+        ...     log_every_n_steps=1,
+        ...     accelerator="cpu",
+        ...     logger=False,
+        ...     enable_checkpointing=False,
+        ...     enable_progress_bar=False,
+        ...     enable_model_summary=False,
+        ... )
+        >>> net = Net()
+        >>> trainer.fit(net, torch.utils.data.DataLoader(torch.randn(16, 4), batch_size=4))
+        >>> bool(net.balancer.weights[0] > net.balancer.weights[1])
+        True
+    """
+
+    def __init__(self, balancer: GradNorm | str | None = None, *, optimizer: int | None = None) -> None:
+        self._balancer = balancer
+        self._optimizer = optimizer
+        self._handles: list[RemovableHandle] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attaches the balancer; the optimizers exist by now, and resuming loads their state into the same objects."""
+        balancer = _find_balancer(pl_module, self._balancer)
+        optimizer = _find_optimizer(trainer.optimizers, self._optimizer)
+
+        def log_step(*_: Any) -> None:
+            # As Lightning's own callbacks: when and at which step `self.log` would write, so that curves line up.
+            if trainer.loggers and trainer._logger_connector.should_update_logs:
+                figures = balancer.log_dict()
+                for logger in trainer.loggers:
+                    logger.log_metrics(figures, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+        self._detach()
+        self._handles = [balancer.attach(optimizer), optimizer.register_step_post_hook(log_step)]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Detaches the balancer."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Detaches the balancer: Lightning does not end a fit that raised."""
+        self._detach()
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def _find_balancer(module: LightningModule, wanted: GradNorm | str | None) -> GradNorm:
+    found = {name: part for name, part in module.named_modules() if isinstance(part, GradNorm)}
+    names = ", ".join(map(repr, found)) or "none"
+    if wanted is not None:
+        for name, balancer in found.items():
+            if wanted is balancer or wanted == name:
+                return balancer
+        what = repr(wanted) if isinstance(wanted, str) else "a balancer"
+        raise ArgumentError(
+            f"balancer is {what}, which {type(module).__name__} does not hold (it holds {names}), so that its "
+            "checkpoints would lack the loss weights; make the balancer an attribute of the module, in its __init__"
+        )
+    if not found:
+        raise ArgumentError(
+            f"{type(module).__name__} holds no GradNorm; make one in its __init__, self.balancer = GradNorm(…), and "
+            "return self.balancer(losses) from training_step"
+        )
+    if len(found) > 1:
+        raise ArgumentError(
+            f"{type(module).__name__} holds several balancers, {names}; "
+            "add a callback for each: GradNormCallback(balancer=name, …)"
+        )
+    return next(iter(found.values()))
+
+
+def _find_optimizer(optimizers: list[Optimizer], index: int | None) -> Optimizer:
+    kinds = ", ".join(f"{i}: {type(optimizer).__name__}" for i, optimizer in enumerate(optimizers))
+    if index is None and len(optimizers) != 1:
+        raise ArgumentError(
+            f"training has {len(optimizers)} optimizers ({kinds}); say after which one the balancer steps, "
+            "GradNormCallback(optimizer=0): the one that holds W"
+        )
+    if index is not None and not 0 <= index < len(optimizers):
+        raise ArgumentError(f"optimizer is {index}, and training has {len(optimizers)} optimizers ({kinds})")
+    return optimizers[index or 0]
