@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
@@ -359,7 +359,7 @@ class GradNorm(nn.Module):
             return balanced
         balanced = (weights * stacked).sum()
         if any(loss is not None for loss in parsed):
-            self._watch(balanced, parsed, weights, stacked.detach().to(weights.dtype), mask, self._tally)
+            _eagerly(self._watch, balanced, parsed, weights, stacked.detach().to(weights.dtype), mask, self._tally)
         else:
             self._tally.add(self._nothing(), self.at)
         return balanced
@@ -547,6 +547,14 @@ class GradNorm(nn.Module):
         self._frozen = bool(self._is_frozen)
         self._tally.clear()
         self._called = False
+
+
+def _eagerly(function: Callable[..., None], *args: object) -> None:
+    """Call `function` outside of any graph that is being compiled, which breaks that graph in two."""
+    if torch.compiler.is_compiling():
+        # Not as a decorator: that would load the compiler with `import gradnorm`.
+        function = torch.compiler.disable(function)  # pyright: ignore[reportArgumentType]
+    function(*args)
 
 
 def _encode(names: Sequence[str]) -> Tensor:

@@ -14,6 +14,7 @@ the graph, and such a circle would keep it alive for good.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -127,6 +128,9 @@ class Pass:
     @torch.no_grad()
     def _begin(self, roots: Sequence[tuple[Arrivals, int]], gradients: tuple[Tensor, ...]) -> None:
         """Runs first in the backward: the factor is known, nothing has arrived."""
+        compiled = sys.modules.get("torch._dynamo.compiled_autograd")  # not loaded unless somebody compiles
+        if getattr(compiled, "in_compiled_autograd_region", False):
+            raise GraphError(_COMPILED_AUTOGRAD)
         if self.cleared():
             # What the tally holds (a step that a loss scaler skipped, a backward that failed) is not part of this
             # step's gradient.
@@ -200,9 +204,10 @@ class Pass:
                 allow_unused=True,
             )
         except RuntimeError as error:
-            if "use_reentrant" not in str(error):
-                raise
-            raise GraphError(_REENTRANT) from error
+            for sign, remedy in _REFUSALS.items():
+                if sign in str(error):
+                    raise GraphError(remedy) from error
+            raise
 
 
 _UNREACHED = {
@@ -212,10 +217,24 @@ _UNREACHED = {
     "or model=, or leave shared out to have the last shared layer found",
 }
 
+_COMPILED_AUTOGRAD = (
+    "compiled autograd runs this backward as one compiled graph, in which gradients of single tasks cannot be taken; "
+    'leave torch._dynamo.config.compiled_autograd off, or measure with at="branches"'
+)
+
 _REENTRANT = (
     "W lies in or before a segment that is checkpointed with use_reentrant=True, where autograd forbids gradients of "
     "single tensors; use checkpoint(..., use_reentrant=False)"
 )
+
+_DONATED = (
+    "torch.compile has compiled this backward for a single run (donated buffers), perhaps in an earlier process that "
+    "left it in the cache, and W needs one for each task; import torch._functorch.config and set its donated_buffer "
+    'to False before compiling, or leave the block that holds W uncompiled, or measure with at="branches"'
+)
+
+_REFUSALS = {"use_reentrant": _REENTRANT, "donated buffer": _DONATED}
+"""By what torch's own message says."""
 
 
 def _join(total: Tensor, part: Tensor, at: At) -> None:

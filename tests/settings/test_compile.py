@@ -1,0 +1,146 @@
+"""`torch.compile` beyond single parts (tests/unit/capture/test_compile.py): whole steps, and what must be refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradnorm import GradNorm, GraphError
+
+from ..unit.networks import Net, batch
+
+NAMES = ["a", "b", "c"]
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+pytestmark = pytest.mark.filterwarnings("default")  # torch's own, while it compiles
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+
+
+def training_step(net, balancer, optimizer, x):
+    loss = balancer(net.losses(x))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    balancer.step()
+    return loss
+
+
+def trained(step):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
+    for number in range(4):
+        step(net, balancer, optimizer, batch(number))
+    return balancer.weights, [p.detach() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_compiled_training_step_is_that_of_eager_mode(backend):
+    weights, parameters = trained(torch.compile(training_step, backend=backend))
+    wanted, others = trained(training_step)
+    torch.testing.assert_close(weights, wanted)
+    for a, b in zip(parameters, others, strict=True):
+        torch.testing.assert_close(a, b)
+    assert (wanted - 1).abs().max() > 0.01
+
+
+def test_a_compiled_network_that_holds_its_balancer():
+    class Whole(Net):
+        def __init__(self):
+            super().__init__()
+            self.balancer = GradNorm(NAMES, shared=self.last)
+
+        def forward(self, x):
+            return self.balancer(self.losses(x))
+
+    eager, net = Whole(), Whole()
+    compiled = torch.compile(net, backend="aot_eager")
+    for number in range(4):
+        for forward, each in ((eager, eager), (compiled, net)):
+            forward(batch(number)).backward()
+            each.balancer.step()
+    torch.testing.assert_close(net.balancer.weights, eager.balancer.weights)
+    torch.testing.assert_close(net.last.grad, eager.last.grad)
+
+
+def test_the_block_that_holds_w_may_stay_eager():
+    class Blocks(Net):
+        def losses(self, x):
+            features = self.eager(self.compiled(x))
+            return {name: head(features).square().mean() for name, head in self.named()}
+
+    def build(backend):
+        net = Blocks()
+        net.compiled = torch.compile(net.trunk[:2], backend=backend) if backend else net.trunk[:2]
+        net.eager = net.trunk[2:]
+        net.heads = torch.nn.ModuleList(torch.compile(h, backend=backend) if backend else h for h in net.heads)
+        return net
+
+    found = []
+    for backend in (None, "aot_eager"):
+        net = build(backend)
+        balancer = GradNorm(NAMES, shared=net.last)
+        for number in range(3):
+            balancer(net.losses(batch(number))).backward()
+            balancer.step()
+        found.append((balancer.weights, net.last.grad))
+    torch.testing.assert_close(*found)
+
+
+def test_one_graph_around_the_balancer_is_refused_by_torch():
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        trained(torch.compile(training_step, backend="aot_eager", fullgraph=True))
+
+
+def test_compiled_autograd_is_refused():
+    with (
+        torch._dynamo.config.patch(compiled_autograd=True),
+        pytest.raises(GraphError, match=r"leave torch\._dynamo\.config\.compiled_autograd off, or measure with at="),
+    ):
+        trained(torch.compile(training_step, backend="aot_eager"))
+
+
+SCRIPT = """
+import sys
+import torch
+import torch._functorch.config
+from gradnorm import GradNorm, GraphError
+
+torch._functorch.config.donated_buffer = "off" not in sys.argv
+torch.manual_seed(0)
+trunk, heads = torch.nn.Linear(6, 8), torch.nn.ModuleList(torch.nn.Linear(8, 1) for _ in range(2))
+forward = torch.compile(lambda x: [head(trunk(x).tanh()).square().mean() for head in heads])
+losses = forward(torch.ones(4, 6))
+if "plain" in sys.argv:
+    sum(losses).backward()
+    sys.exit()
+balancer = GradNorm(2, shared=trunk.weight)
+try:
+    balancer(losses).backward()
+except GraphError as error:
+    sys.exit(f"refused: {error}")
+balancer.step()
+rows = [torch.autograd.grad(h(trunk(torch.ones(4, 6)).tanh()).square().mean(), trunk.weight)[0] for h in heads]
+norms = torch.tensor([row["norm"] for row in balancer.history.rows()])
+torch.testing.assert_close(norms, torch.stack(rows).norm(dim=(1, 2)))
+"""
+
+
+@pytest.mark.slow
+def test_a_backward_that_was_compiled_for_one_run_is_refused_and_the_remedy_works(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))
+
+    def python(*arguments):
+        return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
+
+    assert python("plain").returncode == 0  # fills the disk cache
+    refused = python()
+    assert "refused: torch.compile has compiled this backward for a single run" in refused.stderr
+    kept = python("off")
+    assert kept.returncode == 0, kept.stderr
