@@ -553,7 +553,7 @@ def _eagerly(function: Callable[..., None], *args: object) -> None:
     """Call `function` outside of any graph that is being compiled, which breaks that graph in two."""
     if torch.compiler.is_compiling():
         # Not as a decorator: that would load the compiler with `import gradnorm`.
-        function = torch.compiler.disable(function)  # pyright: ignore[reportArgumentType]
+        function = torch.compiler.disable(function)  # pyright: ignore[reportAssignmentType]
     function(*args)
 
 
