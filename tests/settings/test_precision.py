@@ -1,0 +1,119 @@
+"""Mixed precision: the weights and the network of a plain run, whatever scales the loss or narrows the numbers."""
+
+import math
+
+import pytest
+import torch
+
+from gradnorm import GradNorm
+
+from ..unit.networks import Net, batch
+
+NAMES = ["a", "b", "c"]
+OPTIMIZERS = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=1e-2),
+    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
+    "fused Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-2, fused=True),
+}
+
+
+class Training:
+    """A network, its balancer attached to the optimizer, and perhaps a loss scaler."""
+
+    def __init__(self, make=OPTIMIZERS["SGD"], scale=None, autocast=None):
+        self.net = Net()
+        self.balancer = GradNorm(NAMES, shared=self.net.last)
+        self.optimizer = make(self.net.parameters())
+        self.balancer.attach(self.optimizer)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        self.autocast = autocast
+
+    def losses(self, x):
+        with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
+            return self.net.losses(x)
+
+    def step(self, number, bad=False, clip=None):
+        self.optimizer.zero_grad()
+        loss = self.scaler.scale(self.balancer(self.losses(batch(number))))
+        (loss * math.inf if bad else loss).backward()
+        if clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def result(self):
+        return [self.balancer.weights.clone(), *(p.detach().clone() for p in self.net.parameters())]
+
+
+def assert_same(one, other, **tolerance):
+    for a, b in zip(one.result(), other.result(), strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_loss_scale_changes_neither_the_weights_nor_the_network(make, clip):
+    plain, scaled = Training(make), Training(make, scale=65536.0)
+    for number in range(8):
+        plain.step(number, clip=clip)
+        scaled.step(number, clip=clip)
+    assert torch.equal(plain.balancer.weights, scaled.balancer.weights) or clip is not None
+    assert_same(plain, scaled)
+    assert (plain.balancer.weights - 1).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_skipped_step_leaves_no_trace(make):
+    """As if that batch had never come; `fused` optimizers skip on the device, and their hooks run all the same."""
+    scaled, plain = Training(make, scale=1024.0), Training(make)
+    for number in range(8):
+        scaled.step(number, bad=number in (0, 3))
+        if number not in (0, 3):
+            plain.step(number)
+    assert_same(scaled, plain)
+    assert scaled.balancer.log_dict()["gradnorm/skipped"] == 0
+    assert scaled.scaler.get_scale() == 256.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_measures_the_norms_of_the_gradients_that_autocast_gives(dtype):
+    training = Training(scale=8.0 if dtype is torch.float16 else None, autocast=dtype)
+    for number in range(5):
+        losses = training.losses(batch(number))
+        wanted = [torch.autograd.grad(loss, training.net.last, retain_graph=True)[0].norm() for loss in losses.values()]
+        weights = training.balancer.weights.clone()
+        training.step(number)
+        found = [training.balancer.log_dict()[f"gradnorm/norm/{name}"] for name in NAMES]
+        # The product of the weight and a gradient is rounded, once for us and once for autograd.
+        torch.testing.assert_close(torch.tensor(found), weights * torch.stack(wanted), rtol=0.02, atol=0.0)
+    assert training.balancer.weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_stays_near_full_precision(dtype):
+    plain, narrow = Training(), Training(scale=8.0 if dtype is torch.float16 else None, autocast=dtype)
+    for number in range(20):
+        plain.step(number)
+        narrow.step(number)
+    assert_same(plain, narrow, rtol=0.0, atol=0.1)
+    assert (plain.balancer.weights - 1).abs().max() > 0.3
+
+
+@pytest.mark.parametrize("missing", [(), ("b",)], ids=["all tasks", "one missing"])
+def test_no_step_reads_a_value(missing):
+    """On the meta device there are no values: whatever would wait for a GPU is an error here."""
+    with torch.device("meta"):
+        net = Net()
+        # torch makes Adam's count of steps capturable on real accelerators only; SGD has none.
+        balancer = GradNorm(NAMES, shared=net.last, optimizer=torch.optim.SGD)
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
+        for number in range(3):
+            optimizer.zero_grad()
+            losses = net.losses(torch.ones(4, 6))
+            balancer({name: None if name in missing else loss for name, loss in losses.items()}).backward()
+            optimizer.step()
+            balancer._advance(torch.tensor(0.0) if number else None)  # as `attach` does after a fused optimizer
+    assert len(balancer.history) == 3
+    with pytest.raises(RuntimeError, match="meta"):
+        balancer.log_dict()
