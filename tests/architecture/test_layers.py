@@ -21,7 +21,20 @@ LAYERS = [
     ["cli"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-OPTIONAL = ["matplotlib", "numpy", "rich", "sklearn", "torchjd", "typer", "pyarrow", "lightning", "transformers"]
+OPTIONAL = [
+    "matplotlib",
+    "numpy",
+    "rich",
+    "sklearn",
+    "torchjd",
+    "typer",
+    "pyarrow",
+    "lightning",
+    "transformers",
+    "h5py",
+    "scipy",
+    "gymnasium",
+]
 
 
 def parts():

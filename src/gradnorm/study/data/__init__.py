@@ -1,0 +1,1 @@
+"""The data sets of the vision studies; every one gives `Sample`s."""

@@ -1,0 +1,75 @@
+"""What every vision data set gives: an image, and the truth for each task, in one convention.
+
+Input is H × W, truth h × w (a quarter of it each way in the paper). A batch is a `Sample` too, each tensor with one
+more axis in front. What is not known at a pixel is marked in the truth itself: class −1, depth 0, normal zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CLASSES = (
+    "bed",
+    "books",
+    "ceiling",
+    "chair",
+    "floor",
+    "furniture",
+    "objects",
+    "picture",
+    "sofa",
+    "table",
+    "tv",
+    "wall",
+    "window",
+)
+"""NYUv2's 13 classes, in its order."""
+
+KEYPOINTS = 48
+"""Room-layout keypoints, all layout types together (§5)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image or a batch of them, with the truth for each task."""
+
+    image: Tensor
+    """[3, H, W] float32 in 0 … 1."""
+    segmentation: Tensor
+    """[h, w] int64: an index of `CLASSES`; −1 unknown."""
+    depth: Tensor
+    """[1, h, w] float32 in metres along the optical axis; 0 unknown."""
+    normals: Tensor
+    """[3, h, w] float32 unit vectors, camera coordinates (x right, y down, z forward), facing it; 0 unknown."""
+    keypoints: Tensor | None = None
+    """[48, h, w] float32 heatmaps in 0 … 1: one Gaussian per visible keypoint of this room's layout type."""
+    boxes: Tensor | None = None
+    """[M, 4] float32: left, top, right, bottom in pixels of the image; rows beyond the objects there are 0."""
+    labels: Tensor | None = None
+    """[M] int64: each box's index of `CLASSES`; −1 where there is no object."""
+    room: Tensor | None = None
+    """[] int64: the kind of room."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Sample:
+        """Every tensor that is there, changed: `sample.map(lambda x: x.to("cuda"))`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: None if v is None else change(v) for name, v in values.items()}
+        return Sample(**changed)
+
+
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Samples of the same sizes → one batch.
+
+    Example:
+        >>> one = Sample(torch.zeros(3, 8, 8), torch.zeros(2, 2).long(), torch.ones(1, 2, 2), torch.zeros(3, 2, 2))
+        >>> collate([one, one]).depth.shape
+        torch.Size([2, 1, 2, 2])
+    """
+    columns = {f.name: [getattr(sample, f.name) for sample in samples] for f in fields(Sample)}
+    stacked: dict[str, Any] = {name: None if v[0] is None else torch.stack(v) for name, v in columns.items()}
+    return Sample(**stacked)
