@@ -87,13 +87,27 @@ def parse_losses(losses: Losses, tasks: Sequence[str], *, empty: bool = False) -
 
 
 def check_graphs(losses: Sequence[Tensor | None], tasks: Sequence[str]) -> None:
-    """Raise unless every loss present can be differentiated."""
+    """Raise unless every loss present can be differentiated by an ordinary backward."""
     for task, loss in zip(tasks, losses, strict=True):
-        if loss is not None and not loss.requires_grad:
+        if loss is None:
+            continue
+        refuse_transforms(loss)
+        if not loss.requires_grad:
             raise GraphError(
                 f"the loss of task {task!r} has no graph: it was detached, computed under no_grad, or is a constant; "
                 "pass None for a task that this batch lacks"
             )
+
+
+def refuse_transforms(tensor: Tensor) -> None:
+    """Raise inside `torch.func.grad`, `vmap` and their kin: their graphs live apart, and no backward of ours runs."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # pyright: ignore[reportAttributeAccessIssue]
+        raise GraphError(
+            "a loss inside torch.func.grad, vmap or another of its transforms cannot be measured: use functional_call "
+            "and backward() there, or balancer.eval() for the weighted sum alone"
+        )
 
 
 def _check_names(argument: str, given: Mapping[str, object], tasks: Sequence[str]) -> None:

@@ -17,7 +17,15 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from . import functional as rule
-from ._arguments import check_graphs, parse_count, parse_losses, parse_number, parse_per_task, parse_tasks
+from ._arguments import (
+    check_graphs,
+    parse_count,
+    parse_losses,
+    parse_number,
+    parse_per_task,
+    parse_tasks,
+    refuse_transforms,
+)
 from ._errors import ArgumentError, StateError
 from ._numerics import at_least_float32, cosines, row_norms
 from ._optimizer import WeightOptimizer
@@ -180,7 +188,7 @@ class GradNorm(nn.Module):
 
         Raises:
             ArgumentError: Unknown names, a wrong number, something that is no scalar floating tensor, several devices.
-            GraphError: A loss without a graph, or one that does not reach `W`.
+            GraphError: A loss without a graph, one that does not reach `W`, or one inside a transform of `torch.func`.
         """
         parsed = parse_losses(losses, self.tasks, empty=self._reduces)
         watched = self.training and torch.is_grad_enabled() and not self._frozen
@@ -210,6 +218,7 @@ class GradNorm(nn.Module):
 
         Raises:
             StateError: The balancer was made for another `at`.
+            GraphError: Inside a transform of `torch.func`.
 
         Example:
             >>> import torch
@@ -224,6 +233,9 @@ class GradNorm(nn.Module):
         """
         if not isinstance(self._tally, Probe):
             raise StateError('branch() measures gradients where it is called: make the balancer with at="branches"')
+        if not self.training:
+            return (features,) * len(self.tasks)
+        refuse_transforms(features)
         self._branched = True
         return Fork.apply(features, self._tally.tensor)  # pyright: ignore[reportReturnType]
 

@@ -138,11 +138,13 @@ def last_shared(graph: Graph, tasks: int) -> tuple[Held, ...]:
 def shared_layers(graph: Graph, tasks: int) -> list[Tensor]:
     """The layers' weights that all of `tasks` losses reach, in the order in which the forward used them last."""
     everyone = (1 << tasks) - 1
-    found: list[tuple[tuple[bool, int], Tensor]] = []
+    found: list[tuple[tuple[bool, int, bool], Tensor]] = []
     for leaf, nodes in graph.readers().items():
         reached = functools.reduce(operator.or_, (graph.tasks[node] for node in nodes))
         if not isinstance(leaf, nn.Parameter) or leaf.dim() < 2 or reached != everyone:
             continue
         # Where the tasks have a common forward, its last layer counts, although a head may use tied weights later.
-        found.append((max((graph.tasks[node] == everyone, node._sequence_nr()) for node in nodes), leaf))
+        last = max((graph.tasks[node] == everyone, node._sequence_nr()) for node in nodes)
+        # One node reads both parts of weight normalisation, of which the magnitudes, [n, 1], are a vector in disguise.
+        found.append(((*last, sum(size > 1 for size in leaf.shape) > 1), leaf))
     return [leaf for _, leaf in sorted(found, key=operator.itemgetter(0))]
