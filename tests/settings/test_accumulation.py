@@ -1,0 +1,65 @@
+"""Gradient accumulation: k micro-batches are one batch, for the weights and for the network."""
+
+import pytest
+import torch
+
+from gradnorm import GradNorm
+
+from ..unit.networks import Net, batch
+
+NAMES = ["a", "b", "c"]
+
+
+def trained(backward, steps=5):
+    """Weights, parameters and history after steps whose backwards `backward(net, balancer, x)` does."""
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
+    balancer.attach(optimizer)
+    for step in range(steps):
+        optimizer.zero_grad()
+        backward(net, balancer, batch(step, size=8))
+        optimizer.step()
+    rows = torch.tensor([[row["loss"], row["norm"]] for row in balancer.history.rows()])
+    return [balancer.weights, *(p.detach() for p in net.parameters()), rows]
+
+
+def whole(net, balancer, x):
+    balancer(net.losses(x)).backward()
+
+
+def four(net, balancer, x):
+    for part in x.chunk(4):
+        (balancer(net.losses(part)) / 4).backward()
+
+
+def uneven(net, balancer, x):
+    for part in x.split([5, 3]):
+        (balancer(net.losses(part)) * len(part) / len(x)).backward()
+
+
+def one_graph(net, balancer, x):
+    sum(balancer(net.losses(part)) / 2 for part in x.chunk(2)).backward()
+
+
+@pytest.mark.parametrize("backward", [four, uneven, one_graph])
+def test_micro_batches_are_one_batch(backward):
+    for a, b in zip(trained(backward), trained(whole), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_task_is_measured_over_the_micro_batches_that_have_it():
+    """Loss and norm of c are those of the first half of the batch; the other tasks' are of all of it."""
+
+    def sometimes(net, balancer, x):
+        first, second = x.chunk(2)
+        (balancer(net.losses(first)) / 2).backward()
+        (balancer(net.losses(second) | {"c": None}) / 2).backward()
+
+    def halves(net, balancer, x):
+        losses = net.losses(x) | {"c": net.losses(x.chunk(2)[0])["c"]}
+        balancer(losses).backward()
+
+    found, wanted = (trained(way, steps=1) for way in (sometimes, halves))
+    torch.testing.assert_close(found[0], wanted[0])
+    torch.testing.assert_close(found[-1], wanted[-1])

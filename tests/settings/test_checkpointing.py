@@ -1,0 +1,56 @@
+"""Activation checkpointing: the weights and the network of a plain run, and what it costs."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+from gradnorm import GradNorm
+
+from ..unit.networks import Net, train
+
+FORWARDS = {
+    "whole trunk": lambda trunk, x: checkpoint(trunk, x, use_reentrant=False),
+    "two segments": lambda trunk, x: checkpoint_sequential(trunk, 2, x, use_reentrant=False),
+    "before W only": lambda trunk, x: trunk[2:](checkpoint(trunk[:2], x, use_reentrant=False)),
+}
+
+
+class Saving(Net):
+    """`Net` that forgets activations."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.way = forward
+
+    def losses(self, x):
+        features = self.way(self.trunk, x)
+        return {name: 10**i * (head(features) - 1).square().mean() for i, (name, head) in enumerate(self.named())}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("way", FORWARDS)
+def test_the_same_weights_and_parameters(way, named):
+    plain, net = Net(), Saving(FORWARDS[way])
+    found = []
+    for each in (plain, net):
+        balancer = GradNorm(["a", "b", "c"], shared=each.last if named else None)
+        train(each, balancer, 4)
+        assert balancer.shared[0] is each.last
+        found.append([balancer.weights, *(p.detach() for p in each.parameters())])
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize(("at", "runs"), [("weights", 2 + 3), ("features", 2)])
+def test_the_segment_that_holds_w_runs_once_more_for_each_task(at, runs):
+    net, count = Saving(FORWARDS["whole trunk"]), []
+
+    class Counted(nn.Module):
+        def forward(self, x):
+            count.append(1)
+            return x.clone()
+
+    net.trunk[1] = nn.Sequential(Counted(), net.trunk[1])
+    balancer = GradNorm(["a", "b", "c"], shared=net.last, at=at)
+    train(net, balancer, 1)
+    assert len(count) == runs
