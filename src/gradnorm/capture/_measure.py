@@ -38,6 +38,18 @@ class Tally:
 
     def __init__(self) -> None:
         self.sums: Sums | None = None
+        self.backward = -1
+
+    def begin(self, cleared: Callable[[], bool]) -> None:
+        """A balanced loss goes backward; if gradients were cleared since the last backward, so is this.
+
+        What the tally then holds (a step that a loss scaler skipped, a backward that failed) is not part of this
+        step's gradient. Several balanced losses may go backward as one: gradients do not show before its end.
+        """
+        backward = torch._C._current_graph_task_id()
+        if backward != self.backward and cleared():
+            self.clear()
+        self.backward = backward
 
     def clear(self) -> None:
         """Forget everything, as after an optimizer step."""
@@ -131,10 +143,7 @@ class Pass:
         compiled = sys.modules.get("torch._dynamo.compiled_autograd")  # not loaded unless somebody compiles
         if getattr(compiled, "in_compiled_autograd_region", False):
             raise GraphError(_COMPILED_AUTOGRAD)
-        if self.cleared():
-            # What the tally holds (a step that a loss scaler skipped, a backward that failed) is not part of this
-            # step's gradient.
-            self.tally.clear()
+        self.tally.begin(self.cleared)
         self.factor = gradients[0].detach()
         self.running, self.rows = True, None
         self.remaining = len(self.arrivals)
