@@ -25,7 +25,7 @@ class StateError(GradNormError, RuntimeError):
 def missing_extra(package: str, extra: str) -> ImportError:
     """The error for an optional `package` that is not installed, naming the exact command.
 
-    Example:
+    Examples:
         >>> print(missing_extra("pyarrow", "parquet"))
         'pyarrow' is needed here and not installed: pip install "gradnorm[parquet]"
     """

@@ -12,7 +12,7 @@ def at_least_float32(x: Tensor) -> Tensor:
     A half-precision norm overflows at 65504 and a bfloat16 one keeps three digits; the rule compares norms across tasks
     whose scales may be 10⁶ apart.
 
-    Example:
+    Examples:
         >>> at_least_float32(torch.ones(2, dtype=torch.bfloat16)).dtype
         torch.float32
     """
@@ -24,7 +24,7 @@ def row_norms(rows: Tensor) -> Tensor:
 
     Beyond, a norm is inf, which the balancer skips, or 0, which moves no weight.
 
-    Example:
+    Examples:
         >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([5., 0.])
     """
@@ -34,7 +34,7 @@ def row_norms(rows: Tensor) -> Tensor:
 def cosines(rows: Tensor, norms: Tensor) -> Tensor:
     """Cosine of the angle between each pair of rows, [T, N] and their norms [T] → [T, T]; NaN beside a zero row.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
         >>> cosines(x, row_norms(x))
         tensor([[1.0000, 0.7071],

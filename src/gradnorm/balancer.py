@@ -81,7 +81,7 @@ class GradNorm(nn.Module):
     Raises:
         ArgumentError: For each argument that cannot be used; it is a `ValueError`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
         >>> optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()])
@@ -220,7 +220,7 @@ class GradNorm(nn.Module):
             StateError: The balancer was made for another `at`.
             GraphError: Inside a transform of `torch.func`.
 
-        Example:
+        Examples:
             >>> import torch
             >>> balancer = GradNorm(2, at="branches")
             >>> trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))

@@ -92,7 +92,7 @@ def diagnose(losses: Losses, *, shared: Shared | None = None, model: nn.Module |
         ArgumentError: A loss is no scalar of a floating type, or `shared` cannot be used.
         GraphError: A loss without a graph, no shared layer, or a task that does not reach it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))

@@ -4,22 +4,20 @@ Tensors of shape [T] hold one number a task, NaN for a task that a step lacks: m
 Nothing here knows of a graph, a module or a process group; nothing waits for the device. The symbols, in the paper's
 order:
 
-=======================  ====================================  =======================================
-paper                    name                                  meaning
-=======================  ====================================  =======================================
-`L_i(t)`, `L_i(0)`       `losses`, `initial_losses`            now, and at the start
-`w_i`                    `weights`                             sum T
-`‖∇_W L_i‖₂`             `raw_norms`                           of the unweighted losses
-`G_i`                    `gradient_norms`                      of the weighted losses
-`Ḡ`                      `mean_gradient_norm`                  their common scale
-`L̃_i`                    `loss_ratios`                         small = trained fast
-`r_i`                    `inverse_training_rates`              large = lagging = larger target
-`Ḡ r_i^α`                `target_norms`                        where each `G_i` should be
-`L_grad`                 `gradnorm_loss`                       their distance
-`∂L_grad/∂w_i`           `weight_gradients`                    what the optimiser of `w` sees
-=======================  ====================================  =======================================
+| paper                | name                         | meaning                          |
+| ---                  | ---                          | ---                              |
+| `L_i(t)`, `L_i(0)`   | `losses`, `initial_losses`   | now, and at the start            |
+| `w_i`                | `weights`                    | sum T                            |
+| `‖∇_W L_i‖₂`         | `raw_norms`                  | of the unweighted losses         |
+| `G_i`                | `gradient_norms`             | of the weighted losses           |
+| `Ḡ`                  | `mean_gradient_norm`         | their common scale               |
+| `L̃_i`               | `loss_ratios`                | small = trained fast             |
+| `r_i`                | `inverse_training_rates`     | large = lagging = larger target  |
+| `Ḡ r_i^α`            | `target_norms`               | where each `G_i` should be       |
+| `L_grad`             | `gradnorm_loss`              | their distance                   |
+| `∂L_grad/∂w_i`       | `weight_gradients`           | what the optimiser of `w` sees   |
 
-Example:
+Examples:
     The second task lags (its loss has hardly moved), so its weight must rise: its gradient is negative.
 
     >>> import torch
@@ -53,7 +51,7 @@ __all__ = [
 def gradient_norms(weights: Tensor, raw_norms: Tensor) -> Tensor:
     """`G_i = ‖∇_W w_i L_i‖₂ = w_i ‖∇_W L_i‖₂` for `w_i > 0` (§3.1). [T], [T] → [T].
 
-    Example:
+    Examples:
         >>> gradient_norms(torch.tensor([0.5, 1.5]), torch.tensor([4.0, 2.0]))
         tensor([2., 3.])
     """
@@ -63,7 +61,7 @@ def gradient_norms(weights: Tensor, raw_norms: Tensor) -> Tensor:
 def mean_gradient_norm(gradient_norms: Tensor) -> Tensor:
     """`Ḡ = mean_i G_i` (§3.1). [T] → [].
 
-    Example:
+    Examples:
         >>> mean_gradient_norm(torch.tensor([2.0, 4.0, torch.nan]))
         tensor(3.)
     """
@@ -73,7 +71,7 @@ def mean_gradient_norm(gradient_norms: Tensor) -> Tensor:
 def loss_ratios(losses: Tensor, initial_losses: Tensor) -> Tensor:
     """`L̃_i = L_i(t) / L_i(0)`, an inverse training rate: small where a task trains fast (§3.1). [T], [T] → [T].
 
-    Example:
+    Examples:
         >>> loss_ratios(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0]))
         tensor([0.5000, 0.7500])
     """
@@ -85,7 +83,7 @@ def initial_mean(losses: Tensor, sums: Tensor, counts: Tensor, steps: int) -> tu
 
     A loss that is zero, negative or not finite can be no `L_i(0)` and is passed over. The paper has `steps = 1`.
 
-    Example:
+    Examples:
         >>> initial_mean(torch.tensor([3.0, 0.0]), torch.zeros(2), torch.zeros(2), steps=1)
         (tensor([3., 0.]), tensor([1., 0.]))
     """
@@ -96,7 +94,7 @@ def initial_mean(losses: Tensor, sums: Tensor, counts: Tensor, steps: int) -> tu
 def inverse_training_rates(loss_ratios: Tensor) -> Tensor:
     """`r_i = L̃_i / mean_j L̃_j`: above 1 where a task lags behind the others (§3.1). [T] → [T].
 
-    Example:
+    Examples:
         >>> inverse_training_rates(torch.tensor([0.5, 1.5]))
         tensor([0.5000, 1.5000])
     """
@@ -108,7 +106,7 @@ def target_norms(mean_gradient_norm: Tensor, rates: Tensor, alpha: float, priori
 
     The exponent is +α: a lagging task gets the larger target.
 
-    Example:
+    Examples:
         >>> target_norms(torch.tensor(2.0), torch.tensor([0.5, 1.5]), alpha=1.0)
         tensor([1., 3.])
     """
@@ -119,7 +117,7 @@ def target_norms(mean_gradient_norm: Tensor, rates: Tensor, alpha: float, priori
 def gradnorm_loss(gradient_norms: Tensor, target_norms: Tensor) -> Tensor:
     """`L_grad = Σ_i |G_i − Ḡ r_i^α|`: a sum over the tasks (eq. 2). [T], [T] → [].
 
-    Example:
+    Examples:
         >>> gradnorm_loss(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
         tensor(2.)
     """
@@ -131,7 +129,7 @@ def weight_gradients(gradient_norms: Tensor, target_norms: Tensor, raw_norms: Te
 
     `G_i` is linear in `w_i`, so no second-order graph is needed.
 
-    Example:
+    Examples:
         >>> weight_gradients(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]), torch.tensor([1.0, 3.0]))
         tensor([-1.,  3.])
     """
@@ -144,7 +142,7 @@ def renormalize(weights: Tensor, total: Tensor | float, min_weight: float = 0.0)
     Weights are raised to `min_weight` first: the one deviation from the paper, which leaves open what a weight that an
     update carries below zero should become.
 
-    Example:
+    Examples:
         >>> renormalize(torch.tensor([3.0, 1.0]), 2.0)
         tensor([1.5000, 0.5000])
     """

@@ -32,7 +32,7 @@ class History:
         tasks: Names.
         capacity: Steps to keep; 0 keeps none.
 
-    Example:
+    Examples:
         >>> import torch
         >>> history = History(["a", "b"], capacity=10)
         >>> history.append(0, torch.ones(2, 5), None)

@@ -36,7 +36,7 @@ class GradNormCallback(Callback):
         ArgumentError: When `fit` starts: the module has no balancer, or several and none was named; likewise for the
             optimizers; or the balancer is not part of the module, whose checkpoints would lack it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning.pytorch import LightningModule, Trainer
         >>> from gradnorm import GradNorm

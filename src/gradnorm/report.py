@@ -53,7 +53,7 @@ class Table:
     def markdown(self) -> str:
         """A pipe table under its title.
 
-        Example:
+        Examples:
             >>> print(Table("Ends", ("method", "loss"), [("equal", "1.5")]).markdown())
             ## Ends
             <BLANKLINE>

@@ -42,7 +42,7 @@ class GradNormTrainer(Trainer):
         ArgumentError: No balancer, or something that cannot be used beside it: DeepSpeed, `nn.DataParallel`,
             `compute_loss_func`, label smoothing.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import torch
         >>> from transformers import TrainingArguments

@@ -1,5 +1,6 @@
 """Every page of the documentation: its blocks run when pasted, its links lead somewhere, the site knows it."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -7,6 +8,8 @@ import sys
 
 import pytest
 import yaml
+
+import gradnorm
 
 from .blocks import ROOT, blocks, check_command, run
 
@@ -86,3 +89,13 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert built.returncode == 0, built.stderr
     pages = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("index.html")}
     assert "index.html" in pages
+
+
+def test_the_glossary_names_the_rule_as_it_is():
+    page = (DOCS / "reference/glossary.md").read_text()
+    named = re.findall(r"`functional\.(\w+)`", page)
+    helpers = {"initial_mean"}  # no symbol of the paper
+    assert set(named) == set(gradnorm.functional.__all__) - helpers
+    arguments = set(inspect.signature(gradnorm.GradNorm).parameters)
+    assert set(re.findall(r"`GradNorm\((\w+)=\)`", page)) <= arguments
+    assert all(hasattr(gradnorm.GradNorm, name) for name in re.findall(r"`balancer\.(\w+)\(\)`", page))

@@ -48,7 +48,7 @@ class Claim:
 def verdict(answers: Answers) -> Verdict:
     """All seeds, none, or some.
 
-    Example:
+    Examples:
         >>> verdict(np.array([True, True])), verdict(np.array([True, False])), verdict(np.array([False]))
         ('holds', 'mixed', 'does not hold')
     """
@@ -141,7 +141,7 @@ def growing(method: str, tasks: Names) -> Look:
 def spread(values: NDArray[np.float64]) -> str:
     """Mean ± standard deviation over seeds.
 
-    Example:
+    Examples:
         >>> spread(np.array([1.0, 2.0, 3.0]))
         '2 ± 1'
     """

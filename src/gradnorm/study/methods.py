@@ -124,7 +124,7 @@ METHODS: dict[str, Callable[[Setting], Weighting]] = {
 def weighting(method: str, setting: Setting) -> Weighting:
     """The weighting called `method`, for the network that `setting` describes.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(2, 2)
         >>> equal = weighting("equal", Setting(("a", "b"), layer, alpha=1.5, weight_lr=0.025))
         >>> equal(torch.tensor([1.0, 2.0]))

@@ -65,7 +65,7 @@ class Sample:
 def collate(samples: Sequence[Sample]) -> Sample:
     """Samples of the same sizes → one batch.
 
-    Example:
+    Examples:
         >>> one = Sample(torch.zeros(3, 8, 8), torch.zeros(2, 2).long(), torch.ones(1, 2, 2), torch.zeros(3, 2, 2))
         >>> collate([one, one]).depth.shape
         torch.Size([2, 1, 2, 2])
