@@ -19,12 +19,14 @@ def test_python_blocks_run_in_order_and_do_what_they_say(name, capsys):
     torch.manual_seed(0)
     namespace = {}
     found = texts(name, "python")
-    assert len(found) == 3
+    assert len(found) == 4
     for block in found:
         exec(compile(block, name, "exec"), namespace)
     depth, normals = namespace["balancer"].weights.tolist()
     assert depth < 1 < normals
-    assert "tensor(" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "tensor(" in said
+    assert "Shared layer: 2.weight (32, 32)" in said
 
 
 @pytest.mark.parametrize("name", READMES)
