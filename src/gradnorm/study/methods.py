@@ -28,6 +28,8 @@ class Setting:
     """The learning rate of GradNorm's weights."""
     fixed: tuple[float, ...] | None = None
     """The weights of a static run, one a task."""
+    epoch: int = 100
+    """Steps over which DWA averages a loss."""
 
 
 class Weighting(nn.Module):
@@ -75,6 +77,44 @@ class Uncertainty(Weighting):
         return self.scalarizer(values)
 
 
+class DynamicAverage(Weighting):
+    """DWA (Liu et al., 2019, eq. 7): `w_i = T softmax(L_i(t−1) / L_i(t−2) / 2)`, where t counts epochs.
+
+    Not TorchJD's, which does not save its averages: a run that is resumed would differ.
+    """
+
+    means: Tensor
+    """[2, T], of the last two epochs."""
+    sums: Tensor
+    steps: Tensor
+
+    def __init__(self, n_tasks: int, epoch: int, temperature: float = 2.0) -> None:
+        super().__init__()
+        self.epoch = epoch
+        self.temperature = temperature
+        self.register_buffer("weights", torch.ones(n_tasks))
+        self.register_buffer("means", torch.zeros(2, n_tasks))
+        self.register_buffer("sums", torch.zeros(n_tasks))
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[T] → []."""
+        self.sums += values.detach()
+        # A copy: step() changes the weights in place, and backward may still need these.
+        return (self.weights.clone() * values).sum()
+
+    def step(self) -> None:
+        """At the end of an epoch, its means are known."""
+        self.steps += 1
+        if self.steps % self.epoch:
+            return
+        self.means.copy_(torch.stack([self.means[1], self.sums / self.epoch]))
+        self.sums.zero_()
+        if self.steps >= 2 * self.epoch:
+            rates = self.means[1] / self.means[0]
+            self.weights.copy_(len(rates) * torch.softmax(rates / self.temperature, dim=0))
+
+
 class GradientNormalization(Weighting):
     """GradNorm, as any user would call it."""
 
@@ -117,6 +157,7 @@ METHODS: dict[str, Callable[[Setting], Weighting]] = {
     "equal": _equal,
     "static": _static,
     "uncertainty": lambda setting: Uncertainty(len(setting.tasks)),
+    "dwa": lambda setting: DynamicAverage(len(setting.tasks), setting.epoch),
     "gradnorm": GradientNormalization,
 }
 
