@@ -1,0 +1,76 @@
+"""What both families have in common: features that all tasks share, and one affine head a task upon them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+class Dense(nn.Module, ABC):
+    """An image → a map of a quarter of its size for each task; all shared up to the last layer (§5).
+
+    Args:
+        channels: The tasks' names, and how many channels each one's map has.
+        features: Channels of what `features` gives.
+        stride: Height and width of the images must be multiples of this.
+
+    Raises:
+        ValueError: No task.
+
+    Attributes:
+        last_shared: The last layer that all tasks share, the paper's `W`.
+    """
+
+    last_shared: nn.Module
+
+    def __init__(self, channels: Mapping[str, int], features: int, stride: int) -> None:
+        super().__init__()
+        if not channels:
+            raise ValueError("channels names no task: give one number of channels for each")
+        self.heads = nn.ModuleDict({task: nn.Conv2d(features, n, 1) for task, n in channels.items()})
+        self._stride = stride
+
+    @abstractmethod
+    def features(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, features, H/4, W/4], shared by all tasks."""
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] → each task's [B, channels, H/4, W/4].
+
+        Raises:
+            ValueError: H or W is not a multiple of the stride.
+        """
+        height, width = image.shape[-2:]
+        if height % self._stride or width % self._stride:
+            raise ValueError(
+                f"image is {height}×{width}, but {type(self).__name__} halves it until one pixel stands for "
+                f"{self._stride}: scale or crop height and width to multiples of {self._stride}"
+            )
+        features = self.features(image)
+        return {task: head(features) for task, head in self.heads.items()}
+
+
+def scaled(filters: int, width: float) -> int:
+    """How many filters a layer has in a network of this width.
+
+    Raises:
+        ValueError: `width` is not above 0.
+    """
+    if not width > 0:
+        raise ValueError(f"width is {width}: give a factor above 0, 1 for the paper's network")
+    return max(1, round(filters * width))
+
+
+def normed(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution of the same size, batch norm."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+def rectified(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution of the same size, batch norm, ReLU."""
+    return normed(inputs, outputs, kernel, stride).append(nn.ReLU(inplace=True))
