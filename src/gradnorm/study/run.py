@@ -42,6 +42,10 @@ HEARTBEAT_STEPS = 20
 """Steps between two looks at whether to stop."""
 
 
+CHANGING = ("model", "weighting", "optimizer", "world")
+"""What changes while an experiment trains, so what a checkpoint holds."""
+
+
 class UsageError(Exception):
     """What the user asked for cannot be done; the message says what to do instead."""
 
@@ -79,7 +83,11 @@ class Job:
 
 
 class Experiment(Protocol):
-    """One job, built: everything that changes while it trains, and how to measure it."""
+    """One job, built: everything that changes while it trains, and how to measure it.
+
+    Where the data depend on what the network did before, as an agent's do, their state is one more attribute, `world`,
+    with `state_dict()` and `load_state_dict()` over tensors and plain values.
+    """
 
     tasks: tuple[str, ...]
     model: nn.Module
@@ -87,7 +95,7 @@ class Experiment(Protocol):
     optimizer: torch.optim.Optimizer
 
     def losses(self, step: int) -> Tensor:
-        """The tasks' losses on the batch of this step, [T]; the batch depends on seed and step alone."""
+        """The tasks' losses on the batch of this step, [T]; the batch depends on seed, step and `world` alone."""
         ...
 
     def evaluate(self) -> dict[str, float]:
@@ -231,13 +239,7 @@ def _measure(experiment: Experiment, step: int) -> list[Row]:
 
 
 def _save(experiment: Experiment, path: Path, step: int, rows: list[Row]) -> None:
-    state = {
-        "step": step,
-        "rows": rows,
-        "model": experiment.model.state_dict(),
-        "weighting": experiment.weighting.state_dict(),
-        "optimizer": experiment.optimizer.state_dict(),
-    }
+    state = {"step": step, "rows": rows, **{name: part.state_dict() for name, part in _changing(experiment)}}
     content = io.BytesIO()
     torch.save(state, content)
     _write(path, content.getvalue())
@@ -247,10 +249,13 @@ def _restore(experiment: Experiment, path: Path) -> tuple[int, list[Row]]:
     if not path.exists():
         return 0, []
     state = torch.load(path, weights_only=True)
-    experiment.model.load_state_dict(state["model"])
-    experiment.weighting.load_state_dict(state["weighting"])
-    experiment.optimizer.load_state_dict(state["optimizer"])
+    for name, part in _changing(experiment):
+        part.load_state_dict(state[name])
     return state["step"], state["rows"]
+
+
+def _changing(experiment: Experiment) -> list[tuple[str, Any]]:
+    return [(name, getattr(experiment, name)) for name in CHANGING if hasattr(experiment, name)]
 
 
 def _write(path: Path, content: bytes) -> None:
