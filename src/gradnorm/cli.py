@@ -140,12 +140,13 @@ def _run(kind: Any, options: dict[str, Any], out: Path | None, workers: int, sea
     console, errors = Console(), Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _check_extra(kind)
         check(chosen.config)
         if workers < 0:
             raise UsageError(f"--workers is {workers}: give a number at least 0.")
         report = reproduce(study, folder, workers, console)
     except UsageError as error:
-        errors.print(f"Error: {error}", style="red", highlight=False)
+        errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(2) from None
     except Interrupted:
         errors.print("Stopped; run the same command again and it goes on from here.", highlight=False)
@@ -153,3 +154,16 @@ def _run(kind: Any, options: dict[str, Any], out: Path | None, workers: int, sea
     report.print(console)
     for name in ("report.html", "table.md", "metrics.csv", "figures"):
         console.print(f"{folder / name}", highlight=False, soft_wrap=True)
+
+
+def _check_extra(study: Any) -> None:
+    """Raises a `UsageError` if the study's own extra, `extra = (name, its packages)`, is not installed."""
+    from gradnorm.study.run import UsageError
+
+    extra, packages = getattr(study, "extra", ("", ()))
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"The study {study.name} needs packages that are not installed ({', '.join(missing)}): "
+            f'pip install "gradnorm[{extra}]"'
+        )

@@ -59,3 +59,13 @@ def test_without_the_extra_it_says_what_to_install():
     assert result.returncode == 1
     assert 'pip install "gradnorm[study]"' in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_without_a_studys_own_extra_it_says_what_to_install_and_the_command_line_still_loads(tmp_path):
+    block = "import sys; sys.modules.update(gymnasium=None)\nfrom gradnorm.cli import main; main()"
+    command = [sys.executable, "-c", block, "reproduce", "rl", "--out", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert 'pip install "gradnorm[rl]"' in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,8 @@ A new study is one file (config, data, losses, metrics, figures) and one line of
 from __future__ import annotations
 
 from gradnorm.study.digits import Digits
+from gradnorm.study.rl import Rl
 from gradnorm.study.toy import Toy
 
-STUDIES = {study.name: study for study in (Toy, Digits)}
+STUDIES = {study.name: study for study in (Toy, Digits, Rl)}
 """By the name that `gradnorm reproduce` takes."""

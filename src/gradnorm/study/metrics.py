@@ -69,6 +69,17 @@ class Metrics:
             runs[key] = rows + [(step, name, formula(key[2], values)) for step, values in at.items()]
         return Metrics(runs)
 
+    def late(self, share: float) -> Metrics:
+        """Ends without jitter: each quantity's mean over the last `share` of a run's records, as the only record.
+
+        The last record always counts, so that a share of 0 is the plain end.
+        """
+        runs: dict[Key, list[Row]] = {key: [] for key in self._runs}
+        for (key, quantity), series in self._series.items():
+            last = series[-max(1, round(share * len(series))) :]
+            runs[key].append((series[-1][0], quantity, sum(value for _, value in last) / len(last)))
+        return Metrics(runs)
+
     def write_csv(self, path: Path) -> None:
         """Every row, one a line, in the order of `COLUMNS`."""
         with path.open("w", newline="", encoding="utf-8") as file:

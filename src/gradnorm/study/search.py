@@ -41,7 +41,8 @@ class Search:
         return self.study.experiment(job)
 
     def report(self, metrics: Metrics, figures: Path) -> Report:
-        """A row a method, a column a rate."""
+        """A row a method, a column a rate; the end is what the study itself takes for one."""
+        metrics = metrics.late(getattr(self.study, "late", 0.0))
         problems = dict.fromkeys(job.problem for job in self.jobs())
         rows = [self._row(metrics, problem, method) for problem in problems for method in _methods(metrics, problem)]
         header = ("on", "method", *(f"lr {lr:g}" for lr in RATES), "best")

@@ -16,13 +16,15 @@ from rich.console import Console
 
 from gradnorm.study import STUDIES
 from gradnorm.study.digits import Digits, DigitsConfig
+from gradnorm.study.rl import Rl, RlConfig
 from gradnorm.study.run import Interrupted, Job, UsageError, reproduce, train
 from gradnorm.study.search import Search
 from gradnorm.study.toy import Toy, ToyConfig
 
 TOY = Toy(ToyConfig(seeds=1, steps=8, record_every=4, batch=8, test_size=16))
 DIGITS = Digits(DigitsConfig(seeds=1, steps=4, record_every=2, batch=8, test_size=16))
-SMALL = [TOY, DIGITS]
+RL = Rl(RlConfig(seeds=1, steps=4, record_every=2, batch=8, warm_up=4, memory=64, test_games=1))
+SMALL = [TOY, DIGITS, RL]
 
 
 def quiet():
