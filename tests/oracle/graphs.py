@@ -43,8 +43,8 @@ class RandomNet(nn.Module):
     def W(self):  # noqa: N802
         return list(self.trunk[-1].parameters())
 
-    def losses(self):
-        x, early = self.x, None
+    def losses(self, x=None):
+        x, early = self.x if x is None else x, None
         for layer in self.trunk:
             early = x
             x = self.activation(layer(x))
