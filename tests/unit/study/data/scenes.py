@@ -1,6 +1,7 @@
-"""A box-shaped room, cut by rays: depth and normals that are known exactly."""
+"""A plane and a box-shaped room: depth and normals that are known exactly."""
 
 import torch
+from torch.nn import functional as F
 
 WALLS = (
     ((0.0, -1.0, 0.0), 1.2),  # floor
@@ -22,6 +23,13 @@ def room(camera, height, width, tilt=0.3):
     depth = torch.where(facing > 0, distances[:, None] / facing, torch.inf)
     nearest, which = depth.min(0)
     return nearest.view(1, height, width), walls[which].T.view(3, height, width)
+
+
+def plane(camera, height, width, normal, distance=2.0):
+    """Depth [1, h, w] of the plane with this normal, which faces the camera, and the unit normal [3, h, w]."""
+    n = F.normalize(torch.tensor(normal), dim=0)
+    depth = -distance / (n @ camera.rays(height, width).flatten(1))
+    return depth.view(1, height, width), n[:, None, None].expand(3, height, width)
 
 
 def angles(first, second):

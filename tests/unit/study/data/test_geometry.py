@@ -4,21 +4,15 @@ from torch.nn import functional as F
 
 from gradnorm.study.data.geometry import Camera, normals_from_depth
 
-from .scenes import angles, room
+from .scenes import angles, plane, room
 
 CAMERA = Camera(90.0, 80.0, 47.0, 30.0)
 SHAPE = 64, 96
 
 
-def plane(normal, distance=2.0):
-    """Depth [1, h, w] of the plane with this normal, towards the camera, and the unit normal."""
-    n = F.normalize(torch.tensor(normal), dim=0)
-    return (-distance / (n @ CAMERA.rays(*SHAPE).flatten(1))).view(1, *SHAPE), n[:, None, None].expand(3, *SHAPE)
-
-
 @pytest.mark.parametrize("normal", [(0.0, 0.0, -1.0), (0.4, 0.0, -0.9), (0.0, -0.5, -0.8), (0.3, 0.4, -0.9)])
 def test_planes_have_their_normals(normal):
-    depth, expected = plane(normal)
+    depth, expected = plane(CAMERA, *SHAPE, normal)
     assert angles(normals_from_depth(depth, CAMERA), expected).max() < 0.05
 
 
@@ -45,7 +39,7 @@ def test_a_step_in_depth_keeps_both_surfaces_apart():
 
 
 def test_unknown_depth_gives_no_normal_and_spoils_none():
-    depth, expected = plane((0.3, 0.4, -0.9))
+    depth, expected = plane(CAMERA, *SHAPE, (0.3, 0.4, -0.9))
     depth[..., 20:30, 40:50] = 0
     found = normals_from_depth(depth, CAMERA)
     hole = depth[0] == 0
