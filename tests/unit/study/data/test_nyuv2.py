@@ -8,6 +8,7 @@ import torch
 from scipy.io import savemat
 
 from gradnorm.study.data import nyuv2
+from gradnorm.study.data.geometry import normals_from_depth
 from gradnorm.study.data.nyuv2 import KINECT, LABELED, MAPPING, SPLITS, NYUv2, _class_table, resized
 from gradnorm.study.data.sample import CLASSES, Sample, collate
 from gradnorm.study.run import UsageError
@@ -295,6 +296,21 @@ def test_what_is_missing_is_said_with_where_to_get_it(tmp_path, there):
 def test_other_splits_are_refused(folders):
     with pytest.raises(ValueError, match="'val'"):
         NYUv2(folders, "val")
+
+
+def test_normals_bear_the_steps_and_noise_of_a_kinect():
+    depth, normals = room(KINECT, 426, 560)
+    step = 1 / 8 / (0.075 * 580)  # an eighth of a pixel of disparity; baseline in metres, focal length in pixels
+    noise = torch.randn(depth.shape, generator=torch.Generator().manual_seed(0))
+    coarse = 1 / (step * (1 / depth / step + noise / 2).round())
+    blank = torch.zeros(426, 560).long()
+    small = [
+        resized(Sample(torch.zeros(3, 426, 560), blank, depth, n), OUT, 80).normals
+        for n in (normals_from_depth(coarse, KINECT), normals)
+    ]
+    wrong = angles(*small)
+    assert wrong.median() < 1.5
+    assert wrong.mean() < 3
 
 
 def test_the_camera_of_the_official_images_sees_as_wide_as_the_kinect():
