@@ -63,7 +63,8 @@ def test_without_the_extra_it_says_what_to_install():
 
 def test_without_a_studys_own_extra_it_says_what_to_install_and_the_command_line_still_loads(tmp_path):
     block = "import sys; sys.modules.update(gymnasium=None)\nfrom gradnorm.cli import main; main()"
-    command = [sys.executable, "-c", block, "reproduce", "rl", "--out", str(tmp_path / "out")]
+    tiny = ["--seeds", "1", "--steps", "1", "--warm-up", "1", "--test-games", "1", "--workers", "0"]
+    command = [sys.executable, "-c", block, "reproduce", "rl", *tiny, "--out", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert 'pip install "gradnorm[rl]"' in " ".join(result.stderr.split())

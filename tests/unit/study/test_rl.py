@@ -10,7 +10,7 @@ import torch
 
 from gradnorm.study import rl
 from gradnorm.study.metrics import Metrics
-from gradnorm.study.rl import GAMES, INPUTS, OBSERVED, TASKS, Agent, Games, Moves, Rl, RlConfig, World
+from gradnorm.study.rl import GAMES, INPUTS, OBSERVED, TASKS, Agent, Game, Games, Moves, Rl, RlConfig, World
 from gradnorm.study.run import Job, train
 from gradnorm.study.search import Search
 
@@ -100,6 +100,16 @@ def test_a_world_goes_on_from_its_state_bitwise():
         assert torch.equal(world.inputs, other.inputs)
     drawn = [each.sample(64, torch.Generator().manual_seed(1)) for each in (world, other)]
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+
+
+def test_a_games_clock_goes_on_too():
+    game, other = Game(GAMES[-1]), Game(GAMES[-1])
+    for each in (game, other):
+        each.start(0)
+    for _ in range(150):
+        game.move(0)
+    other.load_state_dict(game.state_dict())
+    assert [other.move(0)[3] for _ in range(50)] == [False] * 49 + [True]
 
 
 def test_memory_forgets_the_oldest_and_joins_before_and_after():
