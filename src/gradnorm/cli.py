@@ -61,15 +61,28 @@ def _command(study: Any) -> Callable[..., None]:
     """A function whose signature is the study's config and the options that all studies share."""
 
     def command(**options: Any) -> None:
-        run_options = {name: options.pop(name) for name in ("out", "workers", "search", "full")}
+        run_options = {name: options.pop(name, False) for name in ("out", "workers", "search", "full")}
         if run_options["full"]:
             options["steps"] = _full_steps(study, options["steps"])
-        _run(study, options, **run_options)
+        _run(study, _config(study, options), **run_options)
 
     parameters = [*_config_parameters(study), *_shared_parameters(study)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def _config(study: Any, options: dict[str, Any]) -> Any:
+    """The study's config; where it has presets, the chosen one, changed as far as options were given."""
+    import typer
+
+    if not hasattr(study, "presets"):
+        return study.config_class(**options)
+    name = options["preset"]
+    if name not in study.presets:
+        raise typer.BadParameter(f"--preset is {name!r}: choose one of {', '.join(study.presets)}.")
+    given = {option: value for option, value in options.items() if value is not None}
+    return dataclasses.replace(study.presets[name], **given)
 
 
 def _full_steps(study: Any, steps: int) -> int:
@@ -88,9 +101,12 @@ def _config_parameters(study: Any) -> list[inspect.Parameter]:
     parameters = []
     for field in dataclasses.fields(study.config_class):
         kind = type(field.default)
-        option = typer.Option(help=field.metadata["reason"], parser=_number(kind), metavar=kind.__name__)
-        annotation = Annotated[kind, option]
-        parameters.append(_parameter(field.name, annotation, field.default))
+        choices = "|".join(field.metadata["choices"])
+        option = typer.Option(help=field.metadata["reason"], metavar=choices or kind.__name__, parser=_number(kind))
+        if hasattr(study, "presets") and field.name != "preset":  # left out, a setting is the preset's
+            parameters.append(_parameter(field.name, Annotated[kind | None, option], None))
+        else:
+            parameters.append(_parameter(field.name, Annotated[kind, option], field.default))
     return parameters
 
 
@@ -115,26 +131,26 @@ def _shared_parameters(study: Any) -> list[inspect.Parameter]:
     workers = typer.Option(help="Processes, each on one thread; 0 computes in this one.")
     search = typer.Option("--search", help="Search every method's learning rate, on seeds that are never reported.")
     full = typer.Option("--full", help=f"Train for {FULL_STEPS:,} steps.")
-    return [
+    parameters = [
         _parameter("out", Annotated[Path | None, out], None),
         _parameter("workers", Annotated[int, workers], 2),
         _parameter("search", Annotated[bool, search], False),
-        _parameter("full", Annotated[bool, full], False),
     ]
+    return parameters if hasattr(study, "presets") else [*parameters, _parameter("full", Annotated[bool, full], False)]
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _run(kind: Any, options: dict[str, Any], out: Path | None, workers: int, search: bool, full: bool) -> None:
+def _run(kind: Any, config: Any, out: Path | None, workers: int, search: bool, full: bool) -> None:
     import typer
     from rich.console import Console
 
     from gradnorm.study.run import Interrupted, UsageError, check, reproduce
     from gradnorm.study.search import Search
 
-    chosen = kind(kind.config_class(**options))
+    chosen = kind(config)
     study = Search(chosen) if search else chosen
     folder = out or Path("runs") / (study.name + ("-full" if full else ""))
     console, errors = Console(), Console(stderr=True)

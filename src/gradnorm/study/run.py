@@ -123,7 +123,10 @@ class Config(Protocol):
 
 
 class Study(Protocol):
-    """A study; a new one is one file. It must survive pickling: it is sent to worker processes."""
+    """A study; a new one is one file. It must survive pickling: it is sent to worker processes.
+
+    One that trains in another way than `train`'s loop has a method `train(job, folder, stop)` of its own.
+    """
 
     @property
     def name(self) -> str:
@@ -149,27 +152,40 @@ class Study(Protocol):
 
 
 def setting(
-    default: Any, reason: str, *, least: float = -math.inf, above: float = -math.inf, below: float = math.inf
+    default: Any,
+    reason: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    choices: Sequence[str] = (),
 ) -> Any:
     """A field of a config: its default, the reason for it, which `--help` shows, and the values that make sense."""
-    bounds = {"reason": reason, "least": least, "above": above, "below": below}
+    bounds = {"reason": reason, "least": least, "above": above, "below": below, "choices": choices}
     return dataclasses.field(default=default, metadata=bounds)
 
 
 def check(config: Any) -> None:
     """Raises a `UsageError` for the first setting that is out of its bounds."""
     for f in dataclasses.fields(config):
-        value, (least, above, below) = getattr(config, f.name), (f.metadata[k] for k in ("least", "above", "below"))
+        value, option = getattr(config, f.name), f"--{f.name.replace('_', '-')}"
+        if isinstance(value, str):
+            if f.metadata["choices"] and value not in f.metadata["choices"]:
+                raise UsageError(f"{option} is {value!r}: choose one of {', '.join(f.metadata['choices'])}.")
+            continue
+        least, above, below = (f.metadata[k] for k in ("least", "above", "below"))
         if not (value >= least and above < value < below):
             wanted = {"at least": least, "above": above, "below": below}
             bounds = " and ".join(f"{word} {bound:g}" for word, bound in wanted.items() if math.isfinite(bound))
-            raise UsageError(f"--{f.name.replace('_', '-')} is {value}: give a number {bounds}.")
+            raise UsageError(f"{option} is {value}: give a number {bounds}.")
 
 
-def command_line(name: str, config: Any) -> str:
-    """The command that makes a study: its name, and each setting that is not the default."""
-    changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
-    return " ".join(["gradnorm reproduce", name, *(f"--{n.replace('_', '-')} {getattr(config, n)}" for n in changed)])
+def command_line(name: str, config: Any, base: Any = None) -> str:
+    """The command that makes a study: its name, and each setting that is not that of `base`, or the default."""
+    base = base or type(config)()
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    changed = {name: value for name, value in values.items() if value != getattr(base, name)}
+    return " ".join(["gradnorm reproduce", name, *(f"--{n.replace('_', '-')} {value}" for n, value in changed.items())])
 
 
 def config_table(config: Any) -> Table:
@@ -208,16 +224,25 @@ def train(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> 
             if stopping:
                 return False
         _step(experiment, step, rows, record=step % study.config.record_every == 0)
-    rows += _measure(experiment, study.config.steps)
-    result = {"averaged_weights": experiment.weighting.averaged_weights().tolist(), "rows": rows}
-    _write(folder / f"{job.file_name}.json", json.dumps(result).encode())
+    rows += measure(experiment, study.config.steps)
+    write_result(folder, job, experiment.weighting, rows)
     checkpoint.unlink(missing_ok=True)
     return True
 
 
+def write_result(folder: Path, job: Job, weighting: Weighting, rows: Sequence[Row]) -> None:
+    """A finished run, as `reproduce` looks for it."""
+    result = {"averaged_weights": weighting.averaged_weights().tolist(), "rows": rows}
+    _write(folder / f"{job.file_name}.json", json.dumps(result).encode())
+
+
+def _train(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
+    return getattr(study, "train", partial(train, study))(job, folder, stop)
+
+
 def _step(experiment: Experiment, step: int, rows: list[Row], record: bool) -> None:
     if record:
-        rows += _measure(experiment, step)
+        rows += measure(experiment, step)
     losses = experiment.losses(step)
     loss = experiment.weighting(losses)
     experiment.optimizer.zero_grad()
@@ -228,7 +253,8 @@ def _step(experiment: Experiment, step: int, rows: list[Row], record: bool) -> N
         rows += [(step, f"loss/{task}", value) for task, value in zip(experiment.tasks, losses.tolist(), strict=True)]
 
 
-def _measure(experiment: Experiment, step: int) -> list[Row]:
+def measure(experiment: Experiment, step: int) -> list[Row]:
+    """The test metrics and the weights now."""
     experiment.model.eval()
     with torch.no_grad():
         metrics = experiment.evaluate()
@@ -397,7 +423,7 @@ def _execute_here(study: Study, pending: list[Job], out: Path, board: _Board) ->
 
     with _one_thread():
         while (job := _take(pending, out)) is not None:
-            train(study, job, out / "runs", partial(watch, job))
+            _train(study, job, out / "runs", partial(watch, job))
             board.finish(job)
 
 
@@ -517,4 +543,4 @@ def _work(study: Study, job: Job, folder: Path) -> bool:
         reports.put((job, step))
         return event.is_set() or (parent is not None and not parent.is_alive())
 
-    return train(study, job, folder, stop)
+    return _train(study, job, folder, stop)
