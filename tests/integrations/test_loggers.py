@@ -92,6 +92,7 @@ def test_tensorboard_through_lightning(tmp_path):
 
 def history(folder):
     """The logged rows of the one offline run below `folder`."""
+    wandb.teardown()  # another process writes the file: on a busy machine it may not have done so yet
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     rows = []
     for data in records(path.read_bytes()):
