@@ -78,11 +78,17 @@ def _config(study: Any, options: dict[str, Any]) -> Any:
 
     if not hasattr(study, "presets"):
         return study.config_class(**options)
-    name = options["preset"]
+    chooser = _chooser(study)
+    name = options[chooser]
     if name not in study.presets:
-        raise typer.BadParameter(f"--preset is {name!r}: choose one of {', '.join(study.presets)}.")
+        raise typer.BadParameter(f"--{chooser} is {name!r}: choose one of {', '.join(study.presets)}.")
     given = {option: value for option, value in options.items() if value is not None}
     return dataclasses.replace(study.presets[name], **given)
+
+
+def _chooser(study: Any) -> str:
+    """The setting that chooses among a study's presets; there is none where it has no presets."""
+    return getattr(study, "chooser", "preset") if hasattr(study, "presets") else ""
 
 
 def _full_steps(study: Any, steps: int) -> int:
@@ -103,7 +109,7 @@ def _config_parameters(study: Any) -> list[inspect.Parameter]:
         kind = type(field.default)
         choices = "|".join(field.metadata["choices"])
         option = typer.Option(help=field.metadata["reason"], metavar=choices or kind.__name__, parser=_number(kind))
-        if hasattr(study, "presets") and field.name != "preset":  # left out, a setting is the preset's
+        if hasattr(study, "presets") and field.name != _chooser(study):  # left out, a setting is the preset's
             parameters.append(_parameter(field.name, Annotated[kind | None, option], None))
         else:
             parameters.append(_parameter(field.name, Annotated[kind, option], field.default))
@@ -127,16 +133,20 @@ def _number(kind: type) -> Callable[[str], Any]:
 def _shared_parameters(study: Any) -> list[inspect.Parameter]:
     import typer
 
-    out = typer.Option(help="The folder to write or resume.", show_default=f"runs/{study.name}")
+    chosen = f"-{_chooser(study).upper()}" if hasattr(study, "presets") else ""
+    out = typer.Option(help="The folder to write or resume.", show_default=f"runs/{study.name}{chosen}")
     workers = typer.Option(help="Processes, each on one thread; 0 computes in this one.")
     search = typer.Option("--search", help="Search every method's learning rate, on seeds that are never reported.")
     full = typer.Option("--full", help=f"Train for {FULL_STEPS:,} steps.")
     parameters = [
         _parameter("out", Annotated[Path | None, out], None),
         _parameter("workers", Annotated[int, workers], 2),
-        _parameter("search", Annotated[bool, search], False),
     ]
-    return parameters if hasattr(study, "presets") else [*parameters, _parameter("full", Annotated[bool, full], False)]
+    if hasattr(study, "metric"):
+        parameters.append(_parameter("search", Annotated[bool, search], False))
+    if not hasattr(study, "presets"):
+        parameters.append(_parameter("full", Annotated[bool, full], False))
+    return parameters
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -152,7 +162,8 @@ def _run(kind: Any, config: Any, out: Path | None, workers: int, search: bool, f
 
     chosen = kind(config)
     study = Search(chosen) if search else chosen
-    folder = out or Path("runs") / (study.name + ("-full" if full else ""))
+    chosen_preset = getattr(config, _chooser(kind), None)
+    folder = out or Path("runs") / "-".join(filter(None, (study.name, chosen_preset, "full" if full else "")))
     console, errors = Console(), Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

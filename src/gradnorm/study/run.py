@@ -236,7 +236,8 @@ def write_result(folder: Path, job: Job, weighting: Weighting, rows: Sequence[Ro
     _write(folder / f"{job.file_name}.json", json.dumps(result).encode())
 
 
-def _train(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
+def carry_out(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
+    """Trains a job in the study's own way, where it has one; arguments and result are those of `train`."""
     return getattr(study, "train", partial(train, study))(job, folder, stop)
 
 
@@ -423,7 +424,7 @@ def _execute_here(study: Study, pending: list[Job], out: Path, board: _Board) ->
 
     with _one_thread():
         while (job := _take(pending, out)) is not None:
-            _train(study, job, out / "runs", partial(watch, job))
+            carry_out(study, job, out / "runs", partial(watch, job))
             board.finish(job)
 
 
@@ -543,4 +544,4 @@ def _work(study: Study, job: Job, folder: Path) -> bool:
         reports.put((job, step))
         return event.is_set() or (parent is not None and not parent.is_alive())
 
-    return _train(study, job, folder, stop)
+    return carry_out(study, job, folder, stop)
