@@ -65,6 +65,7 @@ class Curves:
     log: bool = False
     colours: Mapping[str, Any] | None = None
     """By name; left out, the methods' own."""
+    xlabel: str = "step"
 
 
 def over_time(path: Path, panels: Sequence[Curves], columns: int = 4) -> Path:
@@ -87,7 +88,7 @@ def _draw_curves(ax: Axes, panel: Curves) -> None:
     if panel.log:
         ax.set_yscale("log")
     ax.set_title(panel.title)
-    ax.set_xlabel("step")
+    ax.set_xlabel(panel.xlabel)
     ax.set_ylabel(panel.ylabel)
     ax.set_xlim(panel.steps[0], panel.steps[-1])
     _label_ends(ax, ends)

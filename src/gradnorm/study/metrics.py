@@ -36,6 +36,12 @@ class Metrics:
         """The seeds of a method's runs, ascending."""
         return sorted(seed for name, other, seed in self._runs if (name, other) == (problem, method))
 
+    def tasks(self, problem: str, method: str) -> tuple[str, ...]:
+        """The tasks whose weights were recorded, in order."""
+        runs = (rows for (name, other, _), rows in self._runs.items() if (name, other) == (problem, method))
+        weights = (quantity for _, quantity, _ in next(runs) if quantity.startswith("weight/"))
+        return tuple(dict.fromkeys(quantity.removeprefix("weight/") for quantity in weights))
+
     def steps(self, problem: str, method: str, quantity: str) -> NDArray[np.float64]:
         """The steps at which a quantity was recorded, [R]."""
         seed = self.seeds(problem, method)[0]

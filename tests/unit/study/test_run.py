@@ -15,6 +15,8 @@ import torch
 from rich.console import Console
 
 from gradnorm.study import STUDIES
+from gradnorm.study.alpha import Alpha, AlphaConfig
+from gradnorm.study.bases import BASES
 from gradnorm.study.digits import Digits, DigitsConfig
 from gradnorm.study.rl import Rl, RlConfig
 from gradnorm.study.run import Interrupted, Job, UsageError, reproduce, train
@@ -24,6 +26,7 @@ from gradnorm.study.toy import Toy, ToyConfig
 TOY = Toy(ToyConfig(seeds=1, steps=8, record_every=4, batch=8, test_size=16))
 DIGITS = Digits(DigitsConfig(seeds=1, steps=4, record_every=2, batch=8, test_size=16))
 RL = Rl(RlConfig(seeds=1, steps=4, record_every=2, batch=8, warm_up=4, memory=64, test_games=1))
+ALPHA = Alpha(AlphaConfig("digits", seeds=1, steps=4, record_every=2))
 SMALL = [TOY, DIGITS, RL]
 
 
@@ -79,7 +82,7 @@ def test_seeds_and_steps_give_other_batches():
     assert not torch.equal(experiment.losses(0), other.losses(0))
 
 
-@pytest.mark.parametrize("study", [*SMALL, Search(DIGITS)], ids=lambda s: s.name)
+@pytest.mark.parametrize("study", [*SMALL, Search(DIGITS), ALPHA], ids=lambda s: s.name)
 def test_a_small_study_end_to_end_writes_its_folder(study, tmp_path):
     out = tmp_path / "out"
     report = reproduce(study, out, workers=0, console=quiet())
@@ -144,7 +147,7 @@ def test_file_names_are_safe_and_distinct():
 
 def test_search_seeds_are_never_reported():
     reported = {job.seed for study in STUDIES.values() for job in study().jobs()}
-    searched = {job.seed for study in STUDIES.values() for job in Search(study()).jobs()}
+    searched = {job.seed for study in BASES.values() for job in Search(study()).jobs()}
     assert not reported & searched
 
 
