@@ -8,7 +8,38 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradnorm.study.data.rooms.layout import MIRROR
 from gradnorm.study.data.sample import Sample
+
+
+def flip(sample: Sample) -> Sample:
+    """The mirror image: x of the normals changes sign, and each layout keypoint takes its mirrored name.
+
+    Example:
+        >>> one = Sample(torch.rand(3, 8, 8), torch.zeros(2, 2).long(), torch.ones(1, 2, 2), torch.ones(3, 2, 2))
+        >>> flip(one).normals[:, 0, 0]
+        tensor([-1.,  1.,  1.])
+    """
+    sign = torch.tensor([-1.0, 1.0, 1.0], device=sample.normals.device)[:, None, None]
+    return replace(
+        sample,
+        image=sample.image.flip(-1),
+        segmentation=sample.segmentation.flip(-1),
+        depth=sample.depth.flip(-1),
+        normals=sample.normals.flip(-1) * sign,
+        keypoints=None if sample.keypoints is None else _flip_keypoints(sample.keypoints),
+        boxes=None if sample.boxes is None else _flip_boxes(sample.boxes, sample.image.shape[-1]),
+    )
+
+
+def _flip_keypoints(maps: Tensor) -> Tensor:
+    return maps.flip(-1).index_select(-3, MIRROR.to(maps.device))
+
+
+def _flip_boxes(boxes: Tensor, width: int) -> Tensor:
+    left, top, right, bottom = boxes.unbind(-1)
+    flipped = torch.stack([width - right, top, width - left, bottom], dim=-1)
+    return torch.where((right > left)[..., None], flipped, boxes)  # padding stays 0
 
 
 def scale(sample: Sample, factor: float, corner: tuple[float, float]) -> Sample:

@@ -1,4 +1,4 @@
-"""Augmentation keeps image and truth in step."""
+"""Augmentation keeps image and truth in step. That a flip is the mirrored scene is tested with the rooms."""
 
 from dataclasses import fields, replace
 
@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from gradnorm.study.data import augment
 from gradnorm.study.data.geometry import Camera, normals_from_depth
+from gradnorm.study.data.rooms import Rooms, layout
 from gradnorm.study.data.sample import Sample, collate
 
 from .scenes import angles, plane, room
@@ -120,3 +121,46 @@ def test_keypoints_follow(sample):
 def test_bad_arguments_are_refused(sample, factor, corner):
     with pytest.raises(ValueError, match=r"factor is|corner is"):
         augment.scale(sample, factor, corner)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return Rooms("train", n=4, size=32, out=16).batch(range(4))
+
+
+def test_flipping_twice_changes_nothing(batch):
+    twice = augment.flip(augment.flip(batch))
+    for field in fields(batch):
+        assert_close(getattr(twice, field.name), getattr(batch, field.name))
+
+
+def test_a_batch_is_flipped_as_its_samples_are(batch):
+    flipped = augment.flip(batch)
+    for i in range(4):
+        one = augment.flip(batch.map(lambda values, i=i: values[i]))
+        for field in fields(batch):
+            assert_close(getattr(one, field.name), getattr(flipped, field.name)[i])
+
+
+def test_boxes_move_to_the_other_side(batch):
+    width = batch.image.shape[-1]
+    boxes = torch.tensor([[[2.0, 5.0, 10.0, 9.0], [0.0, 0.0, 0.0, 0.0]]])
+    flipped = augment.flip(replace(batch, boxes=boxes)).boxes
+    assert_close(flipped, torch.tensor([[[width - 10.0, 5.0, width - 2.0, 9.0], [0.0, 0.0, 0.0, 0.0]]]))
+
+
+def test_the_left_corner_becomes_the_right_one(batch):
+    maps = torch.zeros_like(batch.keypoints)
+    first = layout.FIRST[0]
+    maps[:, first + 1, 3, 2] = 1  # the second of the four at the ceiling
+    flipped = augment.flip(replace(batch, keypoints=maps)).keypoints
+    assert (flipped.sum(dim=(2, 3)).argmax(dim=1) == first + 2).all()
+    assert (flipped[:, first + 2, 3, -3] == 1).all()
+
+
+def test_what_a_sample_lacks_it_still_lacks(batch):
+    bare = replace(batch, keypoints=None, boxes=None, labels=None, room=None)
+    flipped = augment.flip(bare)
+    assert flipped.keypoints is None
+    assert flipped.boxes is None
+    assert_close(flipped.image, batch.image.flip(-1))
