@@ -316,7 +316,7 @@ def reproduce(study: Study, out: Path, workers: int, console: Console) -> Report
     started = time.monotonic()
     missing = [job for job in jobs if not _result_path(out, job).exists()]
     try:
-        _execute(study, missing, len(jobs), out, workers, console)
+        _execute(study, list(missing), len(jobs), out, workers, console)
     except KeyboardInterrupt as stopped:
         raise Interrupted from stopped
     metrics = Metrics({job.key: _result(out, job)["rows"] for job in sorted(jobs, key=_reporting_order(jobs))})

@@ -98,6 +98,7 @@ def test_a_small_study_end_to_end_writes_its_folder(study, tmp_path):
 
 def test_a_second_start_computes_nothing_and_says_the_same(tmp_path):
     reproduce(DIGITS, tmp_path, workers=0, console=quiet())
+    assert json.loads((tmp_path / "manifest.json").read_text())["runs_computed_by_the_last_start"] == 5
     metrics, report = (tmp_path / "metrics.csv").read_bytes(), (tmp_path / "report.html").read_bytes()
     reproduce(DIGITS, tmp_path, workers=0, console=quiet())
     assert json.loads((tmp_path / "manifest.json").read_text())["runs_computed_by_the_last_start"] == 0
