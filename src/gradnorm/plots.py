@@ -105,6 +105,36 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
 
 
 @dataclass(frozen=True)
+class Points:
+    """One panel: a cloud of points by name, each (x [n], y [n])."""
+
+    title: str
+    values: Mapping[str, tuple[Array, Array]]
+    xlabel: str
+    ylabel: str
+
+
+def scatter(path: Path, panels: Sequence[Points], columns: int = 4) -> Path:
+    """Panels in rows of `columns`: a colour a cloud, those of methods in their own colour and larger, a line at 0."""
+    with plt.rc_context(STYLE):
+        figure, axes = _figure(len(panels), columns, width=4.6, height=3.6)
+        for ax, panel in zip(axes, panels, strict=True):
+            _draw_points(ax, panel)
+        return _save(figure, path)
+
+
+def _draw_points(ax: Axes, panel: Points) -> None:
+    for name, (x, y) in panel.values.items():
+        size = 46 if name in COLOURS else 14
+        ax.scatter(x, y, s=size, color=colour_of(name, panel.values), alpha=0.7, linewidths=0, label=name)
+    ax.axhline(0, color=COLOURS["gradnorm"], linewidth=1)
+    ax.set_title(panel.title)
+    ax.set_xlabel(panel.xlabel)
+    ax.set_ylabel(panel.ylabel)
+    ax.legend(frameon=False, fontsize=8.5)
+
+
+@dataclass(frozen=True)
 class Ends:
     """One panel: a final metric by method, each [seeds]."""
 

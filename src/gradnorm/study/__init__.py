@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from gradnorm.study.alpha import Alpha
 from gradnorm.study.bases import BASES
+from gradnorm.study.grid import Grid
 
-STUDIES = {**BASES, Alpha.name: Alpha}
+STUDIES = {**BASES, Alpha.name: Alpha, Grid.name: Grid}
 """By the name that `gradnorm reproduce` takes."""

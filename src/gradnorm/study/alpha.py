@@ -6,7 +6,7 @@ of the α between 0 and 3 that are tried; "unstable" as weights that do not come
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gradnorm.report import Figure, Report, Table
 from gradnorm.study import claims
-from gradnorm.study.bases import BASES, base, gain
+from gradnorm.study.bases import BASES, Array, base, gain
 from gradnorm.study.claims import Claim, Evidence, spread
 from gradnorm.study.metrics import Metrics
 from gradnorm.study.run import Experiment, Job, carry_out, command_line, config_table, setting
@@ -78,7 +78,7 @@ class Alpha:
             title=f"α, on {self.config.on}",
             command=command_line(self.name, self.config, replace(self.presets[self.config.on], on="")),
             lead=[_lead(study)],
-            tables=[_gains(study, metrics, problems), claims.table(_claims(study), metrics, problems)],
+            tables=[_table(study, metrics, problems), claims.table(_claims(study), metrics, problems)],
             figures=_figures(study, metrics, problems, figures),
             settings=config_table(self.config),
         )
@@ -108,17 +108,20 @@ def _lead(study: Any) -> str:
     )
 
 
-def _claims(study: Any) -> tuple[Claim, ...]:
-    def gains(metrics: Metrics, problem: str, alphas: tuple[float, ...]) -> NDArray[np.float64]:
-        """[alphas, seeds]."""
-        return np.stack([gain(study, metrics, problem, _label(a), "equal") for a in alphas])
+def _gains(study: Any, metrics: Metrics, problem: str, alphas: Sequence[float]) -> Array:
+    """Over equal weights, in per cent, [alphas, seeds]."""
+    late = metrics.late(getattr(study, "late", 0.0))
+    equal = late.final(problem, "equal", study.metric)
+    return np.stack([gain(study, late.final(problem, _label(a), study.metric), equal) for a in alphas])
 
+
+def _claims(study: Any) -> tuple[Claim, ...]:
     def almost_any(metrics: Metrics, problem: str) -> Evidence:
-        beating = (gains(metrics, problem, INNER) > 0).sum(axis=0)
+        beating = (_gains(study, metrics, problem, INNER) > 0).sum(axis=0)
         return Evidence(beating >= len(INNER) - 1, f"of {len(INNER)} α, {_each(beating)} beat it")
 
     def best_near(metrics: Metrics, problem: str) -> Evidence:
-        best = np.array(ALPHAS)[gains(metrics, problem, ALPHAS).argmax(axis=0)]
+        best = np.array(ALPHAS)[_gains(study, metrics, problem, ALPHAS).argmax(axis=0)]
         return Evidence(np.isin(best, NEAR), f"best α {_each(best)}")
 
     def further_apart(metrics: Metrics, problem: str) -> Evidence:
@@ -143,37 +146,35 @@ def _each(values: NDArray[Any]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _weights(metrics: Metrics, problem: str, alpha: float) -> NDArray[np.float64]:
+def _weights(metrics: Metrics, problem: str, alpha: float) -> Array:
     """Weight traces, [tasks, seeds, R]."""
     label = _label(alpha)
     tasks = metrics.tasks(problem, label)
     return np.stack([metrics.series(problem, label, f"weight/{task}") for task in tasks])
 
 
-def _apart(metrics: Metrics, problem: str, alpha: float) -> NDArray[np.float64]:
+def _apart(metrics: Metrics, problem: str, alpha: float) -> Array:
     """How far apart the weights are: their standard deviation over tasks, on average over the run, [seeds]."""
     return _weights(metrics, problem, alpha).std(axis=0).mean(axis=1)
 
 
-def _unrest(metrics: Metrics, problem: str, alpha: float) -> NDArray[np.float64]:
+def _unrest(metrics: Metrics, problem: str, alpha: float) -> Array:
     """The largest standard deviation of a weight over the last quarter of the run, [seeds]."""
     traces = _weights(metrics, problem, alpha)
     return traces[:, :, -max(2, traces.shape[2] // 4) :].std(axis=2).max(axis=0)
 
 
-def _gains(study: Any, metrics: Metrics, problems: tuple[str, ...]) -> Table:
+def _table(study: Any, metrics: Metrics, problems: tuple[str, ...]) -> Table:
     ends = metrics.late(getattr(study, "late", 0.0))
     rows = []
     for problem in problems:
         rows.append((problem, "equal weights", spread(ends.final(problem, "equal", study.metric)), "", "", "", ""))
-        for alpha in ALPHAS:
-            label = _label(alpha)
-            weights = _weights(metrics, problem, alpha)
-            gained = spread(gain(study, metrics, problem, label, "equal"))
+        for alpha, gained in zip(ALPHAS, _gains(study, metrics, problem, ALPHAS), strict=True):
+            label, weights = _label(alpha), _weights(metrics, problem, alpha)
             apart, unrest = _apart(metrics, problem, alpha), _unrest(metrics, problem, alpha)
             smallest = spread(weights.min(axis=(0, 2)))
             final = spread(ends.final(problem, label, study.metric))
-            rows.append((problem, label, final, gained, smallest, spread(apart), spread(unrest)))
+            rows.append((problem, label, final, spread(gained), smallest, spread(apart), spread(unrest)))
     header = ("on", "α", study.metric, "gain %", "smallest weight", "weights apart", "weights' late unrest")
     note = (
         "weights apart: their standard deviation over tasks, on average over the run; late unrest: the largest "
@@ -187,7 +188,7 @@ def _figures(study: Any, metrics: Metrics, problems: tuple[str, ...], folder: Pa
 
     gained, weights = [], []
     for problem in problems:
-        gains = np.stack([gain(study, metrics, problem, _label(a), "equal") for a in ALPHAS], axis=1)
+        gains = _gains(study, metrics, problem, ALPHAS).T
         curves = {"gradnorm": gains, "equal": np.zeros_like(gains)}
         gained.append(plots.Curves(problem, np.array(ALPHAS), curves, "gain over equal weights, %", xlabel="α"))
         for alpha in ALPHAS:

@@ -1,7 +1,8 @@
 """The studies that train on data of their own, by name; the sweeps of `alpha.py` run on any of them.
 
-A sweep asks of a study, its base, which method ends where (`metric`, `largest`, and `late` where it has one), and takes
-its jobs for `gradnorm` and `equal`.
+A sweep takes the jobs of a study, its base, for `gradnorm`, `equal` and `static`, and asks it for a problem's tasks
+(`task_names`) and by what a run is judged (`metric`, `largest`, and `late` where it has one). Where several of its
+networks train faster as one than each alone, `together` says how many.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradnorm.study.digits import Digits
-from gradnorm.study.metrics import Metrics
 from gradnorm.study.rl import Rl
 from gradnorm.study.run import Config
 from gradnorm.study.toy import Toy
+
+Array = NDArray[np.float64]
 
 BASES: dict[str, Any] = {study.name: study for study in (Toy, Digits, Rl)}
 
@@ -27,8 +29,6 @@ def base(name: str, config: Config) -> Any:
     return BASES[name](replace(BASES[name]().config, **size))
 
 
-def gain(study: Any, metrics: Metrics, problem: str, method: str, over: str) -> NDArray[np.float64]:
-    """How much better `method` ends than `over`, in per cent of the study's metric, [seeds]; below 0 is worse."""
-    ends = metrics.late(getattr(study, "late", 0.0))
-    ours, theirs = (ends.final(problem, name, study.metric) for name in (method, over))
+def gain(study: Any, ours: Array, theirs: Array) -> Array:
+    """How much better `ours` are than `theirs`, both in the study's metric, in per cent; below 0 is worse."""
     return (1 if study.largest else -1) * 100 * (ours - theirs) / np.abs(theirs)

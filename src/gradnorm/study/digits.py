@@ -226,6 +226,10 @@ class Digits:
     metric: ClassVar[str] = SCORE
     largest: ClassVar[bool] = True
 
+    def task_names(self, problem: str) -> tuple[str, ...]:
+        """Those of the one problem there is."""
+        return TASKS
+
     def jobs(self) -> list[Job]:
         """GradNorm first, since the static runs wait for it."""
         jobs = []

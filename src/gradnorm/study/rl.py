@@ -460,6 +460,10 @@ class Rl:
     largest: ClassVar[bool] = True
     late: ClassVar[float] = LATE
 
+    def task_names(self, problem: str) -> tuple[str, ...]:
+        """Those of the one problem there is."""
+        return TASKS
+
     def jobs(self) -> list[Job]:
         """GradNorm first, since the static runs wait for it."""
         jobs = []

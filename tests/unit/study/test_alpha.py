@@ -96,7 +96,7 @@ def test_one_alpha_that_loses_is_still_almost_any():
 
 
 def test_gain_is_positive_where_better_whatever_the_metric():
-    metrics = made_up(ENDS)
-    assert gain(BASES["toy"](), metrics, "T=2", "α=1.5", "equal") == [50.0]
-    score = Metrics({("digits", m, 0): [(0, BASES["digits"].metric, v)] for m, v in (("a", 60.0), ("equal", 50.0))})
-    np.testing.assert_allclose(gain(BASES["digits"](), score, "digits", "a", "equal"), [20.0])
+    ours, theirs = np.array([1.0]), np.array([2.0])
+    assert gain(BASES["toy"], ours, theirs) == [50.0]
+    assert gain(BASES["digits"], ours, theirs) == [-50.0]
+    assert gain(BASES["rl"], ours, -theirs) == [150.0]
