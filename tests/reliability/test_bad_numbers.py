@@ -66,19 +66,23 @@ def test_a_bad_number_costs_one_update_of_the_weights_and_nothing_else(bad, task
     assert all(torch.isfinite(value).all() for value in balancer.state_dict().values())
 
 
+@pytest.mark.parametrize("when", range(1, 4))
+@pytest.mark.parametrize("task", NAMES)
 @pytest.mark.parametrize("bad", [0.0, -1.0])
-def test_a_loss_that_turns_zero_or_negative(bad):
+def test_a_loss_that_turns_zero_or_negative(bad, task, when):
     """Zero is a finished task with a target of 0; of negative ratios nothing can be made, and the weights wait."""
     net = Net()
     balancer = GradNorm(NAMES, shared=net.last)
-    for step in range(4):
+    moved = []
+    for step in range(5):
         losses = net.losses(batch(step))
-        if step == 2:
-            losses["a"] = losses["a"] - losses["a"].detach() + bad
+        if step == when:
+            losses[task] = losses[task] - losses[task].detach() + bad
         before = balancer.weights.clone()
         balancer(losses).backward()
         balancer.step()
-        if step == 2:
-            assert torch.equal(before, balancer.weights) == (bad < 0)
+        moved.append(not torch.equal(before, balancer.weights))
+    assert moved == [step != when or bad == 0 for step in range(5)]
+    assert balancer.log_dict()["gradnorm/skipped"] == (bad < 0)
     assert torch.isfinite(balancer.weights).all()
     assert (balancer.weights > 0).all()

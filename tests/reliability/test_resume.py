@@ -51,6 +51,8 @@ for step in range(first, steps):
         torch.save({"step": step + 1, "parts": parts, "random": torch.get_rng_state()}, path + ".part")
         os.replace(path + ".part", path)
         print(step + 1, flush=True)
+with open(path + ".history", "w") as file:
+    print(*balancer.history.rows(), sep="\\n", file=file)
 """
 
 
@@ -88,6 +90,11 @@ def test_killed_twice_and_resumed_is_uninterrupted_bitwise(tmp_path):
     wanted, found = (torch.load(tmp_path / name, weights_only=True)["parts"] for name in ("whole", "killed"))
     for a, b in zip(_tensors(wanted), _tensors(found), strict=True):
         assert torch.equal(a, b)
+    whole_history, history = (
+        Path(tmp_path, f"{name}.history").read_text().splitlines() for name in ("whole", "killed")
+    )
+    assert len(history) > 0
+    assert history == whole_history[-len(history) :], "what the resumed part of the run recorded"
     assert found[3]["_skips"].max() == STEPS // 50
 
 

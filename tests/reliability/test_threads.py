@@ -1,5 +1,6 @@
-"""Threads, each with a model and a balancer of its own, get what they would get one after another."""
+"""Threads, each with a balancer of its own, get what they would get one after another."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -37,3 +38,53 @@ def test_the_backward_may_run_in_another_thread_than_the_forward():
             one.step()
             two.step()
     assert torch.equal(one.weights, two.weights)
+
+
+class Pause(torch.autograd.Function):
+    """In the middle of a backward, lets another thread go ahead and waits for it."""
+
+    @staticmethod
+    def forward(ctx, loss, reached, built):
+        ctx.events = reached, built
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        reached, built = ctx.events
+        reached.set()
+        assert built.wait(30), "the other thread never got to build"
+        return gradient, None, None
+
+
+def test_one_thread_goes_backward_while_another_builds_on_the_same_model():
+    def going_back(net, balancer, reached, built):
+        losses = net.losses(batch(0))
+        losses["b"] = Pause.apply(losses["b"], reached, built)
+        balancer(losses).backward()
+        balancer.step()
+
+    def building(net, balancer):
+        return balancer(net.losses(batch(1)))
+
+    def finish(balancer, loss):
+        loss.backward()
+        balancer.step()
+
+    net, alone = Net(), Net()
+    one, two = (GradNorm(NAMES, shared=net.last) for _ in range(2))
+    reached, built = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        backward = pool.submit(going_back, net, one, reached, built)
+        assert reached.wait(30)
+        loss = building(net, two)
+        built.set()
+        backward.result()
+    finish(two, loss)
+
+    built.set()  # nobody to wait for
+    three, four = (GradNorm(NAMES, shared=alone.last) for _ in range(2))
+    going_back(alone, three, reached, built)
+    finish(four, building(alone, four))
+    assert torch.equal(one.weights, three.weights)
+    assert torch.equal(two.weights, four.weights)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(net.parameters(), alone.parameters(), strict=True))
