@@ -9,15 +9,19 @@ A ray's direction has length 1 along the optical axis, so that where it hits is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from gradnorm.study.data.rooms.scene import FACES, FOCAL, PART, Scene, Shape, Texture
+
+Axes = Sequence[Tensor]
+"""The components of vectors, one tensor each, which is faster than one tensor for all."""
 
 SOLIDS = (Shape.BOX, Shape.CYLINDER, Shape.ELLIPSOID)
 
@@ -27,7 +31,7 @@ FACE_NORMALS = torch.tensor([[0, 1, 0], [-1, 0, 0], [0, -1, 0], [1, 0, 0], [0, 0
 FACE_BY_EXIT = torch.tensor([[3, 0, 4], [1, 2, 5]])
 """The face by which a ray leaves the room: backwards or forwards along x, y or z."""
 
-ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}
+ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 27}
 """Rays × parts at a time: what fits a cache, or keeps memory in bounds."""
 
 BASELINE = 0.075
@@ -41,8 +45,8 @@ class Batch:
     parts: dict[str, Tensor]
     to_local: Tensor
     """[B, N, 3, 3]: from the room's coordinates to those in which a part is a unit shape."""
-    counts: tuple[int, ...]
-    """Boxes, cylinders and ellipsoids, in this order after the faces."""
+    counts: NDArray[np.int64]
+    """[B, 3]: each scene's boxes, cylinders and ellipsoids; they lie in this order after the faces."""
     size: Tensor
     position: Tensor
     axes: Tensor
@@ -53,20 +57,23 @@ class Batch:
     noise: Tensor
     noise_seed: Tensor
 
+    def groups(self, scenes: slice) -> list[slice]:
+        """Where the boxes, the cylinders and the ellipsoids of some scenes lie, with as little padding as there can be."""
+        begins = FACES + np.cumsum([0, *self.counts.max(axis=0)[:-1]])
+        return [slice(a, a + n) for a, n in zip(begins.tolist(), self.counts[scenes].max(axis=0).tolist(), strict=True)]
+
 
 def pack(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> Batch:
     """Scenes as one batch on a device."""
-    shapes = [scene.parts["shape"] for scene in scenes]
-    counts = tuple(max(int((shape == kind).sum()) for shape in shapes) for kind in SOLIDS)
-    rows = np.zeros((len(scenes), FACES + sum(counts)), PART)
+    counts = np.array([[(scene.parts["shape"] == kind).sum() for kind in SOLIDS] for scene in scenes])
+    rows = np.zeros((len(scenes), FACES + counts.max(axis=0).sum()), PART)
     rows["half"], rows["centre"] = 1e-3, (0.0, 0.0, 1e3)  # padding lies where no ray goes
-    for row, scene, shape in zip(rows, scenes, shapes, strict=True):
+    for row, scene, own in zip(rows, scenes, counts, strict=True):
         row[:FACES] = scene.parts[:FACES]
-        start = FACES
-        for kind, count in zip(SOLIDS, counts, strict=True):
-            mine = scene.parts[shape == kind]
-            row[start : start + len(mine)] = mine
-            start += count
+        begin, start = FACES, FACES
+        for count, most in zip(own, counts.max(axis=0), strict=True):
+            row[start : start + count] = scene.parts[begin : begin + count]
+            begin, start = begin + count, start + most
 
     def tensor(values: np.ndarray) -> Tensor:
         kind = torch.int64 if values.dtype == np.int64 else torch.float32
@@ -117,10 +124,10 @@ def pixel_rays(batch: Batch, size: int) -> Tensor:
 def trace(batch: Batch, rays: Tensor) -> Hits:
     """What the camera sees along each ray [B, R, 3]."""
     shell, face = _leave_room(batch, rays)
-    nearest, solid = cast(batch, batch.position, rays)
+    nearest, solid = cast(batch, batch.position, rays, _first).unbind(1)
     is_solid = nearest < shell
     depth = torch.where(is_solid, nearest, shell)
-    part = torch.where(is_solid, solid + FACES, face)
+    part = torch.where(is_solid, solid.long(), face)
     point = batch.position[:, None] + depth[..., None] * rays
     return Hits(depth, part, point, _normals(batch, part, point))
 
@@ -134,55 +141,70 @@ def _leave_room(batch: Batch, rays: Tensor) -> tuple[Tensor, Tensor]:
     return exit_at, FACE_BY_EXIT.to(rays.device)[direction, axis]
 
 
-def cast(batch: Batch, origin: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest solid part along each ray: the distance in lengths of the ray [B, R], infinite if none, and which.
+def is_lit(batch: Batch, origin: Tensor, points: Tensor) -> Tensor:
+    """[B, R]: whether nothing is between a lamp [B, 3] and points [B, R, 3] on the parts' surfaces."""
+    nearest = cast(batch, origin, points - origin[:, None], lambda entries, _: entries.amin(dim=1, keepdim=True))
+    return nearest.squeeze(1) > 0.998
 
-    `origin` [B, 3], `rays` [B, R, 3]. What the origin itself is in is not hit.
+
+def _first(entries: Tensor, parts: Tensor) -> Tensor:
+    distance, which = entries.min(dim=1)
+    return torch.stack([distance, parts[which].float()], dim=1)
+
+
+def cast(batch: Batch, origin: Tensor, rays: Tensor, reduce: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Where rays [B, R, 3] from `origin` [B, 3] enter the solid parts, reduced over these a few rays at a time.
+
+    `reduce` makes [b, k, r] of the entries [b, N, r] into the parts [N]: distances in lengths of the ray, infinite where
+    a part is missed or the origin is in it.
     """
-    parts = sum(batch.counts)
-    step = max(1, ELEMENTS[rays.device.type] // parts)
-    images = max(1, step // rays.shape[1])
-    affine = batch.to_local[:, FACES:]
-    start = (affine @ (origin[:, None] - batch.parts["centre"][:, FACES:])[..., None]).squeeze(3)
+    offset = origin[:, None] - batch.parts["centre"]
+    start = (batch.to_local @ offset[..., None]).squeeze(3)
+    at_once = max(1, ELEMENTS[rays.device.type] // start.shape[1])
+    images = max(1, at_once // rays.shape[1])
     found = []
-    for b in range(0, len(rays), images):
-        at = slice(b, b + images)
-        pieces = [_nearest(batch.counts, affine[at], start[at], r) for r in rays[at].split(step, dim=1)]
-        found.append([torch.cat(values, dim=1) for values in zip(*pieces, strict=True)])
-    distance, which = (torch.cat(values) for values in zip(*found, strict=True))
-    return distance, which
+    for at in torch.arange(len(rays)).split(images):
+        chosen = slice(int(at[0]), int(at[-1]) + 1)
+        groups = batch.groups(chosen)
+        parts = torch.cat([torch.arange(g.start, g.stop, device=rays.device) for g in groups])
+        pieces = []
+        for some in rays[chosen].split(at_once, dim=1):
+            entries = [
+                entry(start[chosen, group, :, None].unbind(2), _turned(batch.to_local[chosen, group], some))
+                for entry, group in zip((_box, _cylinder, _ball), groups, strict=True)
+            ]
+            pieces.append(reduce(torch.cat(entries, dim=1), parts))
+        found.append(torch.cat(pieces, dim=2))
+    return torch.cat(found)
 
 
-def _nearest(counts: tuple[int, ...], affine: Tensor, start: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
-    """`cast` of a bunch of rays: [b, N, 3, 3], [b, N, 3], [b, r, 3] → [b, r] twice."""
-    b, n = start.shape[:2]
-    along = (affine.reshape(b, n * 3, 3) @ rays.mT).view(b, n, 3, -1)
-    hits = []
-    first = 0
-    for count, entry in zip(counts, (_box, _cylinder, _ball), strict=True):
-        last = first + count
-        if count:
-            hits.append(entry(start[:, first:last, :, None], along[:, first:last]))
-        first = last
-    distance, which = torch.cat(hits, dim=1).min(dim=1)
-    return distance, which
+def _turned(affine: Tensor, rays: Tensor) -> Axes:
+    """Directions in each part's coordinates: [b, n, 3, 3], [b, r, 3] → three of [b, n, r]."""
+    b, n, r = *affine.shape[:2], rays.shape[1]
+    return (affine.reshape(b, n * 3, 3) @ rays.mT).view(b, n, 3, r).unbind(2)
 
 
-def _slabs(start: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
-    """Where rays go into and out of −1 … 1 on each axis."""
+def _slab(start: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays go into and out of −1 … 1 on one axis."""
     inverse = (along + 1e-12).reciprocal_()  # a ray along a side would make 0 · ∞
     middle = inverse * -start
     inverse.abs_()
     return middle - inverse, middle.add_(inverse)
 
 
-def _round(start: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+def _round(start: Axes, along: Axes) -> tuple[Tensor, Tensor]:
     """Where rays go into and out of the unit circle or ball; NaN where they miss it."""
-    a = along.square().sum(dim=2)
-    b = (start * along).sum(dim=2)
-    c = start.square().sum(dim=2) - 1
-    root = (b.square() - a * c).sqrt()
+    a = _dot(along, along)
+    b = _dot(start, along)
+    root = (b.square() - a * (_dot(start, start) - 1)).sqrt_()
     return (-b - root) / a, (root - b) / a
+
+
+def _dot(first: Axes, second: Axes) -> Tensor:
+    total = first[0] * second[0]
+    for x, y in zip(first[1:], second[1:], strict=True):
+        total = torch.addcmul(total, x, y)
+    return total
 
 
 def _where_hit(into: Tensor, out: Tensor) -> Tensor:
@@ -190,18 +212,22 @@ def _where_hit(into: Tensor, out: Tensor) -> Tensor:
     return torch.where((into <= out) & (into > 0), into, torch.inf)
 
 
-def _box(start: Tensor, along: Tensor) -> Tensor:
-    into, out = _slabs(start, along)
-    return _where_hit(into.amax(dim=2), out.amin(dim=2))
+def _box(start: Axes, along: Axes) -> Tensor:
+    into, out = _slab(start[0], along[0])
+    for axis in (1, 2):
+        begin, end = _slab(start[axis], along[axis])
+        torch.maximum(into, begin, out=into)
+        torch.minimum(out, end, out=out)
+    return _where_hit(into, out)
 
 
-def _cylinder(start: Tensor, along: Tensor) -> Tensor:
-    into, out = _round(start[:, :, :2], along[:, :, :2])
-    above, below = _slabs(start[:, :, 2], along[:, :, 2])
+def _cylinder(start: Axes, along: Axes) -> Tensor:
+    into, out = _round(start[:2], along[:2])
+    above, below = _slab(start[2], along[2])
     return _where_hit(torch.maximum(into, above), torch.minimum(out, below))
 
 
-def _ball(start: Tensor, along: Tensor) -> Tensor:
+def _ball(start: Axes, along: Axes) -> Tensor:
     return _where_hit(*_round(start, along))
 
 
@@ -266,7 +292,7 @@ def shade(batch: Batch, hits: Hits, pixel: float) -> Tensor:
         distance = path.norm(dim=2, keepdim=True)
         to_lamp = -path / distance
         facing = (hits.normal * to_lamp).sum(dim=2, keepdim=True).clamp(min=0)
-        reached = (cast(batch, lamp, path)[0] > 0.999)[..., None]
+        reached = is_lit(batch, lamp, hits.point)[..., None]
         arriving = tint[:, None] * reached * facing * (2.2 / (1 + 0.25 * distance.square()))
         half = F.normalize(to_lamp + view, dim=2)
         light = light + arriving
@@ -348,7 +374,7 @@ def measured(batch: Batch, hits: Hits) -> Tensor:
     """
     projector = batch.position + BASELINE * batch.axes[:, 0]
     path = hits.point - projector[:, None]
-    reached = cast(batch, projector, path)[0] > 0.99
+    reached = is_lit(batch, projector, hits.point)
     angle = (F.normalize(path, dim=2) * hits.normal).sum(dim=2).abs()
     chance = uniform(batch.noise_seed + 1, hits.depth)
     gloss = _gather(batch.parts["gloss"], hits.part)
