@@ -47,6 +47,7 @@ def build() -> typer.Typer:
     app = typer.Typer(name="gradnorm", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     reproduce = typer.Typer(no_args_is_help=True, help="Run a study and write its folder; run again to resume.")
     app.add_typer(reproduce, name="reproduce")
+    app.add_typer(_data(), name="data")
     app.callback()(_about)
     for study in STUDIES.values():
         reproduce.command(study.name, help=study.summary)(_command(study))
@@ -55,6 +56,41 @@ def build() -> typer.Typer:
 
 def _about() -> None:
     """GradNorm for PyTorch: the paper's experiments from one command."""
+
+
+def _data() -> typer.Typer:
+    """The commands that show a data set."""
+    import typer
+
+    shown = typer.Option(False, "--show", help="Draw a contact sheet.")
+    path = typer.Option("rooms.png", help="The picture to write.")
+    count = typer.Option(16, help="How many rooms.")
+    seeded = typer.Option(0, help="The data set's seed.")
+    part = typer.Option("train", help="train or test.")
+
+    def rooms(show: bool = shown, out: Path = path, n: int = count, seed: int = seeded, split: str = part) -> None:
+        """Rooms that are rendered on the fly: the images, and the truth for every task."""
+        if not show:
+            raise typer.BadParameter("nothing to do: add --show to draw a contact sheet.")
+        typer.echo(_show_rooms(out, n, seed, split))
+
+    app = typer.Typer(no_args_is_help=True, help="Look at the data sets of the vision studies.")
+    app.callback()(lambda: None)
+    app.command("rooms")(rooms)
+    return app
+
+
+def _show_rooms(out: Path, n: int, seed: int, split: Any) -> Path:
+    import typer
+
+    from gradnorm._errors import ArgumentError
+    from gradnorm.study.data.rooms import Rooms
+    from gradnorm.study.data.show import contact_sheet
+
+    try:
+        return contact_sheet(Rooms(split, n, seed), out)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _command(study: Any) -> Callable[..., None]:

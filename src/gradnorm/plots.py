@@ -23,7 +23,9 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 
 Array = NDArray[np.float64]
 
@@ -241,6 +243,85 @@ def images(path: Path, rows: Mapping[str, Sequence[Array]]) -> Path:
         return _save(figure, path)
 
 
+CLASS_COLOURS = (
+    "#4e79a7",
+    "#b07aa1",
+    "#e8e4da",
+    "#f28e2b",
+    "#9c755f",
+    "#76b7b2",
+    "#e15759",
+    "#edc948",
+    "#59a14f",
+    "#ff9da7",
+    "#222222",
+    "#c9c5bb",
+    "#86bcec",
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """One sample of a vision data set: arrays that are as large as they like, over the same square image."""
+
+    title: str
+    image: Array
+    """[H, W, 3] in 0 … 1."""
+    classes: Array
+    """[h, w]: places in a list of names; −1 unknown."""
+    depth: Array
+    """[h, w] in metres; 0 unknown."""
+    normals: Array
+    """[h, w, 3]; 0 unknown."""
+    keypoints: Array
+    """[k, 2]: across and down, in pixels of the image."""
+    boxes: Array
+    """[m, 4]: left, top, right, bottom."""
+    labels: Sequence[int]
+    """[m]: each box's class."""
+
+
+FARTHEST = 7.0
+"""Metres at the end of the colours for depth."""
+
+
+def contact_sheet(path: Path, views: Sequence[View], names: Sequence[str], columns: int = 2) -> Path:
+    """For each sample image, classes, depth, normals, and what is found in it; `columns` samples side by side."""
+    tiles = 5
+    rows = -(-len(views) // columns)
+    colours = ListedColormap(("#ffffff", *CLASS_COLOURS[: len(names)]))
+    with plt.rc_context(STYLE):
+        size = (1.45 * tiles * columns, 1.6 * rows + 0.9)
+        figure, grid = plt.subplots(rows, tiles * columns, figsize=size, squeeze=False, layout="constrained")
+        for ax in grid.flat:
+            ax.axis("off")
+        for place, view in enumerate(views):
+            row, column = divmod(place, columns)
+            _draw_view(list(grid[row, column * tiles : (column + 1) * tiles]), view, names, colours)
+        handles = [Patch(color=c, label=n) for n, c in zip(names, CLASS_COLOURS, strict=False)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False, handlelength=1)
+        return _save(figure, path, few_colours=False)
+
+
+def _draw_view(axes: Sequence[Axes], view: View, names: Sequence[str], colours: Any) -> None:
+    image, classes, depth, normals, found = axes
+    image.imshow(view.image)
+    image.set_title(view.title, fontsize=8)
+    classes.imshow(view.classes, cmap=colours, vmin=-1.5, vmax=len(names) - 0.5, interpolation="nearest")
+    far = np.ma.masked_equal(view.depth, 0)
+    depth.imshow(far, cmap="viridis_r", vmin=0, vmax=FARTHEST, interpolation="nearest")
+    depth.set_title(f"to {far.max():.1f} m", fontsize=8, fontweight="normal")
+    known = np.abs(view.normals).sum(axis=2, keepdims=True) > 0
+    # From the viewer's side: right is red, up is green, towards the viewer is blue.
+    normals.imshow(np.where(known, view.normals * [0.5, -0.5, -0.5] + 0.5, 1.0), interpolation="nearest")
+    found.imshow(view.image * 0.45 + 0.55)
+    found.plot(*view.keypoints.T, "o", color="#d00000", markersize=3.5, clip_on=False)
+    for (left, top, right, bottom), label in zip(view.boxes, view.labels, strict=True):
+        corner = (left - 0.5, top - 0.5)
+        found.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color=CLASS_COLOURS[label]))
+        found.text(*corner, names[label], fontsize=4.5, va="bottom", color="#222222")
+
+
 def colour_of(name: str, names: Mapping[str, Any]) -> str:
     """A method's colour, the same in every figure; others take theirs by their place."""
     others = [other for other in names if other not in COLOURS]
@@ -268,10 +349,11 @@ def _figure(panels: int, columns: int, width: float, height: float) -> tuple[Fig
     return figure, list(axes.flat)
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG of 128 colours, which looks the same and is a third of the size."""
+def _save(figure: Figure, path: Path, few_colours: bool = True) -> Path:
+    """Writes a PNG of 128 colours, which for all but photographs looks the same and is a third of the size."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)
-    Image.open(buffer).convert("RGB").quantize(128).save(path, optimize=True)
+    picture = Image.open(buffer).convert("RGB")
+    (picture.quantize(128) if few_colours else picture).save(path, optimize=True)
     return path

@@ -18,6 +18,7 @@ import models
 import overhead
 import reduction
 import report
+import rooms
 
 TINY = {
     "mlp": lambda: models.regression(models.mlp(6, 8, 2, 3, 4), 5, 6, 3),
@@ -160,3 +161,13 @@ def test_the_reduction_s_table_tells_start_from_end():
     text = reduction.table({4: {"ratios": ratios, "difference": 0.25}}, steps=100)
     assert "| 4 | start | 1.50 | 1.50 | 1.50 |  |" in text
     assert "| 4 | end | 2.50 | 2.50 | 2.50 | 0.250 |" in text
+
+
+def test_rooms_are_counted_by_the_second(monkeypatch):
+    clock = iter([0.0, 9.0, 10.0, 12.0, 20.0, 24.0, 30.0, 32.0])
+    monkeypatch.setattr(rooms.time, "perf_counter", lambda: next(clock))
+    assert rooms.rate(8, lambda: None, rounds=3, device="cpu") == 4.0
+
+
+def test_the_rooms_table_names_device_and_size():
+    assert "| cpu | 32×32 → 8×8 | 1500 | 210 |" in rooms.table([("cpu", 32, 8, 1500.4, 210.3)], rounds=3)

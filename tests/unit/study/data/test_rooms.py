@@ -18,6 +18,12 @@ from gradnorm.study.data.rooms.scene import FACES, FOCAL, PART, Draft, Place, Sh
 from gradnorm.study.data.sample import CLASSES, KEYPOINTS, collate
 
 SIZE, OUT = 64, 32
+STORED = [
+    *(0.122, 0.016, 0.246, 0.012, 0.12, 0.013, 0.005, 0.0, 0.0, 0.0, 0.0, 0.433, 0.034, 3.448, 3.319, 3.126, 2.522),
+    *(0.415, 0.0, 0.0, 0.0, 0.0, 0.162, 0.524, 0.015, 0.0, 0.0, 0.0, 0.0, 0.299, 0.0, 1.472, 2.609, 1.337, 2.454),
+    0.422,
+]
+"""Per room: each class's share, mean depth by quarters of the image (holes count as 0), the image's mean."""
 NOT_OBJECTS = [CLASSES.index(name) for name in ("wall", "floor", "ceiling")]
 
 
@@ -254,6 +260,15 @@ def test_the_same_number_is_the_same_room():
     again = Rooms("train", n=4, size=32, out=8)
     assert torch.equal(rooms[2].image, again[2].image)
     assert torch.equal(rooms.batch([2, 5]).depth, rooms.batch([2, 5]).depth)
+
+
+def test_a_stored_room_has_not_changed():
+    rooms = Rooms("train", n=2, seed=7, size=64, out=32)
+    found = []
+    for sample in (rooms[0], rooms[1]):
+        shares = [(sample.segmentation == i).float().mean().item() for i in range(len(CLASSES))]
+        found += [*shares, *F.avg_pool2d(sample.depth, 16).flatten().tolist(), sample.image.mean().item()]
+    assert_close(torch.tensor(found), torch.tensor(STORED), atol=4e-3, rtol=0)
 
 
 def test_no_two_rooms_are_alike_in_or_between_splits_and_seeds():

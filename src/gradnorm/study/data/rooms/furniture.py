@@ -46,7 +46,7 @@ def wood(draft: Draft, along: int = 0) -> Material:
 
 def painted(draft: Draft) -> Material:
     """A smooth, mostly light surface."""
-    return Material(hsv(draft.between(0, 1), draft.between(0.0, 0.25), draft.between(0.65, 0.95)), gloss=0.1)
+    return Material(hsv(draft.between(0, 1), draft.between(0.0, 0.16), draft.between(0.65, 0.95)), gloss=0.1)
 
 
 def fabric(draft: Draft, saturation: float = 0.6) -> Material:
@@ -520,7 +520,7 @@ def rug(draft: Draft) -> None:
     middle = Place(draft.between(0.4, 0.6) * w, draft.between(0.4, 0.6) * d, 0.0, draft.between(-0.15, 0.15))
     cloth = fabric(draft)
     piece = draft.piece("floor", middle)
-    piece.box((-x, x), (-y, y), (0, 0.008), cloth._replace(colour=shade(cloth.colour, 0.4)))
+    piece.box((-x, x), (-y, y), (0, 0.008), cloth._replace(colour=shade(cloth.colour, 0.7)))
     piece.box((-x + 0.08, x - 0.08), (-y + 0.08, y - 0.08), (0, 0.012), cloth)
 
 

@@ -58,7 +58,7 @@ class Batch:
     noise_seed: Tensor
 
     def groups(self, scenes: slice) -> list[slice]:
-        """Where the boxes, the cylinders and the ellipsoids of some scenes lie, with as little padding as there can be."""
+        """Where the boxes, the cylinders and the ellipsoids of some scenes lie, with little padding."""
         begins = FACES + np.cumsum([0, *self.counts.max(axis=0)[:-1]])
         return [slice(a, a + n) for a, n in zip(begins.tolist(), self.counts[scenes].max(axis=0).tolist(), strict=True)]
 
@@ -155,8 +155,8 @@ def _first(entries: Tensor, parts: Tensor) -> Tensor:
 def cast(batch: Batch, origin: Tensor, rays: Tensor, reduce: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Where rays [B, R, 3] from `origin` [B, 3] enter the solid parts, reduced over these a few rays at a time.
 
-    `reduce` makes [b, k, r] of the entries [b, N, r] into the parts [N]: distances in lengths of the ray, infinite where
-    a part is missed or the origin is in it.
+    `reduce` makes [b, k, r] of the entries [b, N, r] into the parts [N]: distances in lengths of the ray, infinite
+    where a part is missed or the origin is in it.
     """
     offset = origin[:, None] - batch.parts["centre"]
     start = (batch.to_local @ offset[..., None]).squeeze(3)

@@ -27,6 +27,12 @@ FOCAL = 0.81
 FACES = 6
 """The room's own parts come first: the walls y = 0, x = width, y = depth, x = 0, the floor and the ceiling."""
 
+KEPT = (1.0, 1.0, 1.0, 1.0, 0.35, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0)
+"""How many of the views of each layout type are kept, since two of the eleven make up two thirds of what is seen."""
+
+LEAST_IN_VIEW = 0.2
+"""Of the parts of all objects; a view of a bare wall teaches little."""
+
 SHELL = ("wall", "floor", "ceiling")
 """What is no object: it has no box, and its instance is 0."""
 
@@ -168,7 +174,7 @@ class Draft:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._numbers = _uniform(rng)
-        self.size = (self.between(3.0, 5.6), self.between(3.2, 6.2), self.between(2.35, 3.0))
+        self.size = (self.between(2.9, 5.2), self.between(3.2, 6.6), self.between(2.35, 3.0))
         self.rows: list[tuple] = []
         self.window: Place | None = None
         self._instances = 0
@@ -284,24 +290,27 @@ def _uniform(rng: np.random.Generator) -> Iterator[float]:
 
 
 def look(draft: Draft, parts: NDArray[np.void]) -> tuple[Array, Array, View]:
-    """A camera that is in nothing and sees one of the eleven layouts: its position, axes and view."""
+    """A camera that is in nothing and sees some objects and one of the eleven layouts: its position, axes and view."""
     size = np.array(draft.size)
     solid = parts[FACES:]
     cos, sin = np.cos(solid["yaw"]), np.sin(solid["yaw"])
     while True:
         position = np.array([draft.between(0.3, s - 0.3) for s in draft.size[:2]] + [draft.between(1.0, 1.75)])
-        target = np.array([draft.between(0.2 * s, 0.8 * s) for s in draft.size[:2]])
+        target = solid["centre"][int(draft.between(0, len(solid))), :2]  # people photograph things, not corners
         away = target - position[:2]
         yaw = math.atan2(-away[0], away[1])
-        pitch, roll = draft.between(-0.42, 0.3), draft.between(-0.03, 0.03)
+        pitch, roll = draft.between(-0.5, 0.22), draft.between(-0.03, 0.03)
         x, y, z = (position - solid["centre"]).T
         local = np.stack([cos * x + sin * y, cos * y - sin * x, z], axis=1)
         near = (np.maximum(abs(local) - solid["half"], 0) ** 2).sum(axis=1) < 0.35**2
         if np.hypot(*away) < 0.9 or near.any():
             continue
         axes = camera_axes(yaw, pitch, roll)
+        across, down, ahead = axes @ (solid["centre"] - position)[solid["instance"] > 0].T
+        if (np.maximum(abs(across), abs(down)) < ahead * 0.5 / FOCAL).mean() < LEAST_IN_VIEW:
+            continue
         found = view(size, position, axes, FOCAL)
-        if found is not None:
+        if found is not None and draft.chance(KEPT[found.kind]):
             return position, axes, found
 
 

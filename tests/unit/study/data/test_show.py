@@ -1,0 +1,52 @@
+"""`gradnorm data rooms --show` draws a contact sheet, and says what it needs."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from gradnorm import cli, plots
+from gradnorm.study.data import show
+from gradnorm.study.data.rooms import ROOMS, Rooms
+from gradnorm.study.data.sample import CLASSES
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.build(), ["data", "rooms", *arguments], env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def test_the_sheet_is_written(tmp_path):
+    path = tmp_path / "sheet.png"
+    done = invoke("--show", "--n", "2", "--out", str(path))
+    assert done.exit_code == 0, done.output
+    assert "sheet.png" in done.output.replace("\n", "")
+    pixels = np.asarray(Image.open(path))
+    assert pixels.std() > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [((), "--show"), (("--show", "--n", "0"), "n is 0"), (("--show", "--split", "val"), "split is 'val'")],
+)
+def test_what_cannot_be_shown_is_explained(arguments, found, tmp_path):
+    done = invoke("--out", str(tmp_path / "sheet.png"), *arguments)
+    assert done.exit_code == 2
+    assert found in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_view_has_the_sample_s_keypoints_and_boxes(monkeypatch, tmp_path):
+    rooms = Rooms("test", n=3, size=64, out=64)
+    drawn = []
+    monkeypatch.setattr(plots, "contact_sheet", lambda path, views, names: drawn.extend(views))
+    show.contact_sheet(rooms, tmp_path / "none.png")
+    for i, view in enumerate(drawn):
+        scene = rooms.scene(i)
+        assert view.title == f"test {i}: {ROOMS[scene.room]}"
+        assert np.abs(view.keypoints - scene.view.keypoints * 64).max() <= 0.5 + 1e-3
+        assert len(view.boxes) == len(view.labels) == (rooms[i].labels >= 0).sum()
+        assert view.normals.shape == (64, 64, 3)
+
+
+def test_every_class_has_a_colour():
+    assert len(set(plots.CLASS_COLOURS)) == len(CLASSES)
