@@ -1,7 +1,6 @@
 """How many rooms a second are drawn, on this machine: the scenes in NumPy, and scenes, images and truth together.
 
-A batch is what `Rooms.batch` gives. On the CPU with one thread, as in a data loader's worker, by the processor's own
-time, which leaves out what else the machine does; on CUDA, if there is one, by the clock.
+A batch is what `Rooms.batch` gives. On the CPU with one thread, as in a data loader's worker; on CUDA if there is one.
 
     python benchmarks/rooms.py
 """
@@ -24,14 +23,13 @@ COLUMNS = ["device", "image → truth", "scenes alone / s", "images / s"]
 
 def rate(count: int, work: Callable[[], object], rounds: int, device: str) -> float:
     """Of `count` things done by `work`: the median over rounds, after one that does not count."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
     seconds = []
     for _ in range(rounds + 1):
-        start = clock()
+        start = time.perf_counter()
         work()
         if device == "cuda":
             torch.cuda.synchronize()
-        seconds.append(clock() - start)
+        seconds.append(time.perf_counter() - start)
     return count / median(seconds[1:])
 
 
@@ -46,7 +44,7 @@ def table(rows: list[tuple[str, int, int, float, float]], rounds: int) -> str:
     devices = ", ".join(f"{device}: batches of {BATCH[device]}" for device in dict.fromkeys(row[0] for row in rows))
     lines = [
         f"Rendered rooms a second, made by `python benchmarks/rooms.py --rounds {rounds}`; one CPU thread; {devices}; "
-        f"seconds of processor time on the CPU; the median of {rounds} rounds. PyTorch {torch.__version__}.",
+        f"the median of {rounds} rounds. PyTorch {torch.__version__}.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "| " + " | ".join("---" for _ in COLUMNS) + " |",

@@ -97,7 +97,7 @@ def _command(study: Any) -> Callable[..., None]:
     """A function whose signature is the study's config and the options that all studies share."""
 
     def command(**options: Any) -> None:
-        run_options = {name: options.pop(name, False) for name in ("out", "workers", "search", "full")}
+        run_options = {name: options.pop(name, False) for name in ("out", "workers", "address", "search", "full")}
         if run_options["full"]:
             options["steps"] = _full_steps(study, options["steps"])
         _run(study, _config(study, options), **run_options)
@@ -172,11 +172,13 @@ def _shared_parameters(study: Any) -> list[inspect.Parameter]:
     chosen = f"-{_chooser(study).upper()}" if hasattr(study, "presets") else ""
     out = typer.Option(help="The folder to write or resume.", show_default=f"runs/{study.name}{chosen}")
     workers = typer.Option(help="Processes, each on one thread; 0 computes in this one.")
+    address = typer.Option(help="Of a Ray cluster to compute on: ray://HOST:PORT or auto; local starts one here.")
     search = typer.Option("--search", help="Search every method's learning rate, on seeds that are never reported.")
     full = typer.Option("--full", help=f"Train for {FULL_STEPS:,} steps.")
     parameters = [
         _parameter("out", Annotated[Path | None, out], None),
         _parameter("workers", Annotated[int, workers], 2),
+        _parameter("address", Annotated[str, address], ""),
     ]
     if hasattr(study, "metric"):
         parameters.append(_parameter("search", Annotated[bool, search], False))
@@ -189,7 +191,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _run(kind: Any, config: Any, out: Path | None, workers: int, search: bool, full: bool) -> None:
+def _run(kind: Any, config: Any, out: Path | None, workers: int, address: str, search: bool, full: bool) -> None:
     import typer
     from rich.console import Console
 
@@ -203,11 +205,12 @@ def _run(kind: Any, config: Any, out: Path | None, workers: int, search: bool, f
     console, errors = Console(), Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _check_extra(kind)
+        _check_extra(f"The study {kind.name}", getattr(kind, "extra", None))
+        _check_extra("--address", ("grid", ("ray",)) if address else None)
         check(chosen.config)
         if workers < 0:
             raise UsageError(f"--workers is {workers}: give a number at least 0.")
-        report = reproduce(study, folder, workers, console)
+        report = reproduce(study, folder, workers, console, address)
     except UsageError as error:
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(2) from None
@@ -219,14 +222,13 @@ def _run(kind: Any, config: Any, out: Path | None, workers: int, search: bool, f
         console.print(f"{folder / name}", highlight=False, soft_wrap=True)
 
 
-def _check_extra(study: Any) -> None:
-    """Raises a `UsageError` if the study's own extra, `extra = (name, its packages)`, is not installed."""
+def _check_extra(who: str, extra: tuple[str, tuple[str, ...]] | None) -> None:
+    """Raises a `UsageError` if a package of an extra, `(name, packages)`, is not installed."""
     from gradnorm.study.run import UsageError
 
-    extra, packages = getattr(study, "extra", ("", ()))
-    missing = [name for name in packages if find_spec(name) is None]
+    name, packages = extra or ("", ())
+    missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise UsageError(
-            f"The study {study.name} needs packages that are not installed ({', '.join(missing)}): "
-            f'pip install "gradnorm[{extra}]"'
+            f'{who} needs packages that are not installed ({", ".join(missing)}): pip install "gradnorm[{name}]"'
         )

@@ -34,6 +34,7 @@ OPTIONAL = [
     "h5py",
     "scipy",
     "gymnasium",
+    "ray",
 ]
 
 

@@ -233,7 +233,7 @@ def train(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> 
 def write_result(folder: Path, job: Job, weighting: Weighting, rows: Sequence[Row]) -> None:
     """A finished run, as `reproduce` looks for it."""
     result = {"averaged_weights": weighting.averaged_weights().tolist(), "rows": rows}
-    _write(folder / f"{job.file_name}.json", json.dumps(result).encode())
+    write_whole(folder / f"{job.file_name}.json", json.dumps(result).encode())
 
 
 def carry_out(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
@@ -269,7 +269,7 @@ def _save(experiment: Experiment, path: Path, step: int, rows: list[Row]) -> Non
     state = {"step": step, "rows": rows, **{name: part.state_dict() for name, part in _changing(experiment)}}
     content = io.BytesIO()
     torch.save(state, content)
-    _write(path, content.getvalue())
+    write_whole(path, content.getvalue())
 
 
 def _restore(experiment: Experiment, path: Path) -> tuple[int, list[Row]]:
@@ -285,7 +285,7 @@ def _changing(experiment: Experiment) -> list[tuple[str, Any]]:
     return [(name, getattr(experiment, name)) for name in CHANGING if hasattr(experiment, name)]
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Writes a file at once or not at all, so that no kill leaves half of one."""
     part = path.with_suffix(f".{os.getpid()}")
     part.write_bytes(content)
@@ -295,7 +295,7 @@ def _write(path: Path, content: bytes) -> None:
 # -------------------------------------------------------------------------------------------------------- all runs
 
 
-def reproduce(study: Study, out: Path, workers: int, console: Console) -> Report:
+def reproduce(study: Study, out: Path, workers: int, console: Console, address: str = "") -> Report:
     """Does what is missing of a study and writes its folder.
 
     Args:
@@ -303,6 +303,7 @@ def reproduce(study: Study, out: Path, workers: int, console: Console) -> Report
         out: The folder; made if need be, resumed if it holds this study with this config.
         workers: Processes; 0 computes in this one.
         console: Where progress and the tables go.
+        address: Of a Ray cluster, which computes in place of this machine's processes; "local" starts one here.
 
     Returns:
         The report, already written to `out`.
@@ -314,9 +315,9 @@ def reproduce(study: Study, out: Path, workers: int, console: Console) -> Report
     _claim(out, study)
     jobs = study.jobs()
     started = time.monotonic()
-    missing = [job for job in jobs if not _result_path(out, job).exists()]
+    missing = [job for job in jobs if not result_path(out, job).exists()]
     try:
-        _execute(study, list(missing), len(jobs), out, workers, console)
+        _execute(study, list(missing), len(jobs), out, workers, console, address)
     except KeyboardInterrupt as stopped:
         raise Interrupted from stopped
     metrics = Metrics({job.key: _result(out, job)["rows"] for job in sorted(jobs, key=_reporting_order(jobs))})
@@ -351,7 +352,7 @@ def _claim(out: Path, study: Study) -> None:
         raise UsageError(f"--out {out} exists and holds no run of gradnorm. It is left as it is: give another --out.")
     (out / "runs").mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        _write(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+        write_whole(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -369,7 +370,7 @@ def _manifest(out: Path, computed: int, seconds: float) -> None:
         "runs_computed_by_the_last_start": computed,
         "seconds_of_the_last_start": round(seconds, 1),
     }
-    _write(out / "manifest.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_whole(out / "manifest.json", (json.dumps(facts, indent=2) + "\n").encode())
 
 
 def _version(package: str) -> str:
@@ -378,30 +379,74 @@ def _version(package: str) -> str:
     return version(package)
 
 
-def _result_path(out: Path, job: Job) -> Path:
+def result_path(out: Path, job: Job) -> Path:
+    """Where a finished run of the study in `out` lies."""
     return out / "runs" / f"{job.file_name}.json"
 
 
 def _result(out: Path, job: Job) -> dict[str, Any]:
-    return json.loads(_result_path(out, job).read_text(encoding="utf-8"))
+    return json.loads(result_path(out, job).read_text(encoding="utf-8"))
 
 
-def _execute(study: Study, missing: list[Job], total: int, out: Path, workers: int, console: Console) -> None:
+class Pool(Protocol):
+    """Where runs are trained; leaving its context stops those in hand."""
+
+    @property
+    def slots(self) -> float:
+        """How many runs to hand over at once."""
+        ...
+
+    def submit(self, job: Job) -> Future[Any]:
+        """Starts a run."""
+        ...
+
+    def collect(self, job: Job, future: Future[Any]) -> None:
+        """Sees to it that a finished run's file lies in the study's folder; raises what the run raised."""
+        ...
+
+    def reports(self) -> Iterator[tuple[Job, int]]:
+        """Which runs have come to which step since the last look."""
+        ...
+
+
+def _execute(
+    study: Study, missing: list[Job], total: int, out: Path, workers: int, console: Console, address: str
+) -> None:
     if not missing:
         return
     with _Board(console, study, total, total - len(missing)) as board:
-        if workers == 0:
-            _execute_here(study, missing, out, board)
+        if address:
+            from gradnorm.study.cluster import Cluster
+
+            with Cluster(study, out, address, workers) as cluster:
+                _execute_on(cluster, missing, out, board)
+        elif workers:
+            with _Processes(study, out, workers) as processes:
+                _execute_on(processes, missing, out, board)
         else:
-            with _Pool(study, out, workers) as pool:
-                pool.execute(missing, board)
+            _execute_here(study, missing, out, board)
+
+
+def _execute_on(pool: Pool, pending: list[Job], out: Path, board: _Board) -> None:
+    """Trains all jobs, each as soon as its weights are known and the pool has room."""
+    running: dict[Future[Any], Job] = {}
+    while pending or running:
+        while len(running) < pool.slots and (job := _take(pending, out)) is not None:
+            running[pool.submit(job)] = job
+        finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+        for job, step in pool.reports():
+            if job in running.values():  # a report may come after its run's end
+                board.show(job, step)
+        for future in finished:
+            pool.collect(running[future], future)
+            board.finish(running.pop(future))
 
 
 def _ready(job: Job, out: Path) -> Job | None:
     """The job with its weights filled in, or nothing if it still waits for another's."""
     if job.weights_from is None:
         return job
-    if not _result_path(out, job.weights_from).exists():
+    if not result_path(out, job.weights_from).exists():
         return None
     averaged = _result(out, job.weights_from)["averaged_weights"]
     return dataclasses.replace(job, weights=tuple(averaged), weights_from=None)
@@ -493,35 +538,32 @@ class _Board:
         self._progress.update(self._overall, note=f"{self._done} of {self._total} runs")
 
 
-class _Pool:
-    """Worker processes that train one job at a time each and stop, with a checkpoint, when told to."""
+class _Processes:
+    """A pool of processes that train one job at a time each and stop, with a checkpoint, when told to."""
 
     def __init__(self, study: Study, out: Path, workers: int) -> None:
-        self._study, self._out, self._workers = study, out, workers
+        self._study, self._folder, self.slots = study, out / "runs", workers
         context = multiprocessing.get_context("spawn")
         self._stop = context.Event()
         self._reports = context.SimpleQueue()
         self._executor = ProcessPoolExecutor(workers, context, _start_worker, (self._stop, self._reports))
 
-    def __enter__(self) -> _Pool:
+    def __enter__(self) -> _Processes:
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self._stop.set()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def execute(self, pending: list[Job], board: _Board) -> None:
-        """Trains all jobs, each as soon as its weights are known and a process is free."""
-        running: dict[Future[bool], Job] = {}
-        while pending or running:
-            while len(running) < self._workers and (job := _take(pending, self._out)) is not None:
-                running[self._executor.submit(_work, self._study, job, self._out / "runs")] = job
-            finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            while not self._reports.empty():
-                board.show(*self._reports.get())
-            for future in finished:
-                future.result()
-                board.finish(running.pop(future))
+    def submit(self, job: Job) -> Future[bool]:
+        return self._executor.submit(_work, self._study, job, self._folder)
+
+    def collect(self, job: Job, future: Future[bool]) -> None:
+        future.result()
+
+    def reports(self) -> Iterator[tuple[Job, int]]:
+        while not self._reports.empty():
+            yield self._reports.get()
 
 
 _worker: tuple[Any, Any] | None = None

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from gradnorm import ArgumentError
 from gradnorm.study.data import augment
-from gradnorm.study.data.rooms import ROOMS, Rooms, layout
-from gradnorm.study.data.rooms.dataset import LEAST_SHARE, look_up, render
+from gradnorm.study.data.rooms import ROOMS, Rooms, layout, render
+from gradnorm.study.data.rooms.dataset import LEAST_SHARE, look_up
 from gradnorm.study.data.rooms.furniture import WHITE
 from gradnorm.study.data.rooms.render import pack, pixel_rays, trace
 from gradnorm.study.data.rooms.scene import FACES, FOCAL, PART, Draft, Place, Shape, camera_axes

@@ -31,8 +31,8 @@ FACE_NORMALS = torch.tensor([[0, 1, 0], [-1, 0, 0], [0, -1, 0], [1, 0, 0], [0, 0
 FACE_BY_EXIT = torch.tensor([[3, 0, 4], [1, 2, 5]])
 """The face by which a ray leaves the room: backwards or forwards along x, y or z."""
 
-ON_CPU, ON_GPU = 1 << 18, 1 << 27
-"""Rays × parts at a time: what suits a cache, and what keeps memory in bounds (about 4 GB)."""
+ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 27}
+"""Rays × parts at a time: what fits a cache, or keeps memory in bounds."""
 
 BASELINE = 0.075
 """The Kinect's, from its camera to its projector on the right, in metres."""
@@ -160,7 +160,7 @@ def cast(batch: Batch, origin: Tensor, rays: Tensor, reduce: Callable[[Tensor, T
     """
     offset = origin[:, None] - batch.parts["centre"]
     start = (batch.to_local @ offset[..., None]).squeeze(3)
-    at_once = max(1, (ON_CPU if rays.device.type == "cpu" else ON_GPU) // start.shape[1])
+    at_once = max(1, ELEMENTS[rays.device.type] // start.shape[1])
     images = max(1, at_once // rays.shape[1])
     found = []
     for at in torch.arange(len(rays)).split(images):
@@ -209,8 +209,7 @@ def _dot(first: Axes, second: Axes) -> Tensor:
 
 def _where_hit(into: Tensor, out: Tensor) -> Tensor:
     """The entry where there is one, ahead; comparisons with NaN are false."""
-    ahead = F.threshold(into, 0.0, torch.inf)
-    return torch.where(ahead <= out, ahead, torch.inf)
+    return torch.where((into <= out) & (into > 0), into, torch.inf)
 
 
 def _box(start: Axes, along: Axes) -> Tensor:
