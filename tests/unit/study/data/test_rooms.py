@@ -13,7 +13,7 @@ from gradnorm.study.data import augment
 from gradnorm.study.data.rooms import ROOMS, Rooms, layout, render
 from gradnorm.study.data.rooms.dataset import LEAST_SHARE, look_up
 from gradnorm.study.data.rooms.furniture import WHITE
-from gradnorm.study.data.rooms.render import pack, pixel_rays, trace
+from gradnorm.study.data.rooms.render import gaussian, is_lit, pack, pixel_rays, trace
 from gradnorm.study.data.rooms.scene import FACES, FOCAL, PART, Draft, Place, Shape, camera_axes
 from gradnorm.study.data.sample import CLASSES, KEYPOINTS, collate
 
@@ -70,6 +70,24 @@ def looking_at(scene, build):
     build(draft.piece("table", Place(x, 0.5, z)))
     position = np.array([x, 0.5, z])
     return replace(scene, parts=np.array(draft.rows, PART), position=position, axes=camera_axes(0.0, 0.0, 0.0))
+
+
+def test_a_board_under_a_lamp_shades_what_the_lamp_s_rays_say(scenes):
+    scene = looking_at(scenes[0], lambda p: p.box((-0.25, 0.25), (0.75, 1.25), (-0.21, -0.2), WHITE))
+    x = scene.size[0] / 2
+    lamp = torch.tensor([[x, 1.5, 2.2]], dtype=torch.float32)  # 1.2 m above the board's top, which is 0.99 m up
+    reach = 0.25 * 2.2 / 1.21
+    offsets = (0.0, 0.97 * reach, 1.03 * reach)
+    points = torch.tensor([[[x + offset, 1.5, 0.0] for offset in offsets]], dtype=torch.float32)
+    assert is_lit(pack([scene]), lamp, points).tolist() == [[False, False, True]]
+
+
+def test_noise_has_the_promised_spread_and_no_pattern():
+    noise = gaussian(torch.tensor([5, 6]), torch.empty(2, 3, 64, 64))
+    assert noise.mean().abs() < 0.02
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+    for other in (noise[:, :, :, 1:] * noise[:, :, :, :-1], noise[0] * noise[1], noise[:, 0] * noise[:, 1]):
+        assert other.mean().abs() < 0.05
 
 
 @pytest.mark.parametrize(
