@@ -68,6 +68,7 @@ class Curves:
     colours: Mapping[str, Any] | None = None
     """By name; left out, the methods' own."""
     xlabel: str = "step"
+    ylim: tuple[float, float] | None = None
 
 
 def over_time(path: Path, panels: Sequence[Curves], columns: int = 4) -> Path:
@@ -93,6 +94,8 @@ def _draw_curves(ax: Axes, panel: Curves) -> None:
     ax.set_xlabel(panel.xlabel)
     ax.set_ylabel(panel.ylabel)
     ax.set_xlim(panel.steps[0], panel.steps[-1])
+    if panel.ylim:
+        ax.set_ylim(*panel.ylim)
     _label_ends(ax, ends)
 
 

@@ -191,19 +191,26 @@ def _figures(study: Any, metrics: Metrics, problems: tuple[str, ...], folder: Pa
         gains = _gains(study, metrics, problem, ALPHAS).T
         curves = {"gradnorm": gains, "equal": np.zeros_like(gains)}
         gained.append(plots.Curves(problem, np.array(ALPHAS), curves, "gain over equal weights, %", xlabel="α"))
-        for alpha in ALPHAS:
-            label = _label(alpha)
-            tasks = metrics.tasks(problem, label)
-            traces = {task: metrics.series(problem, label, f"weight/{task}") for task in tasks}
-            steps = metrics.steps(problem, label, f"weight/{tasks[0]}")
-            weights.append(plots.Curves(f"{problem}, {label}", steps, traces, "weight", True, _colours(tasks)))
+        weights += _weight_panels(metrics, problem)
     return [
         Figure(plots.over_time(folder / "gain.png", gained), "Gain over equal weights: means over seeds, their range."),
         Figure(plots.over_time(folder / "weights.png", weights, columns=3), "The weights over time, at each α."),
     ]
 
 
-def _colours(tasks: tuple[str, ...]) -> dict[str, Any]:
+def _weight_panels(metrics: Metrics, problem: str) -> list[Any]:
+    """A panel an α, all on one scale."""
     from gradnorm import plots
 
-    return {task: plots.colour_at(place) for place, task in enumerate(tasks)}
+    traces = {alpha: _weights(metrics, problem, alpha) for alpha in ALPHAS}
+    lowest, highest = (float(f([f(values) for values in traces.values()])) for f in (np.min, np.max))
+    tasks = metrics.tasks(problem, _label(ALPHAS[0]))
+    order = np.argsort(-traces[ALPHAS[0]][:, :, -1].mean(axis=1))
+    colours = plots.ramp([tasks[i] for i in order])
+    panels = []
+    for alpha, values in traces.items():
+        steps = metrics.steps(problem, _label(alpha), f"weight/{tasks[0]}")
+        curves = {tasks[i]: values[i] for i in order}
+        limits = (lowest / 1.15, highest * 1.15)
+        panels.append(plots.Curves(f"{problem}, {_label(alpha)}", steps, curves, "weight", True, colours, ylim=limits))
+    return panels
