@@ -65,12 +65,21 @@ def test_without_the_extra_it_says_what_to_install():
     assert "Traceback" not in result.stderr
 
 
-def test_without_a_studys_own_extra_it_says_what_to_install_and_the_command_line_still_loads(tmp_path):
-    block = "import sys; sys.modules.update(gymnasium=None)\nfrom gradnorm.cli import main; main()"
-    tiny = ["--seeds", "1", "--steps", "1", "--warm-up", "1", "--test-games", "1", "--workers", "0"]
-    command = [sys.executable, "-c", block, "reproduce", "rl", *tiny, "--out", str(tmp_path / "out")]
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ("gymnasium", ["rl", "--warm-up", "1", "--test-games", "1"], "rl"),
+        ("ray", ["toy", "--address", "local"], "grid"),
+    ],
+)
+def test_without_an_extra_of_its_own_it_says_what_to_install_and_the_command_line_still_loads(
+    missing, arguments, extra, tmp_path
+):
+    block = f"import sys; sys.modules.update({missing}=None)\nfrom gradnorm.cli import main; main()"
+    tiny = ["--seeds", "1", "--steps", "1", "--workers", "0"]
+    command = [sys.executable, "-c", block, "reproduce", *arguments, *tiny, "--out", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
-    assert 'pip install "gradnorm[rl]"' in " ".join(result.stderr.split())
+    assert f'pip install "gradnorm[{extra}]"' in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
