@@ -61,7 +61,7 @@ def test_the_files_are_those_of_one_process_and_nothing_is_left_behind(tmp_path)
     with tempfile.TemporaryDirectory() as temporary:  # not pytest's, whose path is too long for sockets
         for out, how in (("ray", ["--address", "local"]), ("here", ["--workers", "0"])):
             environment = {**os.environ, "TMPDIR": temporary}
-            subprocess.run(command(*size, *how, "--out", str(tmp_path / out)), check=True, env=environment)
+            subprocess.run(command(*size, *how, "--out", str(tmp_path / out)), check=True, env=environment, timeout=300)
         assert not [path for path in Path(temporary).iterdir() if path.name.startswith("ray-")]
     assert without_manifest(tmp_path / "ray") == without_manifest(tmp_path / "here")
     assert (tmp_path / "ray" / "table.md").read_bytes() == (tmp_path / "here" / "table.md").read_bytes()
