@@ -1,8 +1,9 @@
-"""The studies that train on data of their own, by name; the sweeps of `alpha.py` run on any of them.
+"""The studies that train on data of their own, by name; the sweeps of `alpha.py` and `grid.py` run on any.
 
 A sweep takes the jobs of a study, its base, for `gradnorm`, `equal` and `static`, and asks it for a problem's tasks
-(`task_names`) and by what a run is judged (`metric`, `largest`, and `late` where it has one). Where several of its
-networks train faster as one than each alone, `together` says how many.
+(`task_names`) and by what to judge a run: `metric`, a quantity that each run measures by itself, whether the `largest`
+is best, and over which share of its end (`late`, where there is one). Where several of its networks train faster as one
+than each alone, `together` says how many.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from gradnorm.study.alpha import Alpha, AlphaConfig
 from gradnorm.study.bases import BASES
 from gradnorm.study.digits import Digits, DigitsConfig
 from gradnorm.study.rl import Rl, RlConfig
-from gradnorm.study.run import Interrupted, Job, UsageError, reproduce, train
+from gradnorm.study.run import Interrupted, Job, UsageError, _execute_on, carry_out, reproduce, train
 from gradnorm.study.search import Search
 from gradnorm.study.toy import Toy, ToyConfig
 
@@ -137,6 +138,38 @@ def test_stopping_in_the_middle_is_reported_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr("gradnorm.study.run._Board.show", stopped)
     with pytest.raises(Interrupted):
         reproduce(DIGITS, tmp_path, workers=0, console=quiet())
+
+
+def test_a_pool_hands_back_every_run_and_a_report_that_comes_late_is_not_shown(tmp_path):
+    seen, submitted = [], []
+
+    class Board:
+        def show(self, job, step):
+            seen.append(("shown", job))
+
+        def finish(self, job):
+            seen.append(("finished", job))
+
+    class Slow:
+        slots = 1
+
+        def submit(self, job):
+            assert carry_out(DIGITS, job, tmp_path / "runs", unstopped)
+            submitted.append(job)
+            done = Future()
+            done.set_result(True)
+            return done
+
+        def collect(self, job, future):
+            assert future.result()
+
+        def reports(self):
+            return [(job, 0) for job in submitted]  # those of finished runs as well
+
+    (tmp_path / "runs").mkdir()
+    _execute_on(Slow(), DIGITS.jobs(), tmp_path, Board())
+    assert len(submitted) == len(DIGITS.jobs())
+    assert seen == [(what, job) for job in submitted for what in ("shown", "finished")]
 
 
 def test_file_names_are_safe_and_distinct():
