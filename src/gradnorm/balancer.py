@@ -133,7 +133,7 @@ class GradNorm(nn.Module):
         super().__init__()
         self.tasks = parse_tasks(tasks)
         self.alpha = parse_number("alpha", alpha, low=0.0)
-        lr = parse_number("lr", lr, low=0.0, open_low=True)
+        lr = parse_number("lr", lr, low=0.0, open_low=True, high=1e6)
         self.min_weight = parse_number("min_weight", min_weight, low=0.0, open_low=True, high=1.0)
         self.every = parse_count("every", every, low=1)
         if at not in ("weights", "features", "branches"):
