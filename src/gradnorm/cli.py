@@ -144,12 +144,26 @@ def _config_parameters(study: Any) -> list[inspect.Parameter]:
     for field in dataclasses.fields(study.config_class):
         kind = type(field.default)
         choices = "|".join(field.metadata["choices"])
-        option = typer.Option(help=field.metadata["reason"], metavar=choices or kind.__name__, parser=_number(kind))
-        if hasattr(study, "presets") and field.name != _chooser(study):  # left out, a setting is the preset's
+        has_presets = hasattr(study, "presets") and field.name != _chooser(study)
+        option = typer.Option(
+            help=field.metadata["reason"],
+            metavar=choices or kind.__name__,
+            parser=_number(kind),
+            show_default=_by_preset(study, field.name) if has_presets else True,
+        )
+        if has_presets:  # left out, a setting is the preset's
             parameters.append(_parameter(field.name, Annotated[kind | None, option], None))
         else:
             parameters.append(_parameter(field.name, Annotated[kind, option], field.default))
     return parameters
+
+
+def _by_preset(study: Any, name: str) -> str:
+    """A setting's value, and where presets differ each one's."""
+    values = {preset: str(getattr(config, name)) for preset, config in study.presets.items()}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values())) or "none"
+    return ", ".join(f"{preset}: {value}" for preset, value in values.items())
 
 
 def _number(kind: type) -> Callable[[str], Any]:

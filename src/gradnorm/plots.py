@@ -5,7 +5,8 @@ One palette (Okabe and Ito's, told apart by colour-blind readers), one style, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -265,22 +266,22 @@ CLASS_COLOURS = (
 
 @dataclass(frozen=True)
 class View:
-    """One sample of a vision data set: arrays that are as large as they like, over the same square image."""
+    """One image, and its truth or what a network made of it; each over the same square, at a size of its own."""
 
     title: str
     image: Array
     """[H, W, 3] in 0 … 1."""
-    classes: Array
+    segmentation: Array | None = None
     """[h, w]: places in a list of names; −1 unknown."""
-    depth: Array
+    depth: Array | None = None
     """[h, w] in metres; 0 unknown."""
-    normals: Array
+    normals: Array | None = None
     """[h, w, 3]; 0 unknown."""
-    keypoints: Array
+    keypoints: Array | None = None
     """[k, 2]: across and down, in pixels of the image."""
-    boxes: Array
+    boxes: Array | None = None
     """[m, 4]: left, top, right, bottom."""
-    labels: Sequence[int]
+    labels: Sequence[int] = ()
     """[m]: each box's class."""
 
 
@@ -292,37 +293,91 @@ def contact_sheet(path: Path, views: Sequence[View], names: Sequence[str], colum
     """For each sample image, classes, depth, normals, and what is found in it; `columns` samples side by side."""
     tiles = 5
     rows = -(-len(views) // columns)
-    colours = ListedColormap(("#ffffff", *CLASS_COLOURS[: len(names)]))
-    with plt.rc_context(STYLE):
-        size = (1.45 * tiles * columns, 1.6 * rows + 0.9)
-        figure, grid = plt.subplots(rows, tiles * columns, figsize=size, squeeze=False, layout="constrained")
-        for ax in grid.flat:
-            ax.axis("off")
+    with _tiles(path, rows, tiles * columns, names) as grid:
         for place, view in enumerate(views):
             row, column = divmod(place, columns)
-            _draw_view(list(grid[row, column * tiles : (column + 1) * tiles]), view, names, colours)
-        handles = [Patch(color=c, label=n) for n, c in zip(names, CLASS_COLOURS, strict=False)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False, handlelength=1)
-        return _save(figure, path, few_colours=False)
+            axes = list(grid[row, column * tiles : (column + 1) * tiles])
+            _draw_image(axes[0], view, names)
+            axes[0].set_title(view.title, fontsize=8)
+            for ax, draw in zip(axes[1:], DRAWINGS.values(), strict=True):
+                draw(ax, view, names)
+    return path
 
 
-def _draw_view(axes: Sequence[Axes], view: View, names: Sequence[str], colours: Any) -> None:
-    image, classes, depth, normals, found = axes
-    image.imshow(view.image)
-    image.set_title(view.title, fontsize=8)
-    classes.imshow(view.classes, cmap=colours, vmin=-1.5, vmax=len(names) - 0.5, interpolation="nearest")
-    far = np.ma.masked_equal(view.depth, 0)
-    depth.imshow(far, cmap="viridis_r", vmin=0, vmax=FARTHEST, interpolation="nearest")
-    depth.set_title(f"to {far.max():.1f} m", fontsize=8, fontweight="normal")
+def comparison(path: Path, rows: Sequence[Mapping[str, View]], tasks: Sequence[str], names: Sequence[str]) -> Path:
+    """An image a row: the image itself, then for each task (fields of `View`) the row's views side by side."""
+    kinds = list(rows[0])
+    shown = [task for task in tasks if task in DRAWINGS]
+    legend = names if "segmentation" in shown else ()
+    with _tiles(path, len(rows), 1 + len(shown) * len(kinds), legend) as grid:
+        for axes, row in zip(grid, rows, strict=True):
+            _draw_image(axes[0], row[kinds[0]], names)
+            columns = ((task, kind) for task in shown for kind in kinds)
+            for ax, (task, kind) in zip(axes[1:], columns, strict=True):
+                DRAWINGS[task](ax, row[kind], names)
+        for column, task in enumerate(shown):
+            for place, kind in enumerate(kinds):
+                ax = grid[0, 1 + column * len(kinds) + place]
+                ax.set_title(kind if place else f"{task}: {kind}", fontsize=8, fontweight="normal" if place else "bold")
+    return path
+
+
+@contextmanager
+def _tiles(path: Path, rows: int, columns: int, names: Sequence[str]) -> Iterator[Any]:
+    """Square panels without axes, [rows, columns], and the classes' colours below; written at the end."""
+    with plt.rc_context(STYLE):
+        size = (1.45 * columns, 1.6 * rows + 0.9)
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        for ax in grid.flat:
+            ax.axis("off")
+        yield grid
+        if names:
+            handles = [Patch(color=c, label=n) for n, c in zip(names, CLASS_COLOURS, strict=False)]
+            figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False, handlelength=1)
+        _save(figure, path, few_colours=False)
+
+
+def _draw_image(ax: Axes, view: View, names: Sequence[str]) -> None:
+    ax.imshow(view.image)
+
+
+def _draw_segmentation(ax: Axes, view: View, names: Sequence[str]) -> None:
+    colours = ListedColormap(("#ffffff", *CLASS_COLOURS[: len(names)]))
+    assert view.segmentation is not None
+    ax.imshow(view.segmentation, cmap=colours, vmin=-1.5, vmax=len(names) - 0.5, interpolation="nearest")
+
+
+def _draw_depth(ax: Axes, view: View, names: Sequence[str]) -> None:
+    assert view.depth is not None
+    known = np.ma.masked_equal(view.depth, 0)
+    ax.imshow(known, cmap="viridis_r", vmin=0, vmax=FARTHEST, interpolation="nearest")
+    ax.text(0.03, 0.04, f"to {known.max():.1f} m", transform=ax.transAxes, fontsize=7, color="#ffffff")
+
+
+def _draw_normals(ax: Axes, view: View, names: Sequence[str]) -> None:
+    """From the viewer's side: right is red, up is green, towards the viewer is blue."""
+    assert view.normals is not None
     known = np.abs(view.normals).sum(axis=2, keepdims=True) > 0
-    # From the viewer's side: right is red, up is green, towards the viewer is blue.
-    normals.imshow(np.where(known, view.normals * [0.5, -0.5, -0.5] + 0.5, 1.0), interpolation="nearest")
-    found.imshow(view.image * 0.45 + 0.55)
-    found.plot(*view.keypoints.T, "o", color="#d00000", markersize=3.5, clip_on=False)
-    for (left, top, right, bottom), label in zip(view.boxes, view.labels, strict=True):
+    ax.imshow(np.where(known, view.normals * [0.5, -0.5, -0.5] + 0.5, 1.0), interpolation="nearest")
+
+
+def _draw_found(ax: Axes, view: View, names: Sequence[str]) -> None:
+    """Keypoints and boxes over the image, paled."""
+    ax.imshow(view.image * 0.45 + 0.55)
+    if view.keypoints is not None:
+        ax.plot(*view.keypoints.T, "o", color="#d00000", markersize=3.5, clip_on=False)
+    for (left, top, right, bottom), label in zip(() if view.boxes is None else view.boxes, view.labels, strict=True):
         corner = (left - 0.5, top - 0.5)
-        found.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color=CLASS_COLOURS[label]))
-        found.text(*corner, names[label], fontsize=4.5, va="bottom", color="#222222")
+        ax.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color=CLASS_COLOURS[label]))
+        ax.text(*corner, names[label], fontsize=4.5, va="bottom", color="#222222")
+
+
+DRAWINGS: dict[str, Callable[[Axes, View, Sequence[str]], None]] = {
+    "segmentation": _draw_segmentation,
+    "depth": _draw_depth,
+    "normals": _draw_normals,
+    "keypoints": _draw_found,
+}
 
 
 def colour_of(name: str, names: Mapping[str, Any]) -> str:
@@ -349,7 +404,9 @@ def _figure(panels: int, columns: int, width: float, height: float) -> tuple[Fig
     size = (width * columns, height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
-    return figure, list(axes.flat)
+    for ax in axes.flat[panels:]:
+        ax.axis("off")
+    return figure, list(axes.flat[:panels])
 
 
 def _save(figure: Figure, path: Path, few_colours: bool = True) -> Path:

@@ -9,6 +9,7 @@ than each alone, `together` says how many.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,19 @@ from gradnorm.study.digits import Digits
 from gradnorm.study.rl import Rl
 from gradnorm.study.run import Config
 from gradnorm.study.toy import Toy
+from gradnorm.study.vision import PRESETS, Vision
 
 Array = NDArray[np.float64]
 
-BASES: dict[str, Any] = {study.name: study for study in (Toy, Digits, Rl)}
+BASES: dict[str, Any] = {study.name: study for study in (Toy, Digits, Rl, Vision)}
+BASES["vision-gpu"] = partial(Vision, PRESETS["gpu"])  # as a GPU can do it
 
 
 def base(name: str, config: Config) -> Any:
     """The study called `name`, as long as a sweep's config says; all else is its own default."""
     size = {"seeds": config.seeds, "steps": config.steps, "record_every": config.record_every}
-    return BASES[name](replace(BASES[name]().config, **size))
+    study = BASES[name]()
+    return replace(study, config=replace(study.config, **size))
 
 
 def gain(study: Any, ours: Array, theirs: Array) -> Array:

@@ -44,8 +44,8 @@ class GridConfig:
 
 
 def _preset(name: str) -> GridConfig:
-    study = BASES[name]
-    steps = study().config.steps
+    study = BASES[name]()
+    steps = study.config.steps
     return GridConfig(name, steps=steps, record_every=max(1, steps // 10), together=getattr(study, "together", 1))
 
 

@@ -230,9 +230,9 @@ def train(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> 
     return True
 
 
-def write_result(folder: Path, job: Job, weighting: Weighting, rows: Sequence[Row]) -> None:
-    """A finished run, as `reproduce` looks for it."""
-    result = {"averaged_weights": weighting.averaged_weights().tolist(), "rows": rows}
+def write_result(folder: Path, job: Job, weighting: Weighting, rows: Sequence[Row], **more: Any) -> None:
+    """A finished run, as `reproduce` looks for it; `more` is what the study's own report asks `read_result` for."""
+    result = {"averaged_weights": weighting.averaged_weights().tolist(), "rows": rows, **more}
     write_whole(folder / f"{job.file_name}.json", json.dumps(result).encode())
 
 
@@ -320,7 +320,7 @@ def reproduce(study: Study, out: Path, workers: int, console: Console, address: 
         _execute(study, list(missing), len(jobs), out, workers, console, address)
     except KeyboardInterrupt as stopped:
         raise Interrupted from stopped
-    metrics = Metrics({job.key: _result(out, job)["rows"] for job in sorted(jobs, key=_reporting_order(jobs))})
+    metrics = Metrics({job.key: read_result(out, job)["rows"] for job in sorted(jobs, key=_reporting_order(jobs))})
     metrics.write_csv(out / "metrics.csv")
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
@@ -384,7 +384,8 @@ def result_path(out: Path, job: Job) -> Path:
     return out / "runs" / f"{job.file_name}.json"
 
 
-def _result(out: Path, job: Job) -> dict[str, Any]:
+def read_result(out: Path, job: Job) -> dict[str, Any]:
+    """What a finished run wrote."""
     return json.loads(result_path(out, job).read_text(encoding="utf-8"))
 
 
@@ -448,7 +449,7 @@ def _ready(job: Job, out: Path) -> Job | None:
         return job
     if not result_path(out, job.weights_from).exists():
         return None
-    averaged = _result(out, job.weights_from)["averaged_weights"]
+    averaged = read_result(out, job.weights_from)["averaged_weights"]
     return dataclasses.replace(job, weights=tuple(averaged), weights_from=None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from gradnorm.report import Report, Table
 from gradnorm.study.claims import spread
 from gradnorm.study.metrics import Metrics
-from gradnorm.study.run import Config, Experiment, Job, command_line, config_table
+from gradnorm.study.run import Config, Experiment, Job, carry_out, command_line, config_table
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FIRST_SEED = 100
@@ -39,6 +40,10 @@ class Search:
     def experiment(self, job: Job) -> Experiment:
         """The study's."""
         return self.study.experiment(job)
+
+    def train(self, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
+        """As the study trains."""
+        return carry_out(self.study, job, folder, stop)
 
     def report(self, metrics: Metrics, figures: Path) -> Report:
         """A row a method, a column a rate; the end is what the study itself takes for one."""

@@ -9,13 +9,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradnorm.study.data.rooms.layout import MIRROR
-from gradnorm.study.data.sample import Sample
+from gradnorm.study.data.sample import Sample, collate
+
+FACTORS = (1.0, 1.2, 1.5)
+"""The scales usual for NYUv2."""
+
+
+def augment(batch: Sample, generator: torch.Generator) -> Sample:
+    """Each sample at a scale drawn from `FACTORS`, from any part of the view, and one in two mirrored.
+
+    Args:
+        batch: On any device.
+        generator: On the CPU; advances by four numbers a sample.
+    """
+    changed = []
+    for index, draws in enumerate(torch.rand(len(batch.image), 4, generator=generator).tolist()):
+        sample = batch.map(lambda values: values[index])  # noqa: B023 - called at once
+        factor, mirrored = FACTORS[int(draws[0] * len(FACTORS))], draws[1] < 0.5
+        if factor > 1:
+            sample = scale(sample, factor, corner=(draws[2], draws[3]))
+        changed.append(flip(sample) if mirrored else sample)
+    return collate(changed)
 
 
 def flip(sample: Sample) -> Sample:
     """The mirror image: x of the normals changes sign, and each layout keypoint takes its mirrored name.
 
-    Example:
+    Examples:
         >>> one = Sample(torch.rand(3, 8, 8), torch.zeros(2, 2).long(), torch.ones(1, 2, 2), torch.ones(3, 2, 2))
         >>> flip(one).normals[:, 0, 0]
         tensor([-1.,  1.,  1.])

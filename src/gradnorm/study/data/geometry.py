@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradnorm.study.data.sample import VISIBLE, Sample
+
 TAPS, SPACING = 7, 2
 """A plane is fitted to 7 × 7 pixels, every second of 13 × 13."""
 
@@ -21,6 +23,23 @@ EDGE = 0.05
 
 ENOUGH = 0.25
 """Share of the pixels that must belong to the surface for the fit to count."""
+
+
+def peaks(maps: Tensor) -> Tensor:
+    """Row and column of each map's highest cell, [N, h, w] → [N, 2] float32.
+
+    Examples:
+        >>> peaks(torch.tensor([[[0.0, 0.1, 0.0], [0.0, 0.0, 0.9]]]))
+        tensor([[1., 2.]])
+    """
+    return torch.stack(torch.unravel_index(maps.flatten(1).argmax(1), maps.shape[1:]), dim=-1).float()
+
+
+def places(heatmaps: Tensor, truth: Sample) -> Tensor:
+    """Where on the image heatmaps see the keypoints that the truth has, [48, h, w] → [k, 2], across and down."""
+    assert truth.keypoints is not None
+    cells = peaks(heatmaps[truth.keypoints.amax(dim=(-2, -1)) > VISIBLE]).flip(-1) + 0.5
+    return cells * truth.image.shape[-1] / heatmaps.shape[-1]
 
 
 @dataclass(frozen=True)

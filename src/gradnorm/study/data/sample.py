@@ -33,6 +33,9 @@ CLASSES = (
 KEYPOINTS = 48
 """Room-layout keypoints, all layout types together (§5)."""
 
+VISIBLE = 0.5
+"""A heatmap with a cell above this has its keypoint in the image."""
+
 
 @dataclass(frozen=True)
 class Sample:

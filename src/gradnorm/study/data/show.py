@@ -1,38 +1,44 @@
-"""A contact sheet of a vision data set: what a person looks at before a network does."""
+"""A vision data set, or what a network makes of it, as pictures: what a person looks at before the figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+import numpy as np
+from torch import Tensor
 
 from gradnorm import plots
+from gradnorm.study.data.geometry import places
 from gradnorm.study.data.rooms import ROOMS, Rooms
 from gradnorm.study.data.sample import CLASSES, Sample
 
 
 def contact_sheet(rooms: Rooms, path: Path) -> Path:
     """All of these rooms with their truth, as a PNG."""
-    views = [_view(rooms[i], f"{rooms.split} {i}") for i in range(len(rooms))]
+    views = [_titled(rooms[i], f"{rooms.split} {i}") for i in range(len(rooms))]
     return plots.contact_sheet(path, views, CLASSES)
 
 
-def _view(sample: Sample, title: str) -> plots.View:
-    assert sample.keypoints is not None
-    assert sample.boxes is not None
-    assert sample.labels is not None
+def _titled(sample: Sample, title: str) -> plots.View:
     assert sample.room is not None
-    maps = sample.keypoints.flatten(1)
-    places = maps.argmax(dim=1)[maps.amax(dim=1) > 0.3]
-    cells = torch.stack([places % sample.depth.shape[-1], places // sample.depth.shape[-1]], dim=1) + 0.5
-    real = sample.labels >= 0
+    return view(sample, f"{title}: {ROOMS[int(sample.room)]}")
+
+
+def view(sample: Sample, title: str = "") -> plots.View:
+    """One sample on the CPU, as it is drawn."""
+    real = None if sample.labels is None else sample.labels >= 0
     return plots.View(
-        title=f"{title}: {ROOMS[int(sample.room)]}",
-        image=sample.image.permute(1, 2, 0).numpy(),
-        classes=sample.segmentation.numpy(),
+        title=title,
+        image=_last(sample.image),
+        segmentation=sample.segmentation.numpy(),
         depth=sample.depth[0].numpy(),
-        normals=sample.normals.permute(1, 2, 0).numpy(),
-        keypoints=(cells * sample.image.shape[-1] / sample.depth.shape[-1]).numpy(),
-        boxes=sample.boxes[real].numpy(),
-        labels=sample.labels[real].tolist(),
+        normals=_last(sample.normals),
+        keypoints=None if sample.keypoints is None else places(sample.keypoints, sample).numpy(),
+        boxes=None if sample.boxes is None else sample.boxes[real].numpy(),
+        labels=[] if sample.labels is None else sample.labels[real].tolist(),
     )
+
+
+def _last(values: Tensor) -> plots.Array:
+    """[C, H, W] → [H, W, C]."""
+    return np.ascontiguousarray(values.permute(1, 2, 0).numpy())

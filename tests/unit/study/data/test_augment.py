@@ -164,3 +164,19 @@ def test_what_a_sample_lacks_it_still_lacks(batch):
     assert flipped.keypoints is None
     assert flipped.boxes is None
     assert_close(flipped.image, batch.image.flip(-1))
+
+
+def test_a_batch_is_augmented_sample_by_sample_and_the_same_for_the_same_generator(sample):
+    batch = collate([sample] * 24)
+    changed, again = (augment.augment(batch, torch.Generator().manual_seed(3)) for _ in range(2))
+    for name, values in vars(changed).items():
+        assert torch.equal(values, getattr(again, name)), name
+    assert not torch.equal(changed.image, augment.augment(batch, torch.Generator().manual_seed(4)).image)
+    across = changed.image[:, 0].diff(dim=-1).mean((1, 2)) * 100  # one class a pixel, as in the image, before
+    mirrored = across < 0
+    factors = 1 / across.abs()
+    assert 0 < mirrored.sum() < 24
+    assert {round(factor, 1) for factor in factors.tolist()} == {1.0, 1.2, 1.5}
+    shown = changed.segmentation - changed.image[:, 0] * 100
+    assert (shown.abs() <= 0.5 + 1e-4)[..., 2:-2].all()
+    assert_close(changed.depth.amax(dim=(1, 2, 3)) * factors <= sample.depth.max() + 0.01, torch.ones(24).bool())

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from gradnorm import cli, plots
 from gradnorm.study.data import show
+from gradnorm.study.data.geometry import places
 from gradnorm.study.data.rooms import ROOMS, Rooms
-from gradnorm.study.data.sample import CLASSES
+from gradnorm.study.data.sample import CLASSES, VISIBLE
 
 
 def invoke(*arguments):
@@ -46,6 +48,24 @@ def test_a_view_has_the_sample_s_keypoints_and_boxes(monkeypatch, tmp_path):
         assert np.abs(view.keypoints - scene.view.keypoints * 64).max() <= 0.5 + 1e-3
         assert len(view.boxes) == len(view.labels) == (rooms[i].labels >= 0).sum()
         assert view.normals.shape == (64, 64, 3)
+
+
+def test_a_networks_keypoints_are_those_that_the_truth_has(tmp_path):
+    truth = Rooms("test", n=1, size=64, out=16)[0]
+    visible = truth.keypoints.amax(dim=(1, 2)) > VISIBLE
+    heatmaps = torch.zeros(48, 16, 16)
+    heatmaps[:, 3, 5] = 0.1
+    assert places(heatmaps, truth).tolist() == [[22.0, 14.0]] * int(visible.sum())
+
+
+def test_a_comparison_shows_every_view_of_every_task(tmp_path):
+    truth = show.view(Rooms("test", n=1, size=64, out=16)[0])
+    flat = plots.View("flat", truth.image, depth=np.full((16, 16), 7.0), keypoints=np.zeros((1, 2)))
+    path = plots.comparison(tmp_path / "c.png", [{"truth": truth, "flat": flat}], ("depth", "keypoints"), CLASSES)
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    tiles = pixels[:, : pixels.shape[1] // 5 * 5].reshape(len(pixels), 5, -1, 3)
+    darkest = tiles.sum(axis=3).min(axis=(0, 2))
+    assert (darkest < 600).all()  # the image, and two tasks twice
 
 
 def test_every_class_has_a_colour():
