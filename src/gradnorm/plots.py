@@ -101,13 +101,17 @@ def _draw_curves(ax: Axes, panel: Curves) -> None:
 
 
 def _label_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
-    """Writes each name beside its curve's end, moved up just enough that no two overlap."""
+    """Writes each name beside its curve's end, moved just enough that no two overlap and none is above the panel."""
     to_axes = ax.transAxes.inverted()
-    last, gap = -1.0, 0.065
-    for value, name, colour in sorted(e for e in ends if np.isfinite(e[0])):
-        height = to_axes.transform(ax.transData.transform((ax.get_xlim()[1], value)))[1]
-        last = max(height, last + gap)
-        ax.text(1.02, last, name, transform=ax.transAxes, color=colour, va="center", fontsize=8.5)
+    ends = sorted(e for e in ends if np.isfinite(e[0]))
+    at = [to_axes.transform(ax.transData.transform((ax.get_xlim()[1], value)))[1] for value, _, _ in ends]
+    gap = 0.065
+    for i in range(1, len(at)):
+        at[i] = max(at[i], at[i - 1] + gap)
+    for i in reversed(range(len(at))):
+        at[i] = min(at[i], at[i + 1] - gap if i + 1 < len(at) else 1.0)
+    for height, (_, name, colour) in zip(at, ends, strict=True):
+        ax.text(1.02, height, name, transform=ax.transAxes, color=colour, va="center", fontsize=8.5)
 
 
 @dataclass(frozen=True)

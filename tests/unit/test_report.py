@@ -2,8 +2,10 @@
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -67,3 +69,17 @@ def test_figures_are_the_same_bytes_each_time(tmp_path: Path):
     ends = plots.Ends("T=2", {"equal": np.ones(2)}, "loss")
     first, second = (plots.finals(tmp_path / name, [ends]).read_bytes() for name in ("a.png", "b.png"))
     assert first == second
+
+
+def test_names_beside_curves_neither_overlap_nor_leave_the_panel():
+    figure, ax = plt.subplots()
+    ax.set_ylim(0, 1)
+    plots._label_ends(ax, [(value, str(value), "k") for value in (1.0, 0.995, 0.99, 0.0, 0.01, 0.5, float("nan"))])
+    heights = {text.get_text(): text.get_position()[1] for text in ax.texts}
+    plt.close(figure)
+    assert set(heights) == {"1.0", "0.995", "0.99", "0.0", "0.01", "0.5"}
+    assert heights["0.0"] == pytest.approx(0)
+    assert heights["0.5"] == pytest.approx(0.5)
+    ordered = sorted(heights.values())
+    assert max(ordered) <= 1
+    assert min(b - a for a, b in pairwise(ordered)) > 0.06

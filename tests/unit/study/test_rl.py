@@ -167,15 +167,21 @@ def test_exploration_falls_from_all_moves_to_one_in_twenty(monkeypatch):
         assert abs(tried.double().mean().item() - share) < 0.03
 
 
-def test_normalised_is_the_share_of_the_way_from_random_play_to_an_agent_alone():
-    def rows(*returns):
-        pairs = [(f"return/{task}", r) for task, r in zip(TASKS, returns, strict=True)]
-        return [(0, name, r) for name, r in pairs] + [(0, f"random/{task}", -100.0) for task in TASKS]
+def test_normalised_is_the_share_of_the_way_from_random_play_to_an_agent_alone_on_average_over_seeds():
+    def rows(chance, *returns):
+        return [(0, f"return/{task}", r) for task, r in zip(TASKS, returns, strict=True)] + [
+            (0, f"random/{task}", chance) for task in TASKS
+        ]
 
-    runs = {(rl.PROBLEM, "single", 0): rows(100, 0, -50), (rl.PROBLEM, "equal", 0): rows(0, -50, -25)}
+    runs = {
+        (rl.PROBLEM, "single", 0): rows(-150.0, 200.0, 0.0, -75.0),
+        (rl.PROBLEM, "single", 1): rows(-50.0, 0.0, 0.0, -25.0),
+        (rl.PROBLEM, "equal", 0): rows(-150.0, 0.0, -50.0, -25.0),
+    }
     metrics = Metrics(runs)
-    found = rl.normalised(metrics, rl._alone(metrics))
-    assert [found.final(rl.PROBLEM, "single", f"normalised/{task}").item() for task in TASKS] == [100, 100, 100]
+    found = rl.normalised(metrics, metrics)
+    shares = [found.final(rl.PROBLEM, "single", f"normalised/{task}").tolist() for task in TASKS]
+    assert shares == [[150, 50], [100, 100], [50, 150]]
     assert [found.final(rl.PROBLEM, "equal", f"normalised/{task}").item() for task in TASKS] == [50, 50, 150]
     assert found.final(rl.PROBLEM, "equal", rl.WORST).item() == 50
     assert math.isclose(found.final(rl.PROBLEM, "equal", rl.MEAN).item(), 250 / 3)
