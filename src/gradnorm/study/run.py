@@ -312,8 +312,8 @@ def reproduce(study: Study, out: Path, workers: int, console: Console, address: 
         UsageError: If `out` holds something else.
         Interrupted: If the user stopped it.
     """
-    _claim(out, study)
     jobs = study.jobs()
+    _claim(out, study)
     started = time.monotonic()
     missing = [job for job in jobs if not result_path(out, job).exists()]
     try:

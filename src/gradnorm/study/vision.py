@@ -107,8 +107,10 @@ class Vision:
         """GradNorm first, since the static runs wait for it.
 
         Raises:
-            UsageError: `methods` names one that there is not, or static without gradnorm.
+            UsageError: `methods` names one that there is not, or static without gradnorm; the data have no keypoints.
         """
+        if self.config.data == "nyuv2" and self.config.tasks == "kpts":
+            raise UsageError("--tasks kpts: NYUv2's keypoints were never published; take --data rooms.")
         methods = [name.strip() for name in self.config.methods.split(",")]
         unknown = [name for name in methods if name not in METHODS]
         if unknown:

@@ -125,6 +125,24 @@ def test_nyuv2_that_is_not_there_says_what_to_get(tmp_path):
         study.train(study.jobs()[0], tmp_path, unstopped)
 
 
+@pytest.mark.parametrize("form", ["official", "folders"])
+def test_nyuv2_trains_from_either_form(form, request, tmp_path):
+    study = small(data="nyuv2", root=str(request.getfixturevalue(form)), methods="equal,gradnorm", train_images=795)
+    report = reproduce(study, tmp_path / "out", 0, Console(file=io.StringIO()))
+    assert [row[0] for row in report.tables[0].rows] == ["gradnorm", "equal"]
+    assert report.command.startswith("gradnorm reproduce vision --data nyuv2 --root")
+    assert (tmp_path / "out" / "figures" / "pictures.png").exists()
+
+
+def test_what_cannot_be_is_refused_before_anything_is_read_or_written(tmp_path):
+    with pytest.raises(UsageError, match=r"were never published.*--data rooms"):
+        small(data="nyuv2", tasks="kpts").jobs()
+    result = CliRunner().invoke(build(), ["reproduce", "vision", "--methods", "static", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "add gradnorm" in result.output
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_two_processes_write_one_run(tmp_path):
     """Twice the batch in two halves: the same rows on both, one file."""
