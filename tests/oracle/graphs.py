@@ -16,6 +16,7 @@ class RandomNet(nn.Module):
         draw = random.Random(seed)
         torch.manual_seed(seed)
         self.width = draw.randint(2, 6)
+        self.kinds = random.Random(f"layers {seed}")
         self.trunk = nn.ModuleList(self.layer() for _ in range(draw.randint(1, 4)))
         self.after = nn.ModuleList(self.layer() for _ in range(draw.randint(0, 2)))
         self.decoders = nn.ModuleList(self.layer() for _ in range(2))
@@ -34,10 +35,20 @@ class RandomNet(nn.Module):
             for _ in range(self.tasks)
         ]
         self.activation = draw.choice(ACTIVATIONS)
+        self.joined = self.kinds.random() < 0.2
         self.x = torch.randn(draw.randint(1, 8), self.width, dtype=torch.float64)
 
     def layer(self):
-        return nn.Linear(self.width, self.width).double()
+        """Linear mostly, sometimes normalised or a convolution."""
+        kind = self.kinds.random()
+        if kind < 0.2:
+            layer = nn.Sequential(nn.Linear(self.width, self.width), nn.LayerNorm(self.width))
+        elif kind < 0.4:
+            channels = nn.Unflatten(1, (1, self.width))
+            layer = nn.Sequential(channels, nn.Conv1d(1, 2, 3, padding=1), nn.Conv1d(2, 1, 1), nn.Flatten())
+        else:
+            layer = nn.Linear(self.width, self.width)
+        return layer.double()
 
     @property
     def W(self):  # noqa: N802
@@ -51,9 +62,14 @@ class RandomNet(nn.Module):
         features = [x]
         for layer in self.after:
             features.append(self.activation(layer(features[-1])))
-        return [self.loss(head, plan, features, early) for head, plan in zip(self.heads, self.plans, strict=True)]
+        outputs = [self.output(head, plan, features, early) for head, plan in zip(self.heads, self.plans, strict=True)]
+        if self.joined:  # one output for all tasks, cut up again
+            outputs = torch.cat(outputs, 1).split([output.shape[1] for output in outputs], 1)
+        return [
+            plan["scale"] * (output.square().mean() + 0.1) for output, plan in zip(outputs, self.plans, strict=True)
+        ]
 
-    def loss(self, head, plan, features, early):
+    def output(self, head, plan, features, early):
         x = sum(features[i] for i in plan["reads"])
         if plan["early"]:
             x = x + early  # a skip from before W
@@ -61,4 +77,4 @@ class RandomNet(nn.Module):
             x = x * features[0]
         if plan["decoder"] is not None:
             x = plan["activation"](self.decoders[plan["decoder"]](x))
-        return plan["scale"] * (head(x).square().mean() + 0.1)
+        return head(x)
