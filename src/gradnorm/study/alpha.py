@@ -62,6 +62,11 @@ class Alpha:
         sweep = [replace(job, label=_label(a)) for job in own if job.method == "gradnorm" for a in ALPHAS]
         return sweep + [job for job in own if job.method == "equal"]
 
+    @property
+    def gpus(self) -> int:
+        """The base's."""
+        return getattr(self._base(), "gpus", 0)
+
     def experiment(self, job: Job) -> Experiment:
         """One run of the base."""
         return self._base(job).experiment(job)

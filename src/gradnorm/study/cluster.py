@@ -40,7 +40,8 @@ class Cluster:
         self._study, self._out = study, out
         self._temporary = _connect(address, workers)
         self._reports: Any = ray.remote(num_cpus=0)(_Reports).remote()
-        self._train: Any = ray.remote(_work)
+        gpus = getattr(study, "gpus", 0) if ray.cluster_resources().get("GPU") else 0
+        self._train: Any = ray.remote(num_cpus=1, num_gpus=gpus)(_work)
         self._refs: dict[Future[bytes], Any] = {}
 
     def __enter__(self) -> Cluster:
@@ -80,7 +81,7 @@ def _connect(address: str, workers: int) -> str | None:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
         temporary = tempfile.mkdtemp(prefix="ray-")  # a path in the study's folder can be too long for Ray's sockets
-        options |= {"num_cpus": max(1, workers), "num_gpus": 0, "include_dashboard": False}
+        options |= {"num_cpus": max(1, workers), "num_gpus": torch.cuda.device_count(), "include_dashboard": False}
         options |= {"object_store_memory": STORE_BYTES, "_temp_dir": temporary}
     terminated = signal.getsignal(signal.SIGTERM)
     try:
@@ -124,5 +125,8 @@ def _work(study: Study, job: Job, reports: Any) -> bytes:
         return False
 
     with tempfile.TemporaryDirectory() as folder:
-        carry_out(study, job, Path(folder), stop)
-        return (Path(folder) / f"{job.file_name}.json").read_bytes()
+        out = Path(folder)
+        result = result_path(out, job)
+        result.parent.mkdir()
+        carry_out(study, job, result.parent, stop)
+        return result.read_bytes()

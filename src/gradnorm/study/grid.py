@@ -86,6 +86,11 @@ class Grid:
         last = min(first + self.config.together, self.config.weightings) - 1
         return f"weights {first}" if self.config.together == 1 else f"weights {first}-{last}"
 
+    @property
+    def gpus(self) -> int:
+        """The base's."""
+        return getattr(self._base(), "gpus", 0)
+
     def experiment(self, job: Job) -> Experiment:
         """One run of the base, or several of its runs as one."""
         if not self._stacked(job):

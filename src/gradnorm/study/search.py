@@ -33,6 +33,11 @@ class Search:
         """The study's."""
         return self.study.config
 
+    @property
+    def gpus(self) -> int:
+        """The study's."""
+        return getattr(self.study, "gpus", 0)
+
     def jobs(self) -> list[Job]:
         """The study's, at every rate; a static run takes its weights from GradNorm at the same rate."""
         return [_at(job, lr) for job in self.study.jobs() if not job.label for lr in RATES]

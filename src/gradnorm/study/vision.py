@@ -103,6 +103,11 @@ class Vision:
         """What tables call it."""
         return f"{self.config.data}+{self.config.tasks} {self.config.model}"
 
+    @property
+    def gpus(self) -> int:
+        """What a run takes of a cluster that has some."""
+        return self.config.devices
+
     def jobs(self) -> list[Job]:
         """GradNorm first, since the static runs wait for it.
 
