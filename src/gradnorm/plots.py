@@ -287,6 +287,8 @@ class View:
     """[m, 4]: left, top, right, bottom."""
     labels: Sequence[int] = ()
     """[m]: each box's class."""
+    kind: str = ""
+    """What the whole image shows."""
 
 
 FARTHEST = 7.0
@@ -295,7 +297,8 @@ FARTHEST = 7.0
 
 def contact_sheet(path: Path, views: Sequence[View], names: Sequence[str], columns: int = 2) -> Path:
     """For each sample image, classes, depth, normals, and what is found in it; `columns` samples side by side."""
-    tiles = 5
+    draws = (_draw_segmentation, _draw_depth, _draw_normals, _draw_found)
+    tiles = 1 + len(draws)
     rows = -(-len(views) // columns)
     with _tiles(path, rows, tiles * columns, names) as grid:
         for place, view in enumerate(views):
@@ -303,7 +306,7 @@ def contact_sheet(path: Path, views: Sequence[View], names: Sequence[str], colum
             axes = list(grid[row, column * tiles : (column + 1) * tiles])
             _draw_image(axes[0], view, names)
             axes[0].set_title(view.title, fontsize=8)
-            for ax, draw in zip(axes[1:], DRAWINGS.values(), strict=True):
+            for ax, draw in zip(axes[1:], draws, strict=True):
                 draw(ax, view, names)
     return path
 
@@ -365,22 +368,42 @@ def _draw_normals(ax: Axes, view: View, names: Sequence[str]) -> None:
     ax.imshow(np.where(known, view.normals * [0.5, -0.5, -0.5] + 0.5, 1.0), interpolation="nearest")
 
 
-def _draw_found(ax: Axes, view: View, names: Sequence[str]) -> None:
-    """Keypoints and boxes over the image, paled."""
-    ax.imshow(view.image * 0.45 + 0.55)
-    if view.keypoints is not None:
-        ax.plot(*view.keypoints.T, "o", color="#d00000", markersize=3.5, clip_on=False)
-    for (left, top, right, bottom), label in zip(() if view.boxes is None else view.boxes, view.labels, strict=True):
+def _draw_keypoints(ax: Axes, view: View, names: Sequence[str]) -> None:
+    _draw_pale(ax, view)
+    assert view.keypoints is not None
+    ax.plot(*view.keypoints.T, "o", color="#d00000", markersize=3.5, clip_on=False)
+
+
+def _draw_boxes(ax: Axes, view: View, names: Sequence[str]) -> None:
+    _draw_pale(ax, view)
+    assert view.boxes is not None
+    for (left, top, right, bottom), label in zip(view.boxes, view.labels, strict=True):
         corner = (left - 0.5, top - 0.5)
         ax.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color=CLASS_COLOURS[label]))
         ax.text(*corner, names[label], fontsize=4.5, va="bottom", color="#222222")
+
+
+def _draw_found(ax: Axes, view: View, names: Sequence[str]) -> None:
+    _draw_keypoints(ax, view, names)
+    _draw_boxes(ax, view, names)
+
+
+def _draw_kind(ax: Axes, view: View, names: Sequence[str]) -> None:
+    _draw_pale(ax, view)
+    ax.text(0.5, 0.5, view.kind.replace(" ", "\n"), transform=ax.transAxes, ha="center", va="center", fontweight="bold")
+
+
+def _draw_pale(ax: Axes, view: View) -> None:
+    ax.imshow(view.image * 0.45 + 0.55)
 
 
 DRAWINGS: dict[str, Callable[[Axes, View, Sequence[str]], None]] = {
     "segmentation": _draw_segmentation,
     "depth": _draw_depth,
     "normals": _draw_normals,
-    "keypoints": _draw_found,
+    "keypoints": _draw_keypoints,
+    "detection": _draw_boxes,
+    "classification": _draw_kind,
 }
 
 

@@ -8,7 +8,7 @@ mixed otherwise. The questions and their thresholds were written before the firs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -164,6 +164,16 @@ def table(claims: Sequence[Claim], metrics: Metrics, problems: Sequence[str]) ->
         rows,
         "Computed from the runs: holds if every seed agrees, does not hold if none does, mixed otherwise.",
         terminal=("the paper says", "on", "seeds", "verdict"),
+    )
+
+
+def as_questions(verdicts: Table) -> Table:
+    """The same for claims that the paper does not make of these tasks: they are questions of our own."""
+    return replace(
+        verdicts,
+        title="What we asked, and what we found",
+        header=("we asked whether", "from", *verdicts.header[2:]),
+        terminal=("we asked whether", *verdicts.terminal[1:]),
     )
 
 

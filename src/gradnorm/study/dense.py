@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -171,15 +171,15 @@ def _keypoint_loss(predicted: Tensor, truth: Sample) -> Tensor:
 
 @dataclass(frozen=True)
 class Task:
-    """One task of §5."""
+    """One task on an image."""
 
     channels: int
     """Of the network's last layer."""
     loss: Callable[[Tensor, Sample], Tensor]
     """[B, channels, h, w] in float32 and the truth → []."""
     errors: type[Errors]
-    drawn: Callable[[Tensor, Sample], Tensor]
-    """[channels, h, w] and the truth → what `plots.View` calls by the task's name."""
+    drawn: Callable[[Tensor, Sample], Mapping[str, Any]]
+    """[channels, h, w] and the truth → fields of `plots.View`, as plain values."""
 
     @property
     def metric(self) -> str:
@@ -192,11 +192,21 @@ TASKS: Mapping[str, Task] = {
         len(CLASSES),
         lambda predicted, truth: F.cross_entropy(predicted, truth.segmentation, ignore_index=-1),
         SegmentationErrors,
-        lambda predicted, _: predicted.argmax(0),
+        lambda predicted, _: {"segmentation": predicted.argmax(0).tolist()},
     ),
-    "depth": Task(1, _depth_loss, DepthErrors, lambda predicted, _: predicted[0]),
-    "normals": Task(3, _normal_loss, NormalErrors, lambda predicted, _: F.normalize(predicted, dim=0).movedim(0, -1)),
-    "keypoints": Task(KEYPOINTS, _keypoint_loss, KeypointErrors, places),
+    "depth": Task(1, _depth_loss, DepthErrors, lambda predicted, _: {"depth": predicted[0].tolist()}),
+    "normals": Task(
+        3,
+        _normal_loss,
+        NormalErrors,
+        lambda predicted, _: {"normals": F.normalize(predicted, dim=0).movedim(0, -1).tolist()},
+    ),
+    "keypoints": Task(
+        KEYPOINTS,
+        _keypoint_loss,
+        KeypointErrors,
+        lambda predicted, truth: {"keypoints": places(predicted, truth).tolist()},
+    ),
 }
 
 SETS: Mapping[str, tuple[str, ...]] = {

@@ -478,13 +478,7 @@ class Rl:
         """Tables, verdicts, figures."""
         late = metrics.late(LATE)
         curves, ends = normalised(metrics, late), normalised(late, late)
-        verdicts = claims.table(CLAIMS, ends, (PROBLEM,))
-        asked = replace(
-            verdicts,
-            title="What we asked, and what we found",
-            header=("we asked whether", "from", *verdicts.header[2:]),
-            terminal=("we asked whether", *verdicts.terminal[1:]),
-        )
+        asked = claims.as_questions(claims.table(CLAIMS, ends, (PROBLEM,)))
         return Report(
             title="GradNorm on games whose rewards differ in scale",
             command=command_line(self.name, self.config),

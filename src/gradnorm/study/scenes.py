@@ -1,4 +1,4 @@
-"""One run of §5: a network a method, its batches, its test metrics; trained by Lightning.
+"""One run of a study on images: a network a method, its batches, its test metrics; trained by Lightning.
 
 Lightning brings mixed precision, several GPUs and logs. As in every study, a batch is drawn by its step's number, so
 that all methods of a seed see the same batches, and so does a run that was resumed.
@@ -26,7 +26,7 @@ from gradnorm.study.data.augment import augment
 from gradnorm.study.data.nyuv2 import NYUv2
 from gradnorm.study.data.rooms import Rooms
 from gradnorm.study.data.sample import Sample, collate
-from gradnorm.study.dense import ERROR, SETS, TASKS
+from gradnorm.study.dense import ERROR
 from gradnorm.study.methods import Setting, weighting
 from gradnorm.study.metrics import Row
 from gradnorm.study.models.dense import Dense
@@ -35,7 +35,7 @@ from gradnorm.study.models.segnet import SegNet
 from gradnorm.study.run import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, Job, measure, write_result
 
 if TYPE_CHECKING:
-    from gradnorm.study.vision import VisionConfig
+    from gradnorm.study.images import ImageStudy
 
 MODELS: dict[str, Callable[[dict[str, int], float], Dense]] = {"segnet": SegNet, "fcn": FCN}
 DECAY, DECAYS_AT = 0.2, 0.3
@@ -63,12 +63,14 @@ def load(data: str, root: str, split: Literal["train", "test"], n: int, size: in
 class Scenes(LightningModule):
     """One run: the network, or one a task, under a weighting."""
 
-    def __init__(self, config: VisionConfig, job: Job) -> None:
+    def __init__(self, study: ImageStudy, job: Job) -> None:
         super().__init__()
+        config = study.config
         self.config, self.job = config, job
-        self.tasks = SETS[config.tasks]
+        self.tasks = tuple(study.tasks)
+        self._tasks, self._source = study.tasks, study.data
         groups = [(task,) for task in self.tasks] if job.method == "single" else [self.tasks]
-        channels = [{task: TASKS[task].channels for task in group} for group in groups]
+        channels = [{task: self._tasks[task].channels for task in group} for group in groups]
         networks = [MODELS[config.model](each, config.width) for each in channels]
         self.model: nn.Module = nn.ModuleList(networks)
         epoch = math.ceil(config.train_images / config.batch)
@@ -88,7 +90,7 @@ class Scenes(LightningModule):
         """The tasks' losses on the batch of this step, [T]."""
         truth = self._batch(step)
         predicted = self(truth.image)
-        return torch.stack([TASKS[task].loss(predicted[task], truth) for task in self.tasks])
+        return torch.stack([asked.loss(predicted[task], truth) for task, asked in self._tasks.items()])
 
     def _batch(self, step: int) -> Sample:
         generator = torch.Generator().manual_seed((self.job.seed + 1) * 1_000_003 + step)
@@ -104,12 +106,12 @@ class Scenes(LightningModule):
     def _data(self, split: Literal["train", "test"]) -> Sample:
         config = self.config
         n = config.train_images if split == "train" else config.test_images
-        return load(config.data, config.root, split, n, config.size)
+        return load(*self._source, split, n, config.size)
 
     def evaluate(self) -> dict[str, float]:
         """Every metric of every task over the test set."""
         test = self._data("test")
-        errors = {task: TASKS[task].errors().to(self.device) for task in self.tasks}
+        errors = {task: asked.errors().to(self.device) for task, asked in self._tasks.items()}
         for start in range(0, len(test.image), self.config.batch):
             stop = start + self.config.batch
             truth = test.map(lambda values: values[start:stop].to(self.device))  # noqa: B023 - called at once
@@ -120,21 +122,22 @@ class Scenes(LightningModule):
             for task in self.tasks
             for name, value in zip(errors[task].names, errors[task].compute(), strict=True)
         }
-        own = [found[TASKS[task].metric] for task in self.tasks]
+        own = [found[asked.metric] for asked in self._tasks.values()]
         return {ERROR: math.prod(own) ** (1 / len(own))} | found
 
     @torch.no_grad()
     def pictures(self) -> list[dict[str, Any]]:
-        """What is made of the first `SHOWN` test images: each task's field of `plots.View`, in plain lists."""
+        """What is made of the first `SHOWN` test images: the fields of `plots.View`, as plain values."""
         test = self._data("test").map(lambda values: values[:SHOWN])
         self.model.eval()
         maps = {task: out.cpu() for task, out in self(test.image.to(self.device)).items()}
         self.model.train()
-        truths = [test.map(lambda values: values[i]) for i in range(len(test.image))]  # noqa: B023 - called at once
-        return [
-            {task: TASKS[task].drawn(maps[task][i], truth).tolist() for task in self.tasks}
-            for i, truth in enumerate(truths)
-        ]
+        drawn: list[dict[str, Any]] = [{} for _ in test.image]
+        for i, fields in enumerate(drawn):
+            truth = test.map(lambda values: values[i])  # noqa: B023 - called at once
+            for task, asked in self._tasks.items():
+                fields.update(asked.drawn(maps[task][i], truth))
+        return drawn
 
     # ----------------------------------------------------------------------------------------- what Lightning calls
 

@@ -130,7 +130,7 @@ def test_nyuv2_trains_from_either_form(form, request, tmp_path):
     study = small(data="nyuv2", root=str(request.getfixturevalue(form)), methods="equal,gradnorm", train_images=795)
     report = reproduce(study, tmp_path / "out", 0, Console(file=io.StringIO()))
     assert [row[0] for row in report.tables[0].rows] == ["gradnorm", "equal"]
-    assert report.command.startswith("gradnorm reproduce vision --data nyuv2 --root")
+    assert "--data nyuv2 --root" in report.command
     assert (tmp_path / "out" / "figures" / "pictures.png").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,9 @@ from gradnorm.study.data.sample import CLASSES, Sample
 
 def contact_sheet(rooms: Rooms, path: Path) -> Path:
     """All of these rooms with their truth, as a PNG."""
-    views = [_titled(rooms[i], f"{rooms.split} {i}") for i in range(len(rooms))]
-    return plots.contact_sheet(path, views, CLASSES)
-
-
-def _titled(sample: Sample, title: str) -> plots.View:
-    assert sample.room is not None
-    return view(sample, f"{title}: {ROOMS[int(sample.room)]}")
+    views = [view(rooms[i]) for i in range(len(rooms))]
+    titled = [replace(one, title=f"{rooms.split} {i}: {one.kind}") for i, one in enumerate(views)]
+    return plots.contact_sheet(path, titled, CLASSES)
 
 
 def view(sample: Sample, title: str = "") -> plots.View:
@@ -36,6 +33,7 @@ def view(sample: Sample, title: str = "") -> plots.View:
         keypoints=None if sample.keypoints is None else places(sample.keypoints, sample).numpy(),
         boxes=None if sample.boxes is None else sample.boxes[real].numpy(),
         labels=[] if sample.labels is None else sample.labels[real].tolist(),
+        kind="" if sample.room is None else ROOMS[int(sample.room)],
     )
 
 
