@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradnorm.study.detect import Detect
 from gradnorm.study.digits import Digits
 from gradnorm.study.rl import Rl
 from gradnorm.study.run import Config
@@ -23,7 +24,7 @@ from gradnorm.study.vision import PRESETS, Vision
 
 Array = NDArray[np.float64]
 
-BASES: dict[str, Any] = {study.name: study for study in (Toy, Digits, Rl, Vision)}
+BASES: dict[str, Any] = {study.name: study for study in (Toy, Digits, Vision, Detect, Rl)}
 BASES["vision-gpu"] = partial(Vision, PRESETS["gpu"])  # as a GPU can do it
 
 
