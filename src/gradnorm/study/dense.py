@@ -180,6 +180,8 @@ class Task:
     errors: type[Errors]
     drawn: Callable[[Tensor, Sample], Mapping[str, Any]]
     """[channels, h, w] and the truth → fields of `plots.View`, as plain values."""
+    whole: bool = False
+    """Whether it is about the whole image: its output is then [B, channels]."""
 
     @property
     def metric(self) -> str:

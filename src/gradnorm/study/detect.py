@@ -1,7 +1,8 @@
 """Image classification, object detection and segmentation by one network: what mixed perception models train.
 
-The losses are of unlike kind: a cross entropy an image, a sum over an object's parts, a cross entropy a pixel. All
-three tasks share everything up to one affine layer each, as in §5.
+The losses are of unlike kind: a cross entropy an image, a sum over an object's parts, a cross entropy a pixel. The
+classifier reads what the encoder gives, detection and segmentation what the decoder makes of it, each by one affine
+layer: so `W` is the encoder's last layer, the last that all three share.
 """
 
 from __future__ import annotations

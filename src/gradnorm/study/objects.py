@@ -1,8 +1,8 @@
 """Two tasks that are not maps: which kind of room an image shows, and which objects are where in it.
 
-Both still read maps, so that a dense network can have them beside its others. The kind is the mean over its map. An
-object is a point, its centre (CenterNet, Zhou et al., 2019): a heatmap a class says where, four more channels say by
-how much the centre is off its cell, and how large the object is. Average precision is counted by COCO's own code.
+An object is a point, its centre (CenterNet, Zhou et al., 2019), so that a dense network can have the task beside its
+others: a heatmap a class says where, four more channels say by how much the centre is off its cell, and how large the
+object is. Average precision is counted by COCO's own code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SURE = 0.3
 
 def _kind_loss(predicted: Tensor, truth: Sample) -> Tensor:
     assert truth.room is not None
-    return F.cross_entropy(predicted.mean(dim=(2, 3)), truth.room)
+    return F.cross_entropy(predicted, truth.room)
 
 
 class KindErrors(Errors):
@@ -56,9 +56,9 @@ class KindErrors(Errors):
         super().__init__(self._right)
 
     def update(self, predicted: Tensor, truth: Sample) -> None:
-        """[B, kinds, h, w] logits."""
+        """[B, kinds] logits."""
         assert truth.room is not None
-        self._right.update(predicted.mean(dim=(2, 3)), truth.room)
+        self._right.update(predicted, truth.room)
 
     def compute(self) -> tuple[float, ...]:
         """Over the whole set."""
@@ -203,6 +203,6 @@ def _drawn_boxes(predicted: Tensor, truth: Sample) -> Mapping[str, Any]:
 
 
 CLASSIFICATION = Task(
-    len(ROOMS), _kind_loss, KindErrors, lambda predicted, _: {"kind": ROOMS[int(predicted.mean(dim=(1, 2)).argmax())]}
+    len(ROOMS), _kind_loss, KindErrors, lambda predicted, _: {"kind": ROOMS[int(predicted.argmax())]}, whole=True
 )
 DETECTION = Task(CELLS + 4, detection_loss, DetectionErrors, _drawn_boxes)

@@ -37,7 +37,7 @@ from gradnorm.study.run import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, Job, measure
 if TYPE_CHECKING:
     from gradnorm.study.images import ImageStudy
 
-MODELS: dict[str, Callable[[dict[str, int], float], Dense]] = {"segnet": SegNet, "fcn": FCN}
+MODELS: dict[str, Callable[[dict[str, int], float, list[str]], Dense]] = {"segnet": SegNet, "fcn": FCN}
 DECAY, DECAYS_AT = 0.2, 0.3
 """The paper's: the learning rate times 0.2 every 6,000 of 20,000 steps."""
 
@@ -71,7 +71,8 @@ class Scenes(LightningModule):
         self._tasks, self._source = study.tasks, study.data
         groups = [(task,) for task in self.tasks] if job.method == "single" else [self.tasks]
         channels = [{task: self._tasks[task].channels for task in group} for group in groups]
-        networks = [MODELS[config.model](each, config.width) for each in channels]
+        whole = [task for task, asked in self._tasks.items() if asked.whole]
+        networks = [MODELS[config.model](each, config.width, whole) for each in channels]
         self.model: nn.Module = nn.ModuleList(networks)
         epoch = math.ceil(config.train_images / config.batch)
         layer = networks[0].last_shared
@@ -83,7 +84,7 @@ class Scenes(LightningModule):
         self.rows: list[Row] = []
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] → each task's map in float32, [B, channels, H/4, W/4]."""
+        """[B, 3, H, W] → each task's output in float32, [B, channels, H/4, W/4] or [B, channels]."""
         return {task: out.float() for network in self.model.children() for task, out in network(image).items()}
 
     def losses(self, step: int) -> Tensor:

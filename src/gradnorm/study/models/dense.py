@@ -1,9 +1,9 @@
-"""What both families have in common: features that all tasks share, and one affine head a task upon them."""
+"""What both families have in common: features that tasks share, and one affine head a task upon them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -11,9 +11,13 @@ from torch import Tensor, nn
 class Dense(nn.Module, ABC):
     """An image → a map of a quarter of its size for each task; all shared up to the last layer (§5).
 
+    Tasks about the whole image read what the encoder gives, as classifiers do; the decoder is for maps alone.
+
     Args:
-        channels: The tasks' names, and how many channels each one's map has.
-        features: Channels of what `features` gives.
+        channels: The tasks' names, and how many channels each one's output has.
+        whole: Those of the tasks that are about the whole image.
+        encoded: Channels of what the encoder gives.
+        decoded: Channels of what the decoder gives.
         stride: Height and width of the images must be multiples of this.
 
     Raises:
@@ -23,21 +27,35 @@ class Dense(nn.Module, ABC):
         last_shared: The last layer that all tasks share, the paper's `W`.
     """
 
-    last_shared: nn.Module
+    encoder: nn.ModuleList | nn.Sequential
+    decoder: nn.ModuleList | nn.Sequential
 
-    def __init__(self, channels: Mapping[str, int], features: int, stride: int) -> None:
+    def __init__(
+        self, channels: Mapping[str, int], whole: Collection[str], encoded: int, decoded: int, stride: int
+    ) -> None:
         super().__init__()
         if not channels:
             raise ValueError("channels names no task: give one number of channels for each")
-        self.heads = nn.ModuleDict({task: nn.Conv2d(features, n, 1) for task, n in channels.items()})
+        heads = {
+            task: nn.Linear(encoded, n) if task in whole else nn.Conv2d(decoded, n, 1) for task, n in channels.items()
+        }
+        self.heads = nn.ModuleDict(heads)
+        self.whole = frozenset(whole) & channels.keys()
+        self.has_maps = len(self.whole) < len(channels)
         self._stride = stride
 
+    @property
+    def last_shared(self) -> nn.Conv2d:
+        """Of the encoder, where a task leaves there."""
+        *_, last = (m for m in (self.encoder if self.whole else self.decoder).modules() if isinstance(m, nn.Conv2d))
+        return last
+
     @abstractmethod
-    def features(self, image: Tensor) -> Tensor:
-        """[B, 3, H, W] → [B, features, H/4, W/4], shared by all tasks."""
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] → [B, encoded, H/32, W/32], and, if there are maps, [B, decoded, H/4, W/4]."""
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """[B, 3, H, W] → each task's [B, channels, H/4, W/4].
+        """[B, 3, H, W] → each task's [B, channels, H/4, W/4], or [B, channels] where it is about the whole image.
 
         Raises:
             ValueError: H or W is not a multiple of the stride.
@@ -48,8 +66,9 @@ class Dense(nn.Module, ABC):
                 f"image is {height}×{width}, but {type(self).__name__} halves it until one pixel stands for "
                 f"{self._stride}: scale or crop height and width to multiples of {self._stride}"
             )
-        features = self.features(image)
-        return {task: head(features) for task, head in self.heads.items()}
+        encoded, decoded = self.features(image)
+        pooled = encoded.mean(dim=(2, 3))
+        return {task: head(pooled if task in self.whole else decoded) for task, head in self.heads.items()}
 
 
 def scaled(filters: int, width: float) -> int:

@@ -7,7 +7,7 @@ each doubling is a transposed convolution and one residual block, as many filter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -61,8 +61,9 @@ class FCN(Dense):
     """Thinned ResNet-50 and a shallow decoder; 14.9 M parameters for the three tasks of NYUv2.
 
     Args:
-        channels: The tasks' names, and how many channels each one's map has.
+        channels: The tasks' names, and how many channels each one's output has.
         width: Factor on all numbers of filters; 1 is the paper's network.
+        whole: Tasks about the whole image, which read the encoder.
 
     Examples:
         >>> import torch
@@ -71,8 +72,9 @@ class FCN(Dense):
         torch.Size([2, 13, 16, 24])
     """
 
-    def __init__(self, channels: Mapping[str, int], width: float = 1.0) -> None:
-        super().__init__(channels, features=scaled(DECODER[-1], width), stride=32)
+    def __init__(self, channels: Mapping[str, int], width: float = 1.0, whole: Collection[str] = ()) -> None:
+        encoded = 4 * scaled(STAGES[-1][0], width)
+        super().__init__(channels, whole, encoded, decoded=scaled(DECODER[-1], width), stride=32)
         filters = scaled(64, width)
         self.stem = nn.Sequential(rectified(3, filters, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1))
         blocks = []
@@ -83,12 +85,12 @@ class FCN(Dense):
                 filters = 4 * scaled(within, width)
         self.encoder = nn.Sequential(*blocks)
         steps = []
-        for outputs in DECODER:
+        for outputs in DECODER if self.has_maps else ():
             steps.append(doubling(filters, scaled(outputs, width)))
             filters = scaled(outputs, width)
         self.decoder = nn.Sequential(*steps)
-        *_, self.last_shared = (module for module in self.decoder.modules() if isinstance(module, nn.Conv2d))
 
-    def features(self, image: Tensor) -> Tensor:
-        """[B, 3, H, W] → [B, 64, H/4, W/4]."""
-        return self.decoder(self.encoder(self.stem(image)))
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] → [B, 1024, H/32, W/32], [B, 64, H/4, W/4]."""
+        encoded = self.encoder(self.stem(image))
+        return encoded, self.decoder(encoded)

@@ -6,7 +6,7 @@ two stages would only enlarge what is then made small again, and hold less than 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -25,8 +25,9 @@ class SegNet(Dense):
     """VGG16 with batch norm, encoder and decoder; 29.2 M parameters for the three tasks of NYUv2.
 
     Args:
-        channels: The tasks' names, and how many channels each one's map has.
+        channels: The tasks' names, and how many channels each one's output has.
         width: Factor on all numbers of filters; 1 is the paper's network.
+        whole: Tasks about the whole image, which read the encoder.
 
     Examples:
         >>> import torch
@@ -35,22 +36,23 @@ class SegNet(Dense):
         torch.Size([2, 13, 16, 24])
     """
 
-    def __init__(self, channels: Mapping[str, int], width: float = 1.0) -> None:
+    def __init__(self, channels: Mapping[str, int], width: float = 1.0, whole: Collection[str] = ()) -> None:
         stages = [[scaled(filters, width) for filters in stage] for stage in VGG16]
         layers = iter(pairwise([3, *(filters for stage in stages for filters in stage)]))
         down = [[next(layers) for _ in stage] for stage in stages]
         up = [[(outputs, inputs) for inputs, outputs in reversed(stage)] for stage in reversed(down[UNDECODED:])]
-        super().__init__(channels, features=up[-1][-1][1], stride=2 ** len(VGG16))
+        super().__init__(channels, whole, encoded=stages[-1][-1], decoded=up[-1][-1][1], stride=2 ** len(VGG16))
         self.encoder = nn.ModuleList(nn.Sequential(*(rectified(*layer) for layer in stage)) for stage in down)
-        self.decoder = nn.ModuleList(nn.Sequential(*(rectified(*layer) for layer in stage)) for stage in up)
-        *_, self.last_shared = (module for module in self.decoder.modules() if isinstance(module, nn.Conv2d))
+        mirrored = up if self.has_maps else []
+        self.decoder = nn.ModuleList(nn.Sequential(*(rectified(*layer) for layer in stage)) for stage in mirrored)
 
-    def features(self, image: Tensor) -> Tensor:
-        """[B, 3, H, W] → [B, 128, H/4, W/4]."""
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] → [B, 512, H/32, W/32], [B, 128, H/4, W/4]."""
         x, places = image, []
         for stage in self.encoder:
             x, where = F.max_pool2d_with_indices(stage(x), [2, 2])
             places.append(where)
+        encoded = x
         for stage in self.decoder:
             x = stage(F.max_unpool2d(x, places.pop(), [2, 2]))
-        return x
+        return encoded, x

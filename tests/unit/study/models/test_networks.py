@@ -70,6 +70,24 @@ def test_all_but_the_heads_is_shared_by_every_task(family):
 
 
 @both
+def test_a_task_about_the_whole_image_reads_the_encoder_whose_last_layer_is_then_w(family):
+    torch.manual_seed(0)
+    network = family({"kind": 4, "depth": 1}, width=1 / 32, whole=["kind"])
+    found = losses(network, images())
+    assert network(images())["kind"].shape == (2, 4)
+    encoder, decoder = ({id(p) for p in part.parameters()} for part in (network.encoder, network.decoder))
+    assert id(network.last_shared.weight) in encoder
+    found["kind"].backward(retain_graph=True)
+    reached = {id(p) for p in network.parameters() if p.grad is not None}
+    assert encoder <= reached
+    assert not decoder & reached
+    balancer = GradNorm(["kind", "depth"])
+    balancer(found).backward()
+    assert [id(p) for p in balancer.shared] == [id(network.last_shared.weight)]
+    assert not list(family({"kind": 4}, whole=["kind"]).decoder.parameters())
+
+
+@both
 def test_heads_are_affine(family):
     assert all(type(head) is nn.Conv2d and head.kernel_size == (1, 1) for head in narrow(family).heads.values())
 
