@@ -107,7 +107,7 @@ def markdown(results: Results) -> str:
         "# What a balanced step costs",
         f"`{about['command']}`: torch {about['torch']}, Python {about['python']}, {about['device']}, "
         f"{about['cores']} cores, {about['threads']} threads, {about['rounds']} rounds. "
-        "What is measured and how: [benchmarks/README.md](../README.md).",
+        "What is measured and how: `benchmarks/README.md`.",
         "## Time a step, over equal weights: median of the rounds (quartiles)",
         time_table(benchmarks),
         "## Peak memory, over equal weights",
