@@ -561,9 +561,18 @@ class GradNorm(nn.Module):
         self._called = False
 
 
+_BREAKS_WITH_MESSAGE = torch.__version__ >= "2.8"
+
+
 def _eagerly(function: Callable[..., None], *args: object) -> None:
     """Call `function` outside of any graph that is being compiled, which breaks that graph in two."""
     if torch.compiler.is_compiling():
+        if _BREAKS_WITH_MESSAGE:
+            # A literal, as it must be for the compiler to show it where fullgraph=True refuses the break.
+            torch._dynamo.graph_break(
+                msg="tasks cannot be told apart inside one graph; call the balancer outside of what is compiled with "
+                'fullgraph=True, or leave that out, or measure with at="branches"'
+            )
         # Not as a decorator: that would load the compiler with `import gradnorm`.
         function = torch.compiler.disable(function)  # pyright: ignore[reportAssignmentType]
     function(*args)
