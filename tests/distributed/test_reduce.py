@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradnorm import GradNorm, StateError
 
@@ -239,19 +240,88 @@ def test_reduced_norms_are_the_mean_of_the_norms(tmp_path):
         torch.testing.assert_close(reduced, mean)
 
 
-def counted(rank):
-    """How many collectives a step makes."""
-    calls = []
-    original = torch.distributed.all_reduce
-    torch.distributed.all_reduce = lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
-    net = Net()
-    balancer = GradNorm(NAMES, shared=net.last, every=2)
+# ------------------------------------------------------------------------------------------------------- collectives
+
+
+class Collectives(TorchDispatchMode):
+    """Notes all collectives, DDP's own too: what they are, and how many numbers they carry."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            self.seen.append((function._opname, sum(tensor.numel() for tensor in args[0])))
+        return function(*args, **(kwargs or {}))
+
+
+def collectives(rank, balanced):
+    """Those of each step, in which the ranks hold different tasks and only each second is measured."""
+    model, plan, steps = Outputs(), PLANS["each lacks another"], []
+    balancer = GradNorm(NAMES, shared=model.net.last, every=2) if balanced else lambda held: sum(held.values())
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
     for step in range(4):
-        balancer(net.losses(batch(step))).backward()
+        with Collectives() as noted:
+            held = losses(wrapped(batch(step, SIZE).chunk(2)[rank]), plan[(rank + step) % 2])
+            balancer(held).backward()
+            if balanced:
+                balancer.step()
+        steps.append(noted.seen)
+    return steps
+
+
+def test_a_measured_step_makes_one_collective_more_and_no_other_step_any(tmp_path):
+    """In the same place on every rank, whatever tasks it holds: after those that DDP makes by itself."""
+    first, second = launch(collectives, tmp_path / "balanced", True)
+    assert first == second
+    plain, _ = launch(collectives, tmp_path / "plain", False)
+    assert all(plain), "DDP's own must be seen for this to mean anything"
+    ours = [("allreduce_", 3 * 64 + 3 * 3)]
+    assert first == [own + ours * (step % 2 == 0) for step, own in enumerate(plain)]
+
+
+# ---------------------------------------------------------------------------- normalisation over the batch of all ranks
+
+
+class SumOfRanks(torch.autograd.Function):
+    """What `SyncBatchNorm`, which PyTorch has for GPUs only, does in its forward and in its backward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(x := x.clone())
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return SumOfRanks.apply(gradient)
+
+
+class Normalised(nn.Module):
+    def forward(self, x):
+        total = SumOfRanks.apply(torch.cat([x.sum(0), x.square().sum(0), x.new_tensor([len(x)])]))
+        mean, square = (total[:-1] / total[-1]).chunk(2)
+        return (x - mean) / (square - mean.square() + 1e-5).sqrt()
+
+
+def synchronised(rank, place):
+    """In float64, since differences of squares are noisy; `rank` is `None` for one process on the joint batch."""
+    model = Outputs()
+    model.net.trunk[place] = nn.Sequential(model.net.trunk[place], Normalised())
+    model.double()
+    balancer = GradNorm(NAMES, shared=model.net.last).double()
+    wrapped = model if rank is None else DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    for step in range(STEPS):
+        x = batch(step, SIZE).double()
+        optimizer.zero_grad()
+        balancer(losses(wrapped(x if rank is None else x.chunk(2)[rank]))).backward()
+        optimizer.step()
         balancer.step()
-        calls.append(0)
-    return calls
+    return found(model, balancer)
 
 
-def test_a_measured_step_makes_one_collective_and_no_other_step_any(tmp_path):
-    assert launch(counted, tmp_path) == [[1, 0, 0, 1, 0, 0]] * 2
+@pytest.mark.parametrize("place", [1, 3], ids=["before W", "between W and the heads"])
+def test_statistics_over_all_ranks(place, tmp_path):
+    same(launch(synchronised, tmp_path, place), synchronised(None, place))
