@@ -68,8 +68,8 @@ def same(ranks, expected, rtol=1e-5, atol=1e-6):
 # ------------------------------------------------------------------------------------------------------------- FSDP2
 
 
-def shard(model, reshard, policy=None):
-    mesh = init_device_mesh("cpu", (2,))
+def shard(model, reshard, policy=None, world=2):
+    mesh = init_device_mesh("cpu", (world,))
     policy = policy or MixedPrecisionPolicy()
     if reshard != "root":
         for layer in (model.net.trunk[0], model.net.trunk[2], *model.net.heads):
@@ -157,6 +157,43 @@ def wrongly_named(rank):
 
 def test_fsdp_says_what_to_do_when_the_layer_cannot_be_followed(tmp_path):
     launch(wrongly_named, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------ four processes
+
+
+def partly(rank):
+    """Kept gathered by halves between forward and backward."""
+    model = Outputs()
+    shard(model, 2, world=4)
+    balancer = GradNorm(NAMES, shared=model.net.trunk[2])
+    train(model, balancer, share=lambda x: x.chunk(4)[rank])
+    return result(model, balancer)
+
+
+def hybrid(rank):
+    """Sharded over two, replicated over two."""
+    model, mesh = Outputs(), init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    fully_shard(model.net.trunk[2], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    balancer = GradNorm(NAMES, shared=model.net.trunk[2])
+    train(model, balancer, share=lambda x: x.chunk(4)[rank])
+    return result(model, balancer)
+
+
+def tensor_and_data_parallel(rank):
+    """Two groups of two, each with half of the batch: layers are split in a group, and sharded between groups."""
+    model, mesh = Outputs(), init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    parallelize_module(model, mesh["tensor"], {name: make() for name, make in PLANS["rows"].items()})
+    fully_shard(model, mesh=mesh["data"])
+    balancer = GradNorm(NAMES, shared=model.net.trunk[2])
+    train(model, balancer, share=lambda x: x.chunk(2)[rank // 2])
+    return result(model, balancer)
+
+
+@pytest.mark.parametrize("how", [partly, hybrid, tensor_and_data_parallel])
+def test_four_processes(how, tmp_path):
+    same(launch(how, tmp_path, world=4), alone())
 
 
 # --------------------------------------------------------------------------------------- distributed checkpoints (DCP)
