@@ -54,3 +54,24 @@ def test_the_segment_that_holds_w_runs_once_more_for_each_task(at, runs):
     balancer = GradNorm(["a", "b", "c"], shared=net.last, at=at)
     train(net, balancer, 1)
     assert len(count) == runs
+
+
+class Reentrant(nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x):
+        return checkpoint(self.head, x, use_reentrant=True)
+
+
+def test_reentrant_checkpoints_in_the_heads_are_exact():
+    """They run before the tasks meet, where autograd's ban on gradients of single tensors does not reach."""
+    plain, net = Net(), Net()
+    net.heads = nn.ModuleList(Reentrant(head) for head in net.heads)
+    found = []
+    for each in (plain, net):
+        balancer = GradNorm(["a", "b", "c"], shared=each.last)
+        train(each, balancer, 4)
+        found.append([balancer.weights, *(p.detach() for p in each.parameters())])
+    assert all(map(torch.equal, *found))
