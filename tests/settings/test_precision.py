@@ -33,10 +33,11 @@ class Training:
         with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
             return self.net.losses(x)
 
-    def step(self, number, bad=False, clip=None):
+    def step(self, number, bad=False, clip=None, parts=1):
         self.optimizer.zero_grad()
-        loss = self.scaler.scale(self.balancer(self.losses(batch(number))))
-        (loss * math.inf if bad else loss).backward()
+        for i, part in enumerate(batch(number).chunk(parts)):
+            loss = self.scaler.scale(self.balancer(self.losses(part)) / parts)
+            (loss * math.inf if bad and i == 0 else loss).backward()
         if clip is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), clip)
@@ -69,14 +70,15 @@ def test_a_loss_scale_changes_neither_the_weights_nor_the_network(make, clip):
     assert (plain.balancer.weights - 1).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("parts", [1, 2], ids=["whole batches", "one of two micro-batches is bad"])
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_a_skipped_step_leaves_no_trace(make):
+def test_a_skipped_step_leaves_no_trace(make, parts):
     """As if that batch had never come; `fused` optimizers skip on the device, and their hooks run all the same."""
     scaled, plain = Training(make, scale=1024.0), Training(make)
     for number in range(8):
-        scaled.step(number, bad=number in (0, 3))
+        scaled.step(number, bad=number in (0, 3), parts=parts)
         if number not in (0, 3):
-            plain.step(number)
+            plain.step(number, parts=parts)
     assert_same(scaled, plain)
     assert scaled.balancer.log_dict()["gradnorm/skipped"] == 0
     assert scaled.scaler.get_scale() == 256.0
@@ -106,13 +108,23 @@ def test_autocast_stays_near_full_precision(dtype):
     assert (plain.balancer.weights - 1).abs().max() > 0.3
 
 
+WAYS = {
+    "plain": {},
+    "features": {"at": "features"},
+    "every other": {"every": 2},
+    "mean L(0)": {"initial_losses": 2},
+    "priorities": {"priorities": [1.0, 2.0, 3.0]},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("missing", [(), ("b",)], ids=["all tasks", "one missing"])
-def test_no_step_reads_a_value(missing):
+def test_no_step_reads_a_value(missing, way):
     """On the meta device there are no values: whatever would wait for a GPU is an error here."""
     with torch.device("meta"):
         net = Net()
         # torch makes Adam's count of steps capturable on real accelerators only; SGD has none.
-        balancer = GradNorm(NAMES, shared=net.last, optimizer=torch.optim.SGD)
+        balancer = GradNorm(NAMES, shared=net.last, optimizer=torch.optim.SGD, **WAYS[way])
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
         for number in range(3):
             optimizer.zero_grad()
@@ -120,6 +132,6 @@ def test_no_step_reads_a_value(missing):
             balancer({name: None if name in missing else loss for name, loss in losses.items()}).backward()
             optimizer.step()
             balancer._advance(torch.tensor(0.0) if number else None)  # as `attach` does after a fused optimizer
-    assert len(balancer.history) == 3
+    assert len(balancer.history) == (2 if way == "every other" else 3)
     with pytest.raises(RuntimeError, match="meta"):
         balancer.log_dict()
