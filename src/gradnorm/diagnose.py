@@ -109,13 +109,14 @@ def diagnose(losses: Losses, *, shared: Shared | None = None, model: nn.Module |
     check_graphs(values, tasks)
     graph = Graph(values)
     held = last_shared(graph, len(tasks)) if shared is None else resolve_shared(shared, model)
-    rows = torch.stack([_row(task, loss, held) for task, loss in named.items()])
+    # On the CPU, where all of it is read, printed and drawn.
+    rows = torch.stack([_row(task, loss, held) for task, loss in named.items()]).cpu()
     norms = row_norms(rows)
     names = {id(parameter): name for name, parameter in model.named_parameters()} if model else {}
     taken = {id(each.parameter) for each in held}
     return Diagnosis(
         tasks=tasks,
-        losses=at_least_float32(torch.stack([loss.detach() for loss in values])),
+        losses=at_least_float32(torch.stack([loss.detach() for loss in values]).cpu()),
         norms=norms,
         cosines=cosines(rows, norms),
         layer=", ".join(_name(each.parameter, names) for each in held),
