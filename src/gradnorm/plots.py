@@ -190,8 +190,9 @@ def diagnosis(found: Diagnosis, path: str | Path) -> Path:
             bars.text(1.02, row, f"{norm:.3g}", transform=bars.get_yaxis_transform(), va="center")
         bars.set_yticks(range(len(norms)), found.tasks)
         bars.invert_yaxis()
-        bars.set_xscale("log")
-        bars.set_xlim(left=norms[norms > 0].min(initial=1.0) / 3)
+        if norms.any():
+            bars.set_xscale("log")
+            bars.set_xlim(left=norms[norms > 0].min(initial=1.0) / 3)
         bars.set_title("Gradient norm at the shared layer")
         bars.set_xlabel(found.layer)
         _draw_cosines(table, found)

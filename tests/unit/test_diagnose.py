@@ -211,3 +211,23 @@ def test_pictures_are_drawn(tmp_path):
         plots.training(balancer.history, str(tmp_path / "training.png")),
     ):
         assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_picture_of_a_diagnosis_says_what_the_text_says(monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    found = diagnose(Net().losses(batch()))
+    plots.diagnosis(found, "unused.png")
+    bars, table = figures[0].axes
+    assert [bar.get_width() for bar in bars.patches] == found.norms.tolist()
+    assert [text.get_text() for text in bars.texts] == [f"{norm:.3g}" for norm in found.norms.tolist()]
+    assert [text.get_text() for text in table.texts] == [f"{value:.2f}" for value in found.cosines.flatten().tolist()]
+    assert [text.get_text() for text in bars.get_yticklabels()] == NAMES
+    plots.plt.close(figures[0])
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 0.0, -1.0])
+@pytest.mark.parametrize("names", ["b", "abc"])
+def test_bad_numbers_can_be_drawn(names, factor, tmp_path):
+    found = diagnose(scaled(Net(), **dict.fromkeys(names, factor)))
+    assert plots.diagnosis(found, tmp_path / "diagnosis.png").exists()
