@@ -84,6 +84,22 @@ def test_a_skipped_step_leaves_no_trace(make, parts):
     assert scaled.scaler.get_scale() == 256.0
 
 
+@pytest.mark.filterwarnings("ignore:GradNorm left the loss weights unchanged")
+@pytest.mark.parametrize(("name", "skips"), [("SGD", 1), ("fused Adam", 0)])
+def test_gradients_cleared_to_zeros_make_a_skipped_step_cost_the_next_update(name, skips):
+    """As the page says: zeros do not show that they were cleared. The weights stay sound, and the skip is counted."""
+    training = Training(OPTIMIZERS[name], scale=1024.0)
+    clear = training.optimizer.zero_grad
+    training.optimizer.zero_grad = lambda: clear(set_to_none=False)
+    moved = []
+    for number in range(5):
+        before = training.balancer.weights.clone()
+        training.step(number, bad=number == 2)
+        moved.append(not torch.equal(before, training.balancer.weights))
+    assert moved == [True, True, False, not skips, True]
+    assert training.balancer.log_dict()["gradnorm/skipped"] == skips
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_measures_the_norms_of_the_gradients_that_autocast_gives(dtype):
     training = Training(scale=8.0 if dtype is torch.float16 else None, autocast=dtype)
