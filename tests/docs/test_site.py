@@ -89,6 +89,15 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert built.returncode == 0, built.stderr
     pages = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("index.html")}
     assert "index.html" in pages
+    assert not list(dead_links(tmp_path))
+
+
+def dead_links(site):
+    """What mkdocs does not see: links in files that a page includes."""
+    for page in sorted(site.rglob("*.html")):
+        for target in re.findall(r'(?:href|src)="([^"#?:]+)["#?]', page.read_text()):
+            if not target.startswith("/") and not (page.parent / target).exists():
+                yield f"{page.relative_to(site)}: {target}"
 
 
 def test_the_glossary_names_the_rule_as_it_is():
