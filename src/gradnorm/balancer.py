@@ -562,6 +562,7 @@ class GradNorm(nn.Module):
 
 
 _BREAKS_WITH_MESSAGE = torch.__version__ >= "2.8"
+"""Whether a graph break may surely say why; older versions break all the same."""
 
 
 def _eagerly(function: Callable[..., None], *args: object) -> None:
