@@ -309,7 +309,7 @@ class GradNorm(nn.Module):
         """The last measured step as plain numbers for a logger; reading them waits for the device.
 
         Holds `loss/…`, `weight/…`, `norm/…`, `target/…`, `rate/…` for each task that was present,
-        `cosine/…|…` for each pair of them, and `skipped`, how often bad numbers kept the weights from being updated.
+        `cosine/…/…` for each pair of them, and `skipped`, how often bad numbers kept the weights from being updated.
         """
         logged = {f"{prefix}skipped": float(self._skips.max())}
         if self._last is None:
@@ -320,7 +320,7 @@ class GradNorm(nn.Module):
             table = self._last.cosines.tolist()
             for i, first in enumerate(self.tasks):
                 for j in range(i + 1, len(self.tasks)):
-                    logged[f"{prefix}cosine/{first}|{self.tasks[j]}"] = table[i][j]
+                    logged[f"{prefix}cosine/{first}/{self.tasks[j]}"] = table[i][j]
         return {key: value for key, value in logged.items() if value == value}
 
     def report(self) -> str:
