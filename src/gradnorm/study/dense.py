@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from gradnorm.study.data.geometry import peaks, places
 from gradnorm.study.data.sample import CLASSES, KEYPOINTS, VISIBLE, Sample
+from gradnorm.study.models.dense import Head
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -173,15 +174,12 @@ def _keypoint_loss(predicted: Tensor, truth: Sample) -> Tensor:
 class Task:
     """One task on an image."""
 
-    channels: int
-    """Of the network's last layer."""
+    head: Head
     loss: Callable[[Tensor, Sample], Tensor]
     """[B, channels, h, w] in float32 and the truth → []."""
     errors: type[Errors]
     drawn: Callable[[Tensor, Sample], Mapping[str, Any]]
     """[channels, h, w] and the truth → fields of `plots.View`, as plain values."""
-    whole: bool = False
-    """Whether it is about the whole image: its output is then [B, channels]."""
 
     @property
     def metric(self) -> str:
@@ -191,20 +189,20 @@ class Task:
 
 TASKS: Mapping[str, Task] = {
     "segmentation": Task(
-        len(CLASSES),
+        Head(len(CLASSES)),
         lambda predicted, truth: F.cross_entropy(predicted, truth.segmentation, ignore_index=-1),
         SegmentationErrors,
         lambda predicted, _: {"segmentation": predicted.argmax(0).tolist()},
     ),
-    "depth": Task(1, _depth_loss, DepthErrors, lambda predicted, _: {"depth": predicted[0].tolist()}),
+    "depth": Task(Head(1), _depth_loss, DepthErrors, lambda predicted, _: {"depth": predicted[0].tolist()}),
     "normals": Task(
-        3,
+        Head(3),
         _normal_loss,
         NormalErrors,
         lambda predicted, _: {"normals": F.normalize(predicted, dim=0).movedim(0, -1).tolist()},
     ),
     "keypoints": Task(
-        KEYPOINTS,
+        Head(KEYPOINTS),
         _keypoint_loss,
         KeypointErrors,
         lambda predicted, truth: {"keypoints": places(predicted, truth).tolist()},

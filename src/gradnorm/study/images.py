@@ -209,11 +209,10 @@ class ImageStudy(ABC):
         return (
             f"One {config.model} of width {config.width:g} learns {', '.join(self.tasks)} on {self.where}: "
             f"{config.size}×{config.size} pixels in, a quarter of it out, {config.train_images:,} training and "
-            f"{config.test_images:,} test images, {config.steps:,} steps of {config.batch}; all that can be is shared, "
-            f"up to one affine layer a task. All methods of a seed start from the same values and see the same "
-            f"batches; figures are mean ± standard deviation over {config.seeds} seeds. Mean error is the geometric "
-            f"mean of the tasks' errors, each in its first metric; Δm the mean of their gains over one network a task, "
-            f"in per cent."
+            f"{config.test_images:,} test images, {config.steps:,} steps of {config.batch}; all is shared but the "
+            f"tasks' heads. All methods of a seed start from the same values and see the same batches; figures are "
+            f"mean ± standard deviation over {config.seeds} seeds. Mean error is the geometric mean of the tasks' "
+            f"errors, each in its first metric; Δm the mean of their gains over one network a task, in per cent."
         )
 
     def _losing(self, metrics: Metrics) -> list[str]:

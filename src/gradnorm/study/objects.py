@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from gradnorm.study.data.rooms import ROOMS
 from gradnorm.study.data.sample import CLASSES, Sample
 from gradnorm.study.dense import Errors, Task
+from gradnorm.study.models.dense import Head
 
 CELLS = len(CLASSES)
 """Channels of the heatmaps; then two for the centre's place within its cell, and two for the box's logarithmic size."""
@@ -203,6 +204,6 @@ def _drawn_boxes(predicted: Tensor, truth: Sample) -> Mapping[str, Any]:
 
 
 CLASSIFICATION = Task(
-    len(ROOMS), _kind_loss, KindErrors, lambda predicted, _: {"kind": ROOMS[int(predicted.argmax())]}, whole=True
+    Head(len(ROOMS), whole=True), _kind_loss, KindErrors, lambda predicted, _: {"kind": ROOMS[int(predicted.argmax())]}
 )
-DETECTION = Task(CELLS + 4, detection_loss, DetectionErrors, _drawn_boxes)
+DETECTION = Task(Head(CELLS + 4, hidden=64), detection_loss, DetectionErrors, _drawn_boxes)

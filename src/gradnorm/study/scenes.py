@@ -29,7 +29,7 @@ from gradnorm.study.data.sample import Sample, collate
 from gradnorm.study.dense import ERROR
 from gradnorm.study.methods import Setting, weighting
 from gradnorm.study.metrics import Row
-from gradnorm.study.models.dense import Dense
+from gradnorm.study.models.dense import Dense, Head
 from gradnorm.study.models.fcn import FCN
 from gradnorm.study.models.segnet import SegNet
 from gradnorm.study.run import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, Job, measure, write_result
@@ -37,7 +37,7 @@ from gradnorm.study.run import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, Job, measure
 if TYPE_CHECKING:
     from gradnorm.study.images import ImageStudy
 
-MODELS: dict[str, Callable[[dict[str, int], float, list[str]], Dense]] = {"segnet": SegNet, "fcn": FCN}
+MODELS: dict[str, Callable[[dict[str, Head], float], Dense]] = {"segnet": SegNet, "fcn": FCN}
 DECAY, DECAYS_AT = 0.2, 0.3
 """The paper's: the learning rate times 0.2 every 6,000 of 20,000 steps."""
 
@@ -70,9 +70,8 @@ class Scenes(LightningModule):
         self.tasks = tuple(study.tasks)
         self._tasks, self._source = study.tasks, study.data
         groups = [(task,) for task in self.tasks] if job.method == "single" else [self.tasks]
-        channels = [{task: self._tasks[task].channels for task in group} for group in groups]
-        whole = [task for task, asked in self._tasks.items() if asked.whole]
-        networks = [MODELS[config.model](each, config.width, whole) for each in channels]
+        heads = [{task: self._tasks[task].head for task in group} for group in groups]
+        networks = [MODELS[config.model](each, config.width) for each in heads]
         self.model: nn.Module = nn.ModuleList(networks)
         epoch = math.ceil(config.train_images / config.batch)
         layer = networks[0].last_shared

@@ -56,7 +56,7 @@ def test_what_is_perfect_has_no_loss_and_no_error(task):
 @pytest.mark.parametrize("task", ["segmentation", "depth", "normals"])
 def test_unknown_pixels_count_for_nothing(task):
     sample = truth()
-    predicted = torch.randn(2, TASKS[task].channels, 6, 8, requires_grad=True)
+    predicted = torch.randn(2, TASKS[task].head.channels, 6, 8, requires_grad=True)
     TASKS[task].loss(predicted, sample).backward()
     unknown = (sample.depth == 0).expand_as(predicted)
     assert not predicted.grad[unknown].any()

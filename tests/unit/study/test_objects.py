@@ -35,7 +35,7 @@ TWO = truth(
 
 
 def perfect(sample):
-    maps = torch.zeros(len(sample.image), DETECTION.channels, CELLS, CELLS)
+    maps = torch.zeros(len(sample.image), DETECTION.head.channels, CELLS, CELLS)
     maps[:, : len(CLASSES)] = -30.0
     for image, label, box in objects(sample):
         left, top, right, bottom = (side / 4 for side in box)
@@ -71,7 +71,7 @@ def test_what_is_perfect_has_no_loss_and_no_error():
 
 def test_the_loss_is_that_of_a_loop_over_cells_and_objects():
     torch.manual_seed(0)
-    maps = torch.randn(2, DETECTION.channels, CELLS, CELLS, dtype=torch.float64)
+    maps = torch.randn(2, DETECTION.head.channels, CELLS, CELLS, dtype=torch.float64)
     wanted = torch.zeros(2, len(CLASSES), CELLS, CELLS, dtype=torch.float64)
     total, count = 0.0, 0
     for image, label, box in objects(TWO):
@@ -110,7 +110,7 @@ def test_another_class_is_another_object():
 
 def test_images_without_objects_teach_where_there_is_none():
     empty = truth([], [])
-    maps = torch.zeros(2, DETECTION.channels, CELLS, CELLS, requires_grad=True)
+    maps = torch.zeros(2, DETECTION.head.channels, CELLS, CELLS, requires_grad=True)
     loss = DETECTION.loss(maps, empty)
     loss.backward()
     assert loss.isfinite()

@@ -1,21 +1,39 @@
-"""What both families have in common: features that tasks share, and one affine head a task upon them."""
+"""What both families have in common: features that tasks share, and a head for each task upon them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 
-class Dense(nn.Module, ABC):
-    """An image → a map of a quarter of its size for each task; all shared up to the last layer (§5).
+@dataclass(frozen=True)
+class Head:
+    """What one task has for itself: one affine layer, as in §5, or a little more."""
 
-    Tasks about the whole image read what the encoder gives, as classifiers do; the decoder is for maps alone.
+    channels: int
+    """Of its output."""
+    hidden: int = 0
+    """Filters of a 3×3 layer before the affine one; 0 for none."""
+    whole: bool = False
+    """About the whole image: the head reads what the encoder gives, as classifiers do, and gives no map."""
+
+    def build(self, encoded: int, decoded: int) -> nn.Module:
+        """The layers, for so many channels of the encoder and the decoder."""
+        if self.whole:
+            return nn.Linear(encoded, self.channels)
+        if not self.hidden:
+            return nn.Conv2d(decoded, self.channels, 1)
+        return rectified(decoded, self.hidden).append(nn.Conv2d(self.hidden, self.channels, 1))
+
+
+class Dense(nn.Module, ABC):
+    """An image → a map of a quarter of its size for each task; all is shared but the heads (§5).
 
     Args:
-        channels: The tasks' names, and how many channels each one's output has.
-        whole: Those of the tasks that are about the whole image.
+        heads: By the tasks' names.
         encoded: Channels of what the encoder gives.
         decoded: Channels of what the decoder gives.
         stride: Height and width of the images must be multiples of this.
@@ -30,24 +48,18 @@ class Dense(nn.Module, ABC):
     encoder: nn.ModuleList | nn.Sequential
     decoder: nn.ModuleList | nn.Sequential
 
-    def __init__(
-        self, channels: Mapping[str, int], whole: Collection[str], encoded: int, decoded: int, stride: int
-    ) -> None:
+    def __init__(self, heads: Mapping[str, Head], encoded: int, decoded: int, stride: int) -> None:
         super().__init__()
-        if not channels:
-            raise ValueError("channels names no task: give one number of channels for each")
-        heads = {
-            task: nn.Linear(encoded, n) if task in whole else nn.Conv2d(decoded, n, 1) for task, n in channels.items()
-        }
-        self.heads = nn.ModuleDict(heads)
-        self.whole = frozenset(whole) & channels.keys()
-        self.has_maps = len(self.whole) < len(channels)
+        if not heads:
+            raise ValueError("heads names no task: give one Head for each")
+        self.heads = nn.ModuleDict({task: head.build(encoded, decoded) for task, head in heads.items()})
+        self._whole = {task for task, head in heads.items() if head.whole}
         self._stride = stride
 
     @property
     def last_shared(self) -> nn.Conv2d:
-        """Of the encoder, where a task leaves there."""
-        *_, last = (m for m in (self.encoder if self.whole else self.decoder).modules() if isinstance(m, nn.Conv2d))
+        """The decoder's, or the encoder's where a head reads that."""
+        *_, last = (m for m in (self.encoder if self._whole else self.decoder).modules() if isinstance(m, nn.Conv2d))
         return last
 
     @abstractmethod
@@ -68,7 +80,7 @@ class Dense(nn.Module, ABC):
             )
         encoded, decoded = self.features(image)
         pooled = encoded.mean(dim=(2, 3))
-        return {task: head(pooled if task in self.whole else decoded) for task, head in self.heads.items()}
+        return {task: head(pooled if task in self._whole else decoded) for task, head in self.heads.items()}
 
 
 def scaled(filters: int, width: float) -> int:

@@ -7,11 +7,11 @@ each doubling is a transposed convolution and one residual block, as many filter
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from .dense import Dense, normed, rectified, scaled
+from .dense import Dense, Head, normed, rectified, scaled
 
 STAGES = ((64, 3), (128, 4), (256, 6), (256, 3))
 """Filters within a block, a quarter of what it gives, and blocks; ResNet-50 has 512 in the last stage."""
@@ -61,20 +61,19 @@ class FCN(Dense):
     """Thinned ResNet-50 and a shallow decoder; 14.9 M parameters for the three tasks of NYUv2.
 
     Args:
-        channels: The tasks' names, and how many channels each one's output has.
+        heads: By the tasks' names.
         width: Factor on all numbers of filters; 1 is the paper's network.
-        whole: Tasks about the whole image, which read the encoder.
 
     Examples:
         >>> import torch
-        >>> network = FCN({"segmentation": 13, "depth": 1}, width=1 / 16)
+        >>> network = FCN({"segmentation": Head(13), "depth": Head(1)}, width=1 / 16)
         >>> network(torch.rand(2, 3, 64, 96))["segmentation"].shape
         torch.Size([2, 13, 16, 24])
     """
 
-    def __init__(self, channels: Mapping[str, int], width: float = 1.0, whole: Collection[str] = ()) -> None:
+    def __init__(self, heads: Mapping[str, Head], width: float = 1.0) -> None:
         encoded = 4 * scaled(STAGES[-1][0], width)
-        super().__init__(channels, whole, encoded, decoded=scaled(DECODER[-1], width), stride=32)
+        super().__init__(heads, encoded, decoded=scaled(DECODER[-1], width), stride=32)
         filters = scaled(64, width)
         self.stem = nn.Sequential(rectified(3, filters, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1))
         blocks = []
@@ -85,7 +84,7 @@ class FCN(Dense):
                 filters = 4 * scaled(within, width)
         self.encoder = nn.Sequential(*blocks)
         steps = []
-        for outputs in DECODER if self.has_maps else ():
+        for outputs in () if all(head.whole for head in heads.values()) else DECODER:
             steps.append(doubling(filters, scaled(outputs, width)))
             filters = scaled(outputs, width)
         self.decoder = nn.Sequential(*steps)

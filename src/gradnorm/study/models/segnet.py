@@ -6,13 +6,13 @@ two stages would only enlarge what is then made small again, and hold less than 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .dense import Dense, rectified, scaled
+from .dense import Dense, Head, rectified, scaled
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Filters of each convolution; every stage ends in a pooling."""
@@ -25,25 +25,24 @@ class SegNet(Dense):
     """VGG16 with batch norm, encoder and decoder; 29.2 M parameters for the three tasks of NYUv2.
 
     Args:
-        channels: The tasks' names, and how many channels each one's output has.
+        heads: By the tasks' names.
         width: Factor on all numbers of filters; 1 is the paper's network.
-        whole: Tasks about the whole image, which read the encoder.
 
     Examples:
         >>> import torch
-        >>> network = SegNet({"segmentation": 13, "depth": 1}, width=1 / 16)
+        >>> network = SegNet({"segmentation": Head(13), "depth": Head(1)}, width=1 / 16)
         >>> network(torch.rand(2, 3, 64, 96))["segmentation"].shape
         torch.Size([2, 13, 16, 24])
     """
 
-    def __init__(self, channels: Mapping[str, int], width: float = 1.0, whole: Collection[str] = ()) -> None:
+    def __init__(self, heads: Mapping[str, Head], width: float = 1.0) -> None:
         stages = [[scaled(filters, width) for filters in stage] for stage in VGG16]
         layers = iter(pairwise([3, *(filters for stage in stages for filters in stage)]))
         down = [[next(layers) for _ in stage] for stage in stages]
         up = [[(outputs, inputs) for inputs, outputs in reversed(stage)] for stage in reversed(down[UNDECODED:])]
-        super().__init__(channels, whole, encoded=stages[-1][-1], decoded=up[-1][-1][1], stride=2 ** len(VGG16))
+        super().__init__(heads, encoded=stages[-1][-1], decoded=up[-1][-1][1], stride=2 ** len(VGG16))
         self.encoder = nn.ModuleList(nn.Sequential(*(rectified(*layer) for layer in stage)) for stage in down)
-        mirrored = up if self.has_maps else []
+        mirrored = [] if all(head.whole for head in heads.values()) else up
         self.decoder = nn.ModuleList(nn.Sequential(*(rectified(*layer) for layer in stage)) for stage in mirrored)
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,16 +4,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradnorm import GradNorm
+from gradnorm.study.models.dense import Head
 from gradnorm.study.models.fcn import FCN
 from gradnorm.study.models.segnet import SegNet
 
-CHANNELS = {"segmentation": 13, "depth": 1, "normals": 3}
+HEADS = {"segmentation": Head(13), "depth": Head(1), "normals": Head(3)}
 both = pytest.mark.parametrize("family", [SegNet, FCN])
 
 
 def narrow(family):
     torch.manual_seed(0)
-    return family(CHANNELS, width=1 / 32)
+    return family(HEADS, width=1 / 32)
 
 
 def images(height=64, width=64):
@@ -26,7 +27,7 @@ def losses(network, image):
 
 @pytest.mark.parametrize(("family", "millions"), [(SegNet, 29), (FCN, 15)])
 def test_parameters_are_as_many_as_in_the_paper(family, millions):
-    count = sum(p.numel() for p in family(CHANNELS).parameters()) / 1e6
+    count = sum(p.numel() for p in family(HEADS).parameters()) / 1e6
     assert abs(count - millions) <= 1
     assert f"{count:.1f} M" in family.__doc__
 
@@ -36,7 +37,7 @@ def test_parameters_are_as_many_as_in_the_paper(family, millions):
 def test_maps_are_a_quarter_of_the_image(family, height, width):
     out = narrow(family).eval()(images(height, width))
     assert {task: x.shape for task, x in out.items()} == {
-        task: (2, n, height // 4, width // 4) for task, n in CHANNELS.items()
+        task: (2, head.channels, height // 4, width // 4) for task, head in HEADS.items()
     }
 
 
@@ -52,7 +53,7 @@ def test_bad_arguments_are_refused(family):
     with pytest.raises(ValueError, match="no task"):
         family({})
     with pytest.raises(ValueError, match="width is 0"):
-        family(CHANNELS, width=0)
+        family(HEADS, width=0)
 
 
 @both
@@ -60,7 +61,7 @@ def test_all_but_the_heads_is_shared_by_every_task(family):
     network = narrow(family)
     heads = {id(p) for p in network.heads.parameters()}
     shared = [p for p in network.parameters() if id(p) not in heads]
-    assert len(heads) == 2 * len(CHANNELS)
+    assert len(heads) == 2 * len(HEADS)
     for task, loss in losses(network, images()).items():
         network.zero_grad()
         loss.backward(retain_graph=True)
@@ -72,7 +73,7 @@ def test_all_but_the_heads_is_shared_by_every_task(family):
 @both
 def test_a_task_about_the_whole_image_reads_the_encoder_whose_last_layer_is_then_w(family):
     torch.manual_seed(0)
-    network = family({"kind": 4, "depth": 1}, width=1 / 32, whole=["kind"])
+    network = family({"kind": Head(4, whole=True), "depth": Head(1, hidden=8)}, width=1 / 32)
     found = losses(network, images())
     assert network(images())["kind"].shape == (2, 4)
     encoder, decoder = ({id(p) for p in part.parameters()} for part in (network.encoder, network.decoder))
@@ -84,7 +85,7 @@ def test_a_task_about_the_whole_image_reads_the_encoder_whose_last_layer_is_then
     balancer = GradNorm(["kind", "depth"])
     balancer(found).backward()
     assert [id(p) for p in balancer.shared] == [id(network.last_shared.weight)]
-    assert not list(family({"kind": 4}, whole=["kind"]).decoder.parameters())
+    assert not list(family({"kind": Head(4, whole=True)}).decoder.parameters())
 
 
 @both
@@ -95,14 +96,14 @@ def test_heads_are_affine(family):
 @both
 def test_gradnorm_finds_the_last_shared_layer_by_itself(family):
     network = narrow(family)
-    balancer = GradNorm(CHANNELS)
+    balancer = GradNorm(HEADS)
     balancer(losses(network, images())).backward()
     assert [id(p) for p in balancer.shared] == [id(network.last_shared.weight)]
 
 
 @both
 def test_width_scales_every_layer(family):
-    wide, half = family(CHANNELS), family(CHANNELS, width=0.5)
+    wide, half = family(HEADS), family(HEADS, width=0.5)
     for one, other in zip(wide.modules(), half.modules(), strict=True):
         if isinstance(one, nn.BatchNorm2d):
             assert other.num_features == one.num_features // 2
