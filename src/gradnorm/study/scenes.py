@@ -41,6 +41,9 @@ MODELS: dict[str, Callable[[dict[str, Head], float], Dense]] = {"segnet": SegNet
 DECAY, DECAYS_AT = 0.2, 0.3
 """The paper's: the learning rate times 0.2 every 6,000 of 20,000 steps."""
 
+TOGETHER_STEPS = 200
+"""Steps between two checkpoints of several processes."""
+
 SHOWN = 4
 """Test images whose predictions are kept for the report, by the first seed."""
 
@@ -66,11 +69,10 @@ class Scenes(LightningModule):
     def __init__(self, study: ImageStudy, job: Job) -> None:
         super().__init__()
         config = study.config
-        self.config, self.job = config, job
+        self.study, self.config, self.job = study, config, job
         self.tasks = tuple(study.tasks)
-        self._tasks, self._source = study.tasks, study.data
         groups = [(task,) for task in self.tasks] if job.method == "single" else [self.tasks]
-        heads = [{task: self._tasks[task].head for task in group} for group in groups]
+        heads = [{task: study.tasks[task].head for task in group} for group in groups]
         networks = [MODELS[config.model](each, config.width) for each in heads]
         self.model: nn.Module = nn.ModuleList(networks)
         epoch = math.ceil(config.train_images / config.batch)
@@ -90,7 +92,7 @@ class Scenes(LightningModule):
         """The tasks' losses on the batch of this step, [T]."""
         truth = self._batch(step)
         predicted = self(truth.image)
-        return torch.stack([asked.loss(predicted[task], truth) for task, asked in self._tasks.items()])
+        return torch.stack([asked.loss(predicted[task], truth) for task, asked in self.study.tasks.items()])
 
     def _batch(self, step: int) -> Sample:
         generator = torch.Generator().manual_seed((self.job.seed + 1) * 1_000_003 + step)
@@ -106,12 +108,12 @@ class Scenes(LightningModule):
     def _data(self, split: Literal["train", "test"]) -> Sample:
         config = self.config
         n = config.train_images if split == "train" else config.test_images
-        return load(*self._source, split, n, config.size)
+        return load(*self.study.data, split, n, config.size)
 
     def evaluate(self) -> dict[str, float]:
         """Every metric of every task over the test set."""
         test = self._data("test")
-        errors = {task: asked.errors().to(self.device) for task, asked in self._tasks.items()}
+        errors = {task: asked.errors().to(self.device) for task, asked in self.study.tasks.items()}
         for start in range(0, len(test.image), self.config.batch):
             stop = start + self.config.batch
             truth = test.map(lambda values: values[start:stop].to(self.device))  # noqa: B023 - called at once
@@ -122,7 +124,7 @@ class Scenes(LightningModule):
             for task in self.tasks
             for name, value in zip(errors[task].names, errors[task].compute(), strict=True)
         }
-        own = [found[asked.metric] for asked in self._tasks.values()]
+        own = [found[asked.metric] for asked in self.study.tasks.values()]
         return {ERROR: math.prod(own) ** (1 / len(own))} | found
 
     @torch.no_grad()
@@ -135,7 +137,7 @@ class Scenes(LightningModule):
         drawn: list[dict[str, Any]] = [{} for _ in test.image]
         for i, fields in enumerate(drawn):
             truth = test.map(lambda values: values[i])  # noqa: B023 - called at once
-            for task, asked in self._tasks.items():
+            for task, asked in self.study.tasks.items():
                 fields.update(asked.drawn(maps[task][i], truth))
         return drawn
 
@@ -186,9 +188,13 @@ class Scenes(LightningModule):
 
 
 class Heartbeat(Callback):
-    """Saves now and then, tells of progress, and stops when it is told to."""
+    """Saves now and then, tells of progress, and stops when it is told to.
 
-    def __init__(self, checkpoint: Path, stop: Callable[[int], bool]) -> None:
+    Several processes save together, so at a step that is the same for all, and cannot be told to stop: they end with
+    the one that started them.
+    """
+
+    def __init__(self, checkpoint: Path, stop: Callable[[int], bool] | None) -> None:
         self._checkpoint, self._stop = checkpoint, stop
         self._saved = time.monotonic()
 
@@ -199,8 +205,12 @@ class Heartbeat(Callback):
         step = trainer.global_step
         if step % HEARTBEAT_STEPS or step >= (trainer.max_steps or 0):
             return
-        trainer.should_stop = self._stop(step)
-        if trainer.should_stop or time.monotonic() - self._saved > CHECKPOINT_SECONDS * 6:
+        if self._stop is None:
+            is_late = step % TOGETHER_STEPS == 0
+        else:
+            trainer.should_stop = self._stop(step)
+            is_late = time.monotonic() - self._saved > CHECKPOINT_SECONDS * 6
+        if trainer.should_stop or is_late:
             trainer.save_checkpoint(self._checkpoint)
             self._saved = time.monotonic()
 
@@ -234,8 +244,9 @@ def fit(scenes: Scenes, folder: Path, stop: Callable[[int], bool]) -> bool:
             precision=config.precision,  # pyright: ignore[reportArgumentType]
             logger=[CSVLogger(logs, "csv", job.file_name), TensorBoardLogger(logs, "tensorboard", job.file_name)],
             # The study's own bars show progress; processes of their own cannot reach them.
-            callbacks=[Finish(folder), *([] if several else [Heartbeat(checkpoint, stop)])],
+            callbacks=[Finish(folder), Heartbeat(checkpoint, None if several else stop)],
             enable_progress_bar=several,
+            use_distributed_sampler=False,  # what the loader gives are steps, which are the same for all
             enable_checkpointing=False,
             enable_model_summary=False,
             log_every_n_steps=1,

@@ -2,8 +2,11 @@
 
 import io
 import json
+import multiprocessing
+import time
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -11,6 +14,7 @@ from typer.testing import CliRunner
 
 from gradnorm.cli import build
 from gradnorm.study.run import UsageError, reproduce
+from gradnorm.study.scenes import TOGETHER_STEPS
 from gradnorm.study.vision import PRESETS, Vision
 
 SMALL = replace(
@@ -143,13 +147,36 @@ def test_what_cannot_be_is_refused_before_anything_is_read_or_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def train_together(steps, folder):
+    """In two processes, each on half of the batch."""
+    study = small(devices=2, methods="gradnorm", steps=steps, record_every=steps // 2)
+    study.train(study.jobs()[0], folder, unstopped)
+
+
 @pytest.mark.slow
 def test_two_processes_write_one_run(tmp_path):
-    """Twice the batch in two halves: the same rows on both, one file."""
-    study = small(devices=2, methods="gradnorm")
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    assert study.train(study.jobs()[0], folder, unstopped)
-    (path,) = folder.glob("*.json")
+    train_together(6, tmp_path)
+    (path,) = tmp_path.glob("*.json")
     rows = json.loads(path.read_text())["rows"]
-    assert max(step for step, _, _ in rows) == SMALL.steps
+    assert [step for step, name, _ in rows if name == "mean error"] == [0, 3, 6]
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_killed_go_on(tmp_path):
+    """From the last checkpoint, to the same bits."""
+    whole, parts = tmp_path / "whole" / "runs", tmp_path / "parts" / "runs"
+    whole.mkdir(parents=True)
+    parts.mkdir(parents=True)
+    train_together(2 * TOGETHER_STEPS, whole)
+    training = multiprocessing.get_context("spawn").Process(target=train_together, args=(2 * TOGETHER_STEPS, parts))
+    training.start()
+    while not list(parts.glob("*.checkpoint")):
+        assert training.is_alive()
+        time.sleep(0.05)
+    for process in [*psutil.Process(training.pid).children(recursive=True), psutil.Process(training.pid)]:
+        process.kill()
+    training.join()
+    assert not list(parts.glob("*.json"))
+    train_together(2 * TOGETHER_STEPS, parts)
+    (expected,), (found,) = whole.iterdir(), parts.iterdir()
+    assert found.read_bytes() == expected.read_bytes()
