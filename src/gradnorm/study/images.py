@@ -38,22 +38,22 @@ DRAWN = ("equal", "gradnorm")
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """The paper's settings (§5) where it has any. Chosen once, before any result was seen."""
+    """Defaults are the paper's settings (§5) where it has any; studies' presets differ."""
 
     preset: str = setting("cpu", "For two cores, for one GPU, or the paper's.", choices=("cpu", "gpu", "paper"))
     model: str = setting("segnet", "29 M or 15 M parameters at width 1.", choices=("segnet", "fcn"))
     methods: str = setting("gradnorm,static,single,equal,uncertainty,dwa", "Some of these, with commas.")
     alpha: float = setting(1.5, "The paper's, §5.", least=0)
     seeds: int = setting(3, "The fewest that show a spread; a seed sets the network and the batches.", least=1)
-    steps: int = setting(20_000, "The paper's for NYUv2 with segmentation.", least=1)
-    size: int = setting(320, "The paper's; height and width of the image, the truth's are a quarter.", least=32)
+    steps: int = setting(20_000, "The paper trains 20,000 on NYUv2 with segmentation.", least=1)
+    size: int = setting(320, "Height and width of the image, the paper's 320; the truth's are a quarter.", least=32)
     width: float = setting(1.0, "Factor on all filters; 1 is the paper's network.", above=0)
-    batch: int = setting(24, "The paper's.", least=1)
-    lr: float = setting(2e-5, "The paper's, with Adam; times 0.2 after each 30 % of the steps.", above=0)
+    batch: int = setting(24, "The paper has 24.", least=1)
+    lr: float = setting(2e-5, "With Adam, times 0.2 after each 30 % of the steps; the paper starts at 2e-5.", above=0)
     weight_lr: float = setting(0.025, "The paper's, with Adam.", above=0)
-    train_images: int = setting(795, "As in NYUv2; rooms can have any number.", least=1)
-    test_images: int = setting(654, "As in NYUv2; rooms can have any number.", least=1)
-    record_every: int = setting(500, "40 points on a curve.", least=1)
+    train_images: int = setting(795, "NYUv2 has 795, rooms any number.", least=1)
+    test_images: int = setting(654, "NYUv2 has 654, rooms any number.", least=1)
+    record_every: int = setting(500, "Steps between two tests: 20 to 40 points on a curve.", least=1)
     precision: str = setting(
         "32-true", "Lightning's name for the precision.", choices=("32-true", "bf16-mixed", "bf16-true")
     )
