@@ -56,6 +56,15 @@ def test_both_readmes_have_the_same_code_and_figures():
     assert sorted(numbers.findall(english)) == sorted(numbers.findall(chinese))
 
 
+@pytest.mark.parametrize("name", [*READMES, "results/README.md"])
+def test_figures_are_those_of_the_tables_that_commands_wrote(name):
+    figure = re.compile(r"-?[\d.]+ ± [\d.]+")
+    written = {found for table in (ROOT / "results").glob("*/table.md") for found in figure.findall(table.read_text())}
+    found = figure.findall((ROOT / name).read_text())
+    assert found
+    assert not {*found} - written
+
+
 def test_version_is_one():
     import gradnorm
 
