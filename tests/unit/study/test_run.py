@@ -187,7 +187,7 @@ def test_search_seeds_are_never_reported():
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_in_worker_processes_exits_130_and_the_second_start_gives_the_same(tmp_path):
-    size = ["--seeds", "1", "--steps", "60", "--batch", "4", "--test-size", "8", "--record-every", "30"]
+    size = ["--seeds", "1", "--steps", "300", "--batch", "4", "--test-size", "8", "--record-every", "100"]
     command = [sys.executable, "-c", "from gradnorm.cli import main; main()", "reproduce", "digits", *size]
     out = tmp_path / "stopped"
     process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -199,7 +199,7 @@ def test_ctrl_c_in_worker_processes_exits_130_and_the_second_start_gives_the_sam
     assert process.returncode == 130
     assert "run the same command again" in errors
     assert "Traceback" not in errors
-    study = Digits(DigitsConfig(seeds=1, steps=60, batch=4, test_size=8, record_every=30))
+    study = Digits(DigitsConfig(seeds=1, steps=300, batch=4, test_size=8, record_every=100))
     reproduce(study, out, workers=0, console=quiet())
     reproduce(study, tmp_path / "whole", workers=0, console=quiet())
     assert (out / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
