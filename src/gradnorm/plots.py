@@ -381,7 +381,7 @@ def _draw_boxes(ax: Axes, view: View, names: Sequence[str]) -> None:
     for (left, top, right, bottom), label in zip(view.boxes, view.labels, strict=True):
         corner = (left - 0.5, top - 0.5)
         ax.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color=CLASS_COLOURS[label]))
-        ax.text(*corner, names[label], fontsize=4.5, va="bottom", color="#222222")
+        ax.text(*corner, names[label], fontsize=4.5, va="bottom", color="#222222", in_layout=False)
 
 
 def _draw_found(ax: Axes, view: View, names: Sequence[str]) -> None:
