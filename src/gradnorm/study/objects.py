@@ -21,7 +21,7 @@ from gradnorm.study.data.sample import CLASSES, Sample
 from gradnorm.study.dense import Errors, Task
 from gradnorm.study.models.dense import Head
 
-CELLS = len(CLASSES)
+HEATMAPS = len(CLASSES)
 """Channels of the heatmaps; then two for the centre's place within its cell, and two for the box's logarithmic size."""
 SPREAD = 0.54 / 6
 """Standard deviation of a centre's Gaussian, as a share of the box's sides (Liu et al., TTFNet, 2020)…"""
@@ -83,11 +83,11 @@ def detection_loss(predicted: Tensor, truth: Sample) -> Tensor:
     centers, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     cells = centers.long()
     objects = max(1, len(labels))
-    wanted = _heatmaps(predicted[:, :CELLS], image, labels, cells, sizes)
-    found = predicted[image, CELLS:, cells[:, 1], cells[:, 0]]
+    wanted = _heatmaps(predicted[:, :HEATMAPS], image, labels, cells, sizes)
+    found = predicted[image, HEATMAPS:, cells[:, 1], cells[:, 0]]
     places = (found[:, :2] - (centers - cells)).abs().sum()
     extents = (found[:, 2:] - sizes.log()).abs().sum()
-    return (_focal(predicted[:, :CELLS] + PRIOR, wanted) + places + SIZE_SHARE * extents) / objects
+    return (_focal(predicted[:, :HEATMAPS] + PRIOR, wanted) + places + SIZE_SHARE * extents) / objects
 
 
 def _in_cells(boxes: Tensor, predicted: Tensor, truth: Sample) -> Tensor:
@@ -104,8 +104,8 @@ def _heatmaps(like: Tensor, image: Tensor, labels: Tensor, cells: Tensor, sizes:
         torch.exp(-((line - cells[:, i, None]) ** 2) / (2 * widths[:, i, None] ** 2))
         for i, line in enumerate((across, down))
     )
-    flat = like.new_zeros(like.shape[0] * CELLS, height * width)
-    places = (image * CELLS + labels)[:, None].expand(-1, height * width)
+    flat = like.new_zeros(like.shape[0] * HEATMAPS, height * width)
+    places = (image * HEATMAPS + labels)[:, None].expand(-1, height * width)
     bumps = (y[:, :, None] * x[:, None, :]).flatten(1).to(like.dtype)
     return flat.scatter_reduce(0, places, bumps, "amax").view_as(like)
 
@@ -128,12 +128,12 @@ def detect(predicted: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Boxes [B, n, 4] in pixels, labels [B, n], scores [B, n] in 0 … 1, the best first.
     """
-    chance = (predicted[:, :CELLS] + PRIOR).sigmoid()
+    chance = (predicted[:, :HEATMAPS] + PRIOR).sigmoid()
     peaks = torch.where(chance == F.max_pool2d(chance, 3, stride=1, padding=1), chance, 0).flatten(1)
     scores, at = peaks.topk(min(MOST, peaks.shape[1]))
     height, width = predicted.shape[-2:]
     labels, cells = at // (height * width), at % (height * width)
-    found = predicted[:, CELLS:].flatten(2).gather(2, cells[:, None].expand(-1, 4, -1)).mT
+    found = predicted[:, HEATMAPS:].flatten(2).gather(2, cells[:, None].expand(-1, 4, -1)).mT
     centers = torch.stack([cells % width, cells // width], dim=2) + found[..., :2]
     halves = found[..., 2:].clamp(max=10).exp() / 2  # of a map that has not learned yet, finite
     boxes = torch.cat([centers - halves, centers + halves], dim=2) * (side / width)
@@ -206,4 +206,4 @@ def _drawn_boxes(predicted: Tensor, truth: Sample) -> Mapping[str, Any]:
 CLASSIFICATION = Task(
     Head(len(ROOMS), whole=True), _kind_loss, KindErrors, lambda predicted, _: {"kind": ROOMS[int(predicted.argmax())]}
 )
-DETECTION = Task(Head(CELLS + 4, hidden=64), detection_loss, DetectionErrors, _drawn_boxes)
+DETECTION = Task(Head(HEATMAPS + 4, hidden=64), detection_loss, DetectionErrors, _drawn_boxes)

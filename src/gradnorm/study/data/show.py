@@ -21,11 +21,11 @@ def contact_sheet(rooms: Rooms, path: Path) -> Path:
     return plots.contact_sheet(path, titled, CLASSES)
 
 
-def view(sample: Sample, title: str = "") -> plots.View:
-    """One sample on the CPU, as it is drawn."""
+def view(sample: Sample) -> plots.View:
+    """One sample on the CPU, as it is drawn; without a title."""
     real = None if sample.labels is None else sample.labels >= 0
     return plots.View(
-        title=title,
+        title="",
         image=_last(sample.image),
         segmentation=sample.segmentation.numpy(),
         depth=sample.depth[0].numpy(),
