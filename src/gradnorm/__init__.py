@@ -5,13 +5,16 @@ one function each.
 """
 
 from . import functional
+from ._balancer import GradNorm
+from ._diagnosis import Diagnosis, diagnose
 from ._errors import ArgumentError, GradNormError, GraphError, StateError
-from .balancer import GradNorm
-from .diagnose import Diagnosis, diagnose
-from .history import History
+from ._history import History
+from ._updates import ClosedForm, Descent
 
 __all__ = [
     "ArgumentError",
+    "ClosedForm",
+    "Descent",
     "Diagnosis",
     "GradNorm",
     "GradNormError",

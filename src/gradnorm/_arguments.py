@@ -1,4 +1,4 @@
-"""The door: what users hand in is parsed here once, before anything changes, and not checked again behind it."""
+"""Argument validation: every user input is checked here, once, before anything changes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._errors import ArgumentError, GraphError
+from ._torch_private import is_transformed
 from ._types import Losses, PerTask
 
 
@@ -100,10 +101,8 @@ def check_graphs(losses: Sequence[Tensor | None], tasks: Sequence[str]) -> None:
 
 
 def refuse_transforms(tensor: Tensor) -> None:
-    """Raise inside `torch.func.grad`, `vmap` and their kin: their graphs live apart, and no backward of ours runs."""
-    if torch.compiler.is_compiling():
-        return
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # pyright: ignore[reportAttributeAccessIssue]
+    """Raise inside any transform of `torch.func`: its graphs are separate and never trigger our hooks."""
+    if is_transformed(tensor):
         raise GraphError(
             "a loss inside torch.func.grad, vmap or another of its transforms cannot be measured: use functional_call "
             "and backward() there, or balancer.eval() for the weighted sum alone"

@@ -5,6 +5,14 @@ A message names the argument, says what was found, and ends in the remedy.
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+
+import torch
+
+_NOT_THE_USERS = (os.path.dirname(__file__), os.path.dirname(torch.__file__))
+
 
 class GradNormError(Exception):
     """Base of all errors that `gradnorm` raises on purpose."""
@@ -30,3 +38,11 @@ def missing_extra(package: str, extra: str) -> ImportError:
         'pyarrow' is needed here and not installed: pip install "gradnorm[parquet]"
     """
     return ImportError(f"'{package}' is needed here and not installed: pip install \"gradnorm[{extra}]\"")
+
+
+def warn(message: str) -> None:
+    """Warn at the line of whoever uses this package: the innermost one that is neither ours nor PyTorch's own."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -1,4 +1,4 @@
-"""Guards of the arithmetic, each a named function with its reason. None of them waits for the device."""
+"""Guards of the arithmetic, each a named function with its reason. None of them synchronizes with the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ def at_least_float32(x: Tensor) -> Tensor:
         >>> at_least_float32(torch.ones(2, dtype=torch.bfloat16)).dtype
         torch.float32
     """
-    return x if x.dtype is torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
+    return at_least(x, torch.float32)
+
+
+def at_least(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x`, in `dtype` if its type is narrower.
+
+    Examples:
+        >>> at_least(torch.ones(2, dtype=torch.float64), torch.float32).dtype
+        torch.float64
+    """
+    return x if x.dtype is dtype else x.to(torch.promote_types(x.dtype, dtype))
 
 
 def row_norms(rows: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The optimiser of the loss weights: any of `torch.optim`, on one [T] tensor, with updates that can be taken back.
+"""The optimizer of the loss weights: any of `torch.optim`, on one [T] tensor, with updates that can be taken back.
 
-Whether an update counts (finite numbers, task present) is known on the device only, and asking would make the host
-wait. So the update is made, and entries for which it does not count are put back, in the optimiser's state as well.
+Whether an update counts (finite numbers, task present) is known on the device only, and asking would synchronize. So
+the update is made, and entries for which it does not count are put back, in the optimizer's state as well.
 
 The state is made at once and held as buffers, so that a saved model has the same tensors at every step.
 """
@@ -19,7 +19,7 @@ from ._types import OptimizerFactory
 
 
 class WeightOptimizer(nn.Module):
-    """Wraps the optimiser that `factory` makes.
+    """Wraps the optimizer that `factory` makes.
 
     Args:
         factory: Called as `factory([weights], lr=lr)`.
@@ -50,7 +50,7 @@ class WeightOptimizer(nn.Module):
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The optimiser's own tensors by name: [T], or [] for a count of steps."""
+        """The optimizer's own tensors by name: [T], or [] for a count of steps."""
         return {name.removeprefix("state_"): buffer for name, buffer in self._buffers.items() if buffer is not None}
 
     def step(self, gradients: Tensor, finish: Callable[[Tensor], Tensor], accept: Tensor) -> None:
@@ -81,7 +81,7 @@ class WeightOptimizer(nn.Module):
         self.optimizer.state[weights] = dict(self.state)
         self._weights[0] = weights
         for group in self.optimizer.param_groups:
-            if "capturable" in group:  # keeps the count of steps beside the weights, so that the host need not wait
+            if "capturable" in group:  # keeps the count of steps beside the weights, so that nothing synchronizes
                 group["capturable"] = weights.is_cuda
 
 

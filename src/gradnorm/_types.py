@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,16 +19,3 @@ OptimizerFactory: TypeAlias = Callable[..., Optimizer]
 
 PerTask: TypeAlias = Mapping[str, float] | Sequence[float]
 """One number a task, by name or in order."""
-
-
-class Sums(NamedTuple):
-    """What the backwards since the last step measured, added up; zero for tasks that were absent."""
-
-    rows: Tensor
-    """[T, N], `Σ c w_i ∇_W L_i`, where `c` is whatever multiplied the balanced loss."""
-    losses: Tensor
-    """[T], `Σ c L_i`."""
-    factors: Tensor
-    """[T], `Σ c`."""
-    counts: Tensor
-    """[T], how many losses."""

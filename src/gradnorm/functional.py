@@ -15,7 +15,10 @@ order:
 | `r_i`                | `inverse_training_rates`     | large = lagging = larger target  |
 | `Ḡ r_i^α`            | `target_norms`               | where each `G_i` should be       |
 | `L_grad`             | `gradnorm_loss`              | their distance                   |
-| `∂L_grad/∂w_i`       | `weight_gradients`           | what the optimiser of `w` sees   |
+| `∂L_grad/∂w_i`       | `weight_gradients`           | what the optimizer of `w` sees   |
+
+The closed form, which is ours, adds `closed_form_weights`, the point at which `L_grad` is zero up to a factor common to
+all tasks, and the averages that it is made of.
 
 Examples:
     The second task lags (its loss has hardly moved), so its weight must rise: its gradient is negative.
@@ -36,6 +39,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "bounded_rates",
+    "closed_form_weights",
     "gradient_norms",
     "gradnorm_loss",
     "initial_mean",
@@ -43,6 +48,7 @@ __all__ = [
     "loss_ratios",
     "mean_gradient_norm",
     "renormalize",
+    "running_average",
     "target_norms",
     "weight_gradients",
 ]
@@ -134,6 +140,48 @@ def weight_gradients(gradient_norms: Tensor, target_norms: Tensor, raw_norms: Te
         tensor([-1.,  3.])
     """
     return torch.sign(gradient_norms - target_norms) * raw_norms
+
+
+def closed_form_weights(
+    raw_norms: Tensor, rates: Tensor | None, alpha: float, priorities: Tensor | None = None
+) -> Tensor:
+    """`p_i r_i^α / ‖∇_W L_i‖`, to be rescaled: where `G_i ∝ p_i r_i^α` for all tasks (not in the paper). [T] → [T].
+
+    `rates` may be left out at α = 0, where they do not count.
+
+    Examples:
+        >>> weights = closed_form_weights(torch.tensor([1.0, 4.0]), torch.tensor([0.5, 2.0]), alpha=1.0)
+        >>> renormalize(weights, 2.0)
+        tensor([1., 1.])
+    """
+    weights = raw_norms.reciprocal()
+    if alpha != 0.0 and rates is not None:
+        weights = weights * rates**alpha
+    return weights if priorities is None else priorities * weights
+
+
+def bounded_rates(rates: Tensor, bound: float = 10.0) -> Tensor:
+    """`r_i` within [1/`bound`, `bound`]: a loss near zero decides nothing for all others (not in the paper). [T] → [T].
+
+    Examples:
+        >>> bounded_rates(torch.tensor([0.001, 1.0]))
+        tensor([0.1000, 1.0000])
+    """
+    return rates.clamp(1 / bound, bound)
+
+
+def running_average(average: Tensor, values: Tensor, counts: Tensor, smoothing: float) -> Tensor:
+    """The bias-corrected exponential average after one value more, the `counts`-th. [T], [T], [T] → [T].
+
+    Kept corrected from step to step: `x̂ ← x̂ + (1 − β) / (1 − β^n) (x − x̂)`.
+
+    Examples:
+        >>> first = running_average(torch.zeros(1), torch.tensor([4.0]), torch.tensor([1.0]), smoothing=0.5)
+        >>> first, running_average(first, torch.tensor([1.0]), torch.tensor([2.0]), smoothing=0.5)
+        (tensor([4.]), tensor([2.]))
+    """
+    share = (1 - smoothing) / (1 - smoothing**counts)
+    return average + share * (values - average)
 
 
 def renormalize(weights: Tensor, total: Tensor | float, min_weight: float = 0.0) -> Tensor:

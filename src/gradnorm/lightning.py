@@ -12,8 +12,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ._balancer import GradNorm
 from ._errors import ArgumentError, missing_extra
-from .balancer import GradNorm
 
 try:
     from lightning.pytorch import LightningModule, Trainer

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image  # matplotlib's own dependency
 
-from .diagnose import Diagnosis
-from .history import FIELDS, History
+from ._diagnosis import Diagnosis
+from ._history import FIELDS, History
 
 matplotlib.use("Agg")
 

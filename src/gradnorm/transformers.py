@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._balancer import GradNorm
 from ._errors import ArgumentError, StateError, missing_extra
 from ._types import Losses
-from .balancer import GradNorm
 
 try:
     from transformers.trainer import Trainer

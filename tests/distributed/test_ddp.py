@@ -47,7 +47,7 @@ def worker(rank, kwargs):
         optimizer.zero_grad()
         weights = balancer.weights.clone()
         balancer(losses(wrapped(x))).backward()
-        measured = balancer._tally.sums.rows / weights.unsqueeze(1)
+        measured = balancer._measurement.sums.entries / weights.unsqueeze(1)
         found.append((local, measured, weights, w.grad.clone()))
         balancer.step()
     return found

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from gradnorm import ArgumentError, GradNorm
-from gradnorm.history import FIELDS
+from gradnorm._history import FIELDS
 from gradnorm.lightning import GradNormCallback
 
 from ..distributed.launch import WORLD, launch

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 from wandb.proto import wandb_internal_pb2
 
-from gradnorm.history import FIELDS
+from gradnorm._history import FIELDS
 
 from ..unit.networks import train, trained
 from .test_lightning import STEPS, Net, loader, trainer_of

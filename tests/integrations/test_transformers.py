@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from gradnorm import ArgumentError, GradNorm, StateError
-from gradnorm.history import FIELDS
+from gradnorm._history import FIELDS
 from gradnorm.transformers import GradNormTrainer
 
 from ..distributed.launch import launch

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from gradnorm import GradNorm
+from gradnorm import Descent, GradNorm
 
 from ..unit.networks import Net, batch, train
 
@@ -23,7 +23,7 @@ def alone(names=NAMES, steps=4, **kwargs):
 def test_many_balancers_do_not_know_each_other():
     net = Net()
     rates = [1e-5 * (i + 1) for i in range(1000)]
-    balancers = [GradNorm(NAMES, shared=net.last, lr=lr) for lr in rates]
+    balancers = [GradNorm(NAMES, shared=net.last, update=Descent(lr)) for lr in rates]
     for balancer in balancers:
         net.zero_grad()
         balancer(net.losses(batch())).backward()
@@ -31,7 +31,7 @@ def test_many_balancers_do_not_know_each_other():
         balancer.step()
     for i in (0, 500, 999):
         net.zero_grad()
-        single = GradNorm(NAMES, shared=net.last, lr=rates[i])
+        single = GradNorm(NAMES, shared=net.last, update=Descent(rates[i]))
         single(net.losses(batch())).backward()
         single.step()
         assert torch.equal(single.weights, balancers[i].weights)

@@ -16,7 +16,6 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import methods
 import models
 import overhead
-import reduction
 import report
 import rooms
 
@@ -154,13 +153,6 @@ def test_the_last_shared_layer_is_found_by_itself(network):
     balancer(workload.losses(workload.model(workload.inputs)))
     assert balancer.shared is not None
     assert balancer.shared[0] is workload.model.shared
-
-
-def test_the_reduction_s_table_tells_start_from_end():
-    ratios = torch.cat([torch.full((10, 3), 1.5), torch.full((90, 3), 2.5)])
-    text = reduction.table({4: {"ratios": ratios, "difference": 0.25}}, steps=100)
-    assert "| 4 | start | 1.50 | 1.50 | 1.50 |  |" in text
-    assert "| 4 | end | 2.50 | 2.50 | 2.50 | 0.250 |" in text
 
 
 def test_rooms_are_counted_by_the_second(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradnorm import ArgumentError, GradNorm, GraphError, StateError, diagnose, plots
+from gradnorm import ArgumentError, Descent, GradNorm, GraphError, StateError, diagnose, plots
 
 from .networks import Net, batch, train, trained
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_diagnosed_is_refused():
 def test_a_report_holds_what_was_measured():
     _, balancer = trained(5)
     text = balancer.report()
-    assert "Shared layer: a parameter of shape (8, 8)\n5 steps" in text
+    assert "Shared layer: a parameter (8, 8)\n5 steps" in text
     table = {line.split()[0]: line.split() for line in text.split("\n\n")[1].splitlines()}
     logged = balancer.log_dict()
     for task, weight in zip(NAMES, balancer.weights.tolist(), strict=True):
@@ -156,17 +156,17 @@ def test_a_report_holds_what_was_measured():
 
 def test_a_report_says_whether_the_weights_have_settled():
     net = Net()
-    balancer = GradNorm(NAMES, shared=net.last, lr=0.1)
+    balancer = GradNorm(NAMES, shared=net.last, update=Descent(0.1))
     train(net, balancer, 20)
     assert "weights are still moving" in balancer.report()
-    still = GradNorm(NAMES, shared=net.last, lr=1e-6)
+    still = GradNorm(NAMES, shared=net.last, update=Descent(1e-6))
     train(net, still, 40)
     assert "weights have settled" in still.report()
 
 
 def test_a_report_names_a_weight_at_its_floor_skips_and_a_stuck_task():
     net = Net()
-    balancer = GradNorm(NAMES, shared=net.last, lr=1.0, alpha=3.0, min_weight=0.01)
+    balancer = GradNorm(NAMES, shared=net.last, alpha=3.0, update=Descent(1.0, min_weight=0.01))
     train(net, balancer, 10)
     assert "sits at min_weight" in balancer.report()
 

@@ -1,28 +1,44 @@
-"""Per-task gradients at `W`, out of one ordinary backward. Knows the graph, and nothing of the rule.
+"""Per-task gradients at `W`, measured inside one ordinary backward. Knows the graph, and nothing of the rule.
 
-- `_graph.py`: where in the graph the tasks meet;
-- `_measure.py`: hooks there, which take each task's gradient on to `W`;
-- `_probe.py`: the same at features that the network forks itself, without hooks, for compiled graphs;
-- `_shared.py`: which tensors `W` is.
+- `_graph.py`: where in the graph the tasks meet; `_collectors.py`: nodes that only collect;
+- `_shared.py`: which parameters `W` is;
+- `_measurement.py`: what was measured since the last step, and which backwards belong to it;
+- `_hooks.py`: hooks that take each task's gradient to `W` (`_products.py`), or measure it at the features;
+- `_branches.py`: the same at features that the network forks itself, without hooks, for compiled graphs;
+- `_first_look.py`: what the first backward finds out before anything runs in it.
 """
 
-from ._graph import Graph
-from ._measure import At, Pass, Tally, measure
-from ._probe import Fork, Probe, Weigh
-from ._shared import Held, last_shared, resolve_shared, shared_layers, whole
+from ._branches import AtBranches
+from ._graph import AutogradGraph
+from ._hooks import AtFeatures, AtLayer
+from ._measurement import At, Measurement, Opening, Sums, Window
+from ._products import refusal
+from ._shared import (
+    DetectedLayer,
+    NamedLayer,
+    SharedLayer,
+    SharedParameter,
+    flat,
+    heads_among,
+    resolve_shared,
+)
 
 __all__ = [
     "At",
-    "Fork",
-    "Graph",
-    "Held",
-    "Pass",
-    "Probe",
-    "Tally",
-    "Weigh",
-    "last_shared",
-    "measure",
+    "AtBranches",
+    "AtFeatures",
+    "AtLayer",
+    "AutogradGraph",
+    "DetectedLayer",
+    "Measurement",
+    "NamedLayer",
+    "Opening",
+    "SharedLayer",
+    "SharedParameter",
+    "Sums",
+    "Window",
+    "flat",
+    "heads_among",
+    "refusal",
     "resolve_shared",
-    "shared_layers",
-    "whole",
 ]

@@ -3,22 +3,28 @@
 A node that one loss alone reaches belongs to that task; a node that several reach is shared, and so is everything
 below it. The edges from a task's own nodes into shared nodes that lead to `W` are the **frontier**. What flows over
 such an edge in the user's backward is that task's contribution and nobody else's, which is all that the measurement
-needs (`_measure.py`); this holds for any graph, however its tasks are tied together. A task whose loss itself is shared
+needs (`_hooks.py`); this holds for any graph, however its tasks are tied together. A task whose loss itself is shared
 has no nodes of its own: its frontier is the loss.
 
-Some nodes join tasks without mixing them (a stack of losses, DDP's sink). They are looked through, edge by edge;
-without that the result would be the same, at the cost of a backward per task.
+Nodes that tie tasks together without mixing them are looked through (`_collectors.py`); without that the result would
+be the same, at the cost of a backward per task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
+
+from .._torch_private import output_shape
+from ._collectors import COLLECTING, Edge, origin
 
 
 def _leaf_type() -> type:
@@ -29,58 +35,130 @@ AccumulateGrad = _leaf_type()
 """The type of the nodes at which gradients end up in `.grad`; each has the leaf as `.variable`."""
 
 
-class Edge(NamedTuple):
-    """Into which node, and into which of its outputs' gradients."""
-
-    node: Any  # a torch.autograd.graph.Node, whose generated attributes (`_saved_dim`, `variable`) no stub declares
-    nr: int
+_LAYERS = re.compile("mm|mv|dot|conv|linear|embedding|index|gather|rnn|lstm|gru|attention", re.IGNORECASE)
 
 
-class Crossing(NamedTuple):
+def _applies_layers(node: Any) -> bool:
+    """Whether a node is a product of some kind, as that of a layer and its input, or a function that is not torch's."""
+    return isinstance(node, BackwardCFunction) or bool(_LAYERS.search(type(node).__name__))
+
+
+class FrontierEdge(NamedTuple):
     """An edge from its upper end: gradient `slot` of what a node returns goes to output `nr` of `to`."""
 
     to: Any
     slot: int
     nr: int
+    is_direct: bool = True
+    """`False` where collecting nodes lie between, so that the gradient may have another shape at the lower end."""
 
 
 @dataclass
-class Meeting:
+class TaskFrontier:
     """All frontier edges of one task into one shared node, `at`; `root` is set where the loss itself is shared."""
 
     task: int
     at: Any
-    crossings: list[tuple[Any, Crossing]] = field(default_factory=list)
+    edges: list[tuple[Any, FrontierEdge]] = field(default_factory=list)
     root: Edge | None = None
 
+    def entries(self) -> int:
+        """How many numbers flow over the frontier."""
+        numbers = {edge.nr for _, edge in self.edges} | ({self.root.nr} if self.root else set())
+        return sum(output_shape(self.at, nr).numel() for nr in numbers)
 
-class Graph:
+
+class AutogradGraph:
     """The nodes below the losses, each with the set of tasks that reach it, as a bit mask.
 
-    Walked anew in every forward, so the many leaves are kept out of the walk: their readers note them.
+    Walked in every forward, so the many leaves are kept out of the walk: their readers note them.
+
+    Attributes:
+        losses: The edge into each loss, where a backward of that loss alone begins.
+        tasks: The mask of each inner node; bit i is the i-th loss.
     """
 
     def __init__(self, losses: Sequence[Tensor]) -> None:
-        self.roots = [_through_joints(Edge(*get_gradient_edge(loss)[:2])) for loss in losses]
-        self._inner: dict[Any, list[Crossing]] = {}
-        self._leaves: dict[Any, list[Crossing]] = {}
+        self.losses = [Edge(*get_gradient_edge(loss)[:2]) for loss in losses]
+        self._roots = [origin(edge) for edge in self.losses]
+        self._inner: dict[Any, list[FrontierEdge]] = {}
+        self._leaves: dict[Any, list[FrontierEdge]] = {}
         self._children_first = self._walk()
         self.tasks = self._reached_by()
 
-    def readers(self) -> dict[Tensor, list[Any]]:
-        """The nodes that read each leaf."""
+    @cached_property
+    def leaves(self) -> dict[Tensor, list[Any]]:
+        """The leaves, each with the nodes that read it, in the order of the forward."""
         found: dict[Tensor, list[Any]] = {}
-        for node, edges in self._leaves.items():
-            for edge in edges:
+        for node in self._children_first:
+            for edge in self._leaves.get(node, ()):
                 found.setdefault(edge.to.variable, []).append(node)
         return found
 
-    def meetings(self, shared: Sequence[Tensor]) -> list[Meeting]:
+    @property
+    def everyone(self) -> int:
+        """The mask of all losses."""
+        return (1 << len(self.losses)) - 1
+
+    def reach(self, leaf: Tensor) -> int:
+        """The mask of the losses that reach a leaf."""
+        mask = 0
+        for node in self.leaves.get(leaf, ()):
+            mask |= self.tasks[node]
+        return mask
+
+    def last(self, candidates: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the leaves that no other of them follows on the way to the losses, in the order of the forward.
+
+        A layer that is used several times counts where most losses depend on it: a head may use tied weights once more.
+        """
+        used = self._used(candidates)
+        above = dict.fromkeys(self._children_first, 0)
+        last = 0
+        for node in reversed(self._children_first):
+            mine, followers = used.get(node, 0), above[node]
+            if mine and not followers & (followers - 1):  # at most one candidate follows: perhaps itself
+                last |= mine & followers if followers else mine
+            for edge in self._inner[node]:
+                above[edge.to] |= followers | mine
+        return [leaf for i, leaf in enumerate(candidates) if last >> i & 1]
+
+    def _used(self, candidates: Sequence[Tensor]) -> dict[Any, int]:
+        """The nodes at which layers meet what they are applied to, each with the candidates there, as a bit mask.
+
+        Between a parameter and that node there may be others, which transpose it, cast it or normalize it.
+        """
+        seen: dict[Any, int] = {}
+        for i, leaf in enumerate(candidates):
+            most = max(self.tasks[node].bit_count() for node in self.leaves[leaf])
+            for node in self.leaves[leaf]:
+                if self.tasks[node].bit_count() == most:
+                    seen[node] = seen.get(node, 0) | 1 << i
+        used: dict[Any, int] = {}
+        roots = {root.node for root in self._roots if root is not None}
+        for node in self._children_first:
+            bits = seen.get(node, 0)
+            for edge in self._inner[node]:
+                bits |= seen.get(edge.to, 0)
+            if bits and (node in roots or _applies_layers(node)):
+                used[node], bits = self._last_compiled(node, bits, candidates), 0
+            seen[node] = bits
+        return used
+
+    def _last_compiled(self, node: Any, bits: int, candidates: Sequence[Tensor]) -> int:
+        """Of the layers inside one compiled graph, whose order does not show, the one that it takes last."""
+        if type(node).__name__ != "CompiledFunctionBackward":
+            return bits
+        inside = {edge.to.variable: edge.slot for edge in self._leaves.get(node, ())}
+        known = [i for i, leaf in enumerate(candidates) if bits >> i & 1 and leaf in inside]
+        return 1 << max(known, key=lambda i: inside[candidates[i]]) if known else bits
+
+    def frontiers(self, shared: Sequence[Tensor]) -> list[TaskFrontier]:
         """The frontier before `shared` (`W`), grouped by task and shared node."""
         wanted = {id(tensor) for tensor in shared}
         several = {node for node, mask in self.tasks.items() if mask & (mask - 1)}
         leads: set[Any] = set()
-        found: dict[tuple[int, Any], Meeting] = {}
+        found: dict[tuple[int, Any], TaskFrontier] = {}
         for node in self._children_first:
             ends = [edge for edge in self._leaves.get(node, ()) if id(edge.to.variable) in wanted]
             inner = [edge for edge in self._inner[node] if edge.to in leads]
@@ -90,11 +168,11 @@ class Graph:
             if node not in several:
                 task = self.tasks[node].bit_length() - 1
                 for edge in ends + [edge for edge in inner if edge.to in several]:
-                    meeting = found.setdefault((task, edge.to), Meeting(task, edge.to))
-                    meeting.crossings.append((node, edge))
-        for task, root in enumerate(self.roots):
-            if root.node in several and root.node in leads:
-                found[task, root.node] = Meeting(task, root.node, root=root)
+                    frontier = found.setdefault((task, edge.to), TaskFrontier(task, edge.to))
+                    frontier.edges.append((node, edge))
+        for task, root in enumerate(self._roots):
+            if root is not None and root.node in several and root.node in leads:
+                found[task, root.node] = TaskFrontier(task, root.node, root=root)
         return list(found.values())
 
     def _walk(self) -> list[Any]:
@@ -102,7 +180,7 @@ class Graph:
         inner = self._inner
         order: list[Any] = []
         finished: set[Any] = set()
-        pending: list[Any] = [root.node for root in self.roots]
+        pending: list[Any] = [root.node for root in self._roots if root is not None]
         while pending:
             node = pending[-1]
             if node not in inner:
@@ -115,61 +193,32 @@ class Graph:
                 order.append(node)
         return order
 
-    def _expand(self, node: Any) -> list[Crossing]:
+    def _expand(self, node: Any) -> list[FrontierEdge]:
         """The edges of `node` to inner nodes; notes those to leaves."""
-        inner: list[Crossing] = []
+        inner: list[FrontierEdge] = []
         for slot, (child, nr) in enumerate(node.next_functions):
             if child is None:
                 continue
-            if type(child).__name__ in _JOINTS:
-                child, nr = _through_joints(Edge(child, nr))
+            is_direct = type(child).__name__ not in COLLECTING
+            if not is_direct:
+                if (end := origin(Edge(child, nr))) is None:
+                    continue
+                is_direct = end.node is child
+                child, nr = end
+            edge = FrontierEdge(child, slot, nr, is_direct)
             if type(child) is AccumulateGrad:
-                self._leaves.setdefault(node, []).append(Crossing(child, slot, nr))
+                self._leaves.setdefault(node, []).append(edge)
             else:
-                inner.append(Crossing(child, slot, nr))
+                inner.append(edge)
         return inner
 
     def _reached_by(self) -> dict[Any, int]:
         masks = dict.fromkeys(self._children_first, 0)
-        for task, root in enumerate(self.roots):
-            masks[root.node] |= 1 << task
+        for task, root in enumerate(self._roots):
+            if root is not None:
+                masks[root.node] |= 1 << task
         for node in reversed(self._children_first):
             mask = masks[node]
             for edge in self._inner[node]:
                 masks[edge.to] |= mask
         return masks
-
-
-def _through_joints(edge: Edge) -> Edge:
-    """`edge`, moved past nodes that hand each of their inputs on unmixed."""
-    while (beyond := _beyond_joint(edge)) is not None:
-        edge = beyond
-    return edge
-
-
-def _beyond_joint(edge: Edge) -> Edge | None:
-    beyond = _JOINTS.get(type(edge.node).__name__)
-    return None if beyond is None else beyond(edge)
-
-
-def _out_of_stack(node: Any, index: int) -> Edge | None:
-    """Entry `index` of what `node` takes apart along its first dimension, if that is a stack along the same one."""
-    stack = node.next_functions[0][0]
-    if type(stack).__name__ != "StackBackward0" or stack._saved_dim != 0 or node._saved_dim != 0:
-        return None
-    inputs = len(stack.next_functions)
-    # Autograd keeps a negative index as an unsigned one.
-    return _next(stack, index if index < inputs else index - 2**64 + inputs)
-
-
-def _next(node: Any, index: int) -> Edge | None:
-    child, nr = node.next_functions[index]
-    return None if child is None else Edge(child, nr)
-
-
-_JOINTS: dict[str, Callable[[Edge], Edge | None]] = {
-    "_DDPSinkBackward": lambda edge: _next(edge.node, edge.nr),
-    "UnbindBackward0": lambda edge: _out_of_stack(edge.node, edge.nr),
-    "SelectBackward0": lambda edge: _out_of_stack(edge.node, edge.node._saved_index),
-}
-"""What lies beyond an edge into such a node; `None` where it mixes after all."""

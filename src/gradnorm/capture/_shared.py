@@ -1,26 +1,36 @@
-"""`W`, the weights at which gradients are compared: as the user points at them, or found in the graph.
+"""`W`, the parameters at which gradients are compared: as the user names them, or detected in the graph.
 
-The paper takes the last shared layer. In a graph that is, of the parameters with two or more dimensions that every
-loss reaches, the one that the tasks' common part of the forward used last.
+The paper takes the last shared layer. In a graph that is **every parameter with two or more dimensions above one that
+all tasks reach, and that no other such parameter follows** on the way to the losses: one layer where all is shared up
+to the heads; all of them where parts stand side by side (experts, towers, pyramid levels).
+
+What a graph cannot tell is whether a task's gradient there is more than zero. A layer at which a task's gradient is
+exactly zero, or shares no entry with any other task's, is a head whose output was joined with others: the layers before
+it are looked at instead.
 """
 
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Iterable, Sequence
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 
 from .._errors import ArgumentError, GraphError
+from .._numerics import at_least_float32
 from .._types import Shared
-from ._graph import Graph
+from ._graph import AutogradGraph
+
+_log = logging.getLogger("gradnorm")
 
 
 @dataclass
-class Held:
+class SharedParameter:
     """A part of `W`: the parameter, and the tensor that stands for it in the graph of the last forward.
 
     They are one and the same, except where FSDP2 shards the parameter and gathers it for each forward.
@@ -38,7 +48,175 @@ class Held:
         self.used = getattr(module, name)
 
 
-def resolve_shared(shared: Shared, model: nn.Module | None = None) -> tuple[Held, ...]:
+class SharedLayer(ABC):
+    """`W`.
+
+    Args:
+        names: Of the model's parameters, as far as they are known.
+
+    Attributes:
+        parameters: All of it. Gradients at `W` are laid out in this order, to which a detected layer only appends.
+        is_confirmed: Whether it is known for sure.
+        has_grown: Whether a later graph has shown more of it.
+    """
+
+    is_confirmed = True
+    has_grown = False
+
+    def __init__(self, parameters: Sequence[SharedParameter], names: Mapping[nn.Parameter, str]) -> None:
+        self.parameters = tuple(parameters)
+        self._all_names: dict[Tensor, str] = {**names}
+
+    @abstractmethod
+    def locate(self, graph: AutogradGraph, tasks: Sequence[int]) -> Sequence[SharedParameter]:
+        """The parameters of `W` at which to measure in this graph, whose i-th loss is that of `tasks[i]`.
+
+        None at all means that nothing can be measured yet.
+
+        Raises:
+            GraphError: There is no such parameter.
+        """
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The parameters themselves."""
+        return [shared.parameter for shared in self.parameters]
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters' names and shapes."""
+        return [f"{self._all_names.get(each, 'a parameter')} {tuple(each.shape)}" for each in self.tensors]
+
+
+class NamedLayer(SharedLayer):
+    """`W` as the user names it."""
+
+    def locate(self, graph: AutogradGraph, tasks: Sequence[int]) -> Sequence[SharedParameter]:
+        """All of it, in every graph."""
+        return self.parameters
+
+
+class DetectedLayer(SharedLayer):
+    """`W` as it is found in the graphs, once these have shown every declared task.
+
+    Which tasks reach a parameter is added up over the graphs, so that a batch may lack tasks. A graph whose leaves are
+    not those of the one before (another expert was chosen) is looked at again.
+
+    Args:
+        tasks: Names of the declared tasks.
+        names: Of the model's parameters, as far as they are known.
+    """
+
+    def __init__(self, tasks: Sequence[str], names: Mapping[nn.Parameter, str]) -> None:
+        super().__init__((), names)
+        self.is_confirmed = False
+        self._tasks = tuple(tasks)
+        self._seen = 0
+        self._announced = False
+        self._reach: dict[Tensor, int] = {}
+        self._heads: dict[Tensor, None] = {}
+        self._looked_at: tuple[int, ...] = ()
+        self._here: list[SharedParameter] = []
+
+    @property
+    def awaited(self) -> list[str]:
+        """The declared tasks that no graph has shown yet."""
+        return [task for i, task in enumerate(self._tasks) if not self._seen >> i & 1]
+
+    def locate(self, graph: AutogradGraph, tasks: Sequence[int]) -> Sequence[SharedParameter]:
+        leaves = tuple(map(id, graph.leaves))
+        if self._here and leaves == self._looked_at:
+            return self._here
+        self._note_reach(graph, tasks)
+        if self.awaited:
+            self._announce_wait()
+            return []
+        last = graph.last(self.candidates(graph))
+        if not last and not self.parameters:
+            raise GraphError(
+                "no layer is shared: of the parameters with two or more dimensions, none is reached by every loss; "
+                "check that all losses come from one network, or name the shared parameters with shared="
+            )
+        self._looked_at, self._here = leaves, self._known(last)
+        return self._here or self.parameters
+
+    def candidates(self, graph: AutogradGraph) -> list[Tensor]:
+        """The layers in this graph that all declared tasks reach and that are no heads."""
+        everyone = (1 << len(self._tasks)) - 1
+        return [
+            leaf
+            for leaf in graph.leaves
+            if _is_layer(leaf) and self._reach.get(leaf) == everyone and leaf not in self._heads
+        ]
+
+    def look_further_up(self, graph: AutogradGraph, heads: Sequence[Tensor]) -> Sequence[SharedParameter]:
+        """As `locate`, without the parameters that were found to be heads; none if nothing remains."""
+        self._heads.update(dict.fromkeys(heads))
+        taken = graph.last(self.candidates(graph))
+        self.parameters = ()
+        self._here = self._known(taken)
+        return self._here
+
+    def settle(self, parameters: Sequence[SharedParameter]) -> None:
+        """Take these for `W`, whatever was thought of them before."""
+        for shared in parameters:
+            self._heads.pop(shared.parameter, None)
+        self.parameters = tuple(parameters)
+        self._here = list(parameters)
+        self.is_confirmed = True
+        _log.info("gradients are compared at the layer that was found: %s; see shared=", ", ".join(self.names))
+
+    def _announce_wait(self) -> None:
+        if not self._announced:
+            self._announced = True
+            _log.info(
+                "the shared layer is looked for when every task has been seen; until then nothing is measured. "
+                "Missing so far: %s. To start at once, name the layer with shared=",
+                ", ".join(self.awaited),
+            )
+
+    def _note_reach(self, graph: AutogradGraph, tasks: Sequence[int]) -> None:
+        for leaf in filter(_is_layer, graph.leaves):
+            mask = graph.reach(leaf)
+            for position, task in enumerate(tasks):
+                if mask >> position & 1:
+                    self._reach[leaf] = self._reach.get(leaf, 0) | 1 << task
+        for task in tasks:
+            self._seen |= 1 << task
+
+    def _known(self, tensors: Sequence[Tensor]) -> list[SharedParameter]:
+        """These as parts of `W`, which grows by those that are new."""
+        known = set(self.tensors)
+        fresh = [SharedParameter(each, each) for each in tensors if each not in known]
+        self.has_grown = self.has_grown or (self.is_confirmed and bool(fresh))
+        self.parameters += tuple(fresh)
+        return [shared for shared in self.parameters if any(shared.parameter is each for each in tensors)]
+
+
+def _is_layer(leaf: Tensor) -> bool:
+    """A parameter with two or more dimensions above one: [C, 1, 1] is a vector in disguise."""
+    return isinstance(leaf, nn.Parameter) and sum(size > 1 for size in leaf.shape) > 1
+
+
+def heads_among(gradients: Tensor, shared: Sequence[SharedParameter]) -> list[Tensor]:
+    """Which parts of `W` are heads, by the tasks' gradients there; reads values, and so synchronizes with the device.
+
+    Args:
+        gradients: [T, N], flat, of two tasks or more, in the order of `shared`.
+        shared: The parts of `W`.
+    """
+    used = gradients != 0
+    common = used.sum(0) > 1
+    if not bool((used & common).any(1).all()):  # for some task no entry is anybody else's
+        return [part.parameter for part in shared]
+    sizes = [part.parameter.numel() for part in shared]
+    return [part.parameter for part, both in zip(shared, common.split(sizes), strict=True) if not bool(both.any())]
+
+
+# ------------------------------------------------------------------------------------------------- what a user may name
+
+
+def resolve_shared(shared: Shared, model: nn.Module | None = None) -> tuple[SharedParameter, ...]:
     """The distinct trainable leaves that `shared` names.
 
     Raises:
@@ -63,7 +241,7 @@ def resolve_shared(shared: Shared, model: nn.Module | None = None) -> tuple[Held
             f"shared must be a parameter, a module, an iterable of parameters or a name pattern, "
             f"got {type(shared).__name__}"
         )
-    return _held(_checked(found), shared if isinstance(shared, nn.Module) else model)
+    return _followed(_checked(found), shared if isinstance(shared, nn.Module) else model)
 
 
 def _matching(pattern: str, model: nn.Module | None) -> Sequence[Tensor]:
@@ -98,14 +276,14 @@ def _checked(found: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple({id(tensor): tensor for tensor in found}.values())
 
 
-def _held(found: Sequence[Tensor], model: nn.Module | None) -> tuple[Held, ...]:
-    held = {id(tensor): Held(tensor, tensor) for tensor in found}
+def _followed(found: Sequence[Tensor], model: nn.Module | None) -> tuple[SharedParameter, ...]:
+    parts = {id(tensor): SharedParameter(tensor, tensor) for tensor in found}
     if model is not None:
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if id(parameter) in held and is_distributed(parameter):
-                    held[id(parameter)].follow(module, name)
-    return tuple(held.values())
+                if id(parameter) in parts and is_distributed(parameter):
+                    parts[id(parameter)].follow(module, name)
+    return tuple(parts.values())
 
 
 def is_distributed(tensor: Tensor) -> bool:
@@ -120,31 +298,13 @@ def whole(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def last_shared(graph: Graph, tasks: int) -> tuple[Held, ...]:
-    """The last shared layer's weight in `graph`, whose losses are `tasks` in number.
-
-    Raises:
-        GraphError: No parameter is reached by every loss.
-    """
-    layers = shared_layers(graph, tasks)
-    if not layers:
-        raise GraphError(
-            "no layer is shared: of the parameters with two or more dimensions, none is reached by every loss; "
-            "check that all losses come from one network, or name the shared parameters with shared="
-        )
-    return (Held(layers[-1], layers[-1]),)
-
-
-def shared_layers(graph: Graph, tasks: int) -> list[Tensor]:
-    """The layers' weights that all of `tasks` losses reach, in the order in which the forward used them last."""
-    everyone = (1 << tasks) - 1
-    found: list[tuple[tuple[bool, int, bool], Tensor]] = []
-    for leaf, nodes in graph.readers().items():
-        reached = functools.reduce(operator.or_, (graph.tasks[node] for node in nodes))
-        if not isinstance(leaf, nn.Parameter) or leaf.dim() < 2 or reached != everyone:
-            continue
-        # Where the tasks have a common forward, its last layer counts, although a head may use tied weights later.
-        last = max((graph.tasks[node] == everyone, node._sequence_nr()) for node in nodes)
-        # One node reads both parts of weight normalisation, of which the magnitudes, [n, 1], are a vector in disguise.
-        found.append(((*last, sum(size > 1 for size in leaf.shape) > 1), leaf))
-    return [leaf for _, leaf in sorted(found, key=operator.itemgetter(0))]
+def flat(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
+    """[N], one task's gradients at `W` in a row, in float32 at least; `None` is a gradient of zero."""
+    rows = [
+        torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+        if gradient is None
+        else whole(gradient).reshape(-1)
+        for tensor, gradient in zip(like, gradients, strict=True)
+    ]
+    rows = [at_least_float32(row) for row in rows]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gradnorm import GradNorm
+from gradnorm import Descent, GradNorm
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,9 @@ class GradientNormalization(Weighting):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        self.balancer = GradNorm(list(setting.tasks), shared=setting.shared, alpha=setting.alpha, lr=setting.weight_lr)
+        self.balancer = GradNorm(
+            list(setting.tasks), shared=setting.shared, alpha=setting.alpha, update=Descent(setting.weight_lr)
+        )
 
     @property
     def weights(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -25,8 +25,9 @@ def measured(case, count, scale=1.0, **kwargs):
     balancer.weights.copy_(torch.linspace(0.5, 1.5, count))
     torch.manual_seed(1)
     (balancer(case.losses(case.x)) * scale).backward()
-    tally = balancer._tally.sums
-    return tally.rows / (tally.factors * balancer.weights).unsqueeze(1)
+    sums = balancer._measurement.sums
+    entries = sums.entries.sqrt() if kwargs.get("at") == "features" else sums.entries
+    return entries / (sums.factors * balancer.weights).unsqueeze(1)
 
 
 def expected(case):
@@ -304,10 +305,10 @@ def test_a_second_backward_over_a_retained_graph_measures_the_same(case):
     torch.manual_seed(1)
     loss = balancer(case.losses(case.x))
     loss.backward(retain_graph=True)
-    first = balancer._tally.sums.rows.clone()
+    first = balancer._measurement.sums.entries.clone()
     loss.backward()
-    torch.testing.assert_close(balancer._tally.sums.rows, 2 * first)
-    assert balancer._tally.sums.factors.tolist() == [2.0] * len(reference)
+    torch.testing.assert_close(balancer._measurement.sums.entries, 2 * first)
+    assert balancer._measurement.sums.factors.tolist() == [2.0] * len(reference)
 
 
 def test_features_mode_measures_the_norm_where_the_tasks_meet():

@@ -21,12 +21,46 @@ class Concatenated(nn.Module):
         return [near.square().mean(), far.square().mean()]
 
 
-def test_a_head_that_is_taken_for_the_last_shared_layer_is_told_once():
+def test_heads_whose_outputs_are_joined_are_looked_through():
     net = Concatenated()
     balancer = GradNorm(["near", "far"])
     balancer(net.losses(batch())).backward()
-    with pytest.warns(RuntimeWarning, match=r"gradient of near is exactly zero.* shape \(1, 8\).* with shared="):
-        balancer.step()
+    assert balancer.shared == (net.trunk.weight,)
+
+
+class Mixed(Concatenated):
+    """Joined outputs that pass through one more operation, so that in the graph every task reaches every head."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 2)) for _ in range(2))
+
+    def losses(self, x):
+        features = self.trunk(x).tanh()
+        near, far = (torch.cat([head(features) for head in self.heads], 1) - 1).split(2, 1)
+        return [near.square().mean(), far.square().mean()]
+
+
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
+def test_layers_at_which_tasks_share_no_entry_are_heads(update):
+    net = Mixed()
+    balancer = GradNorm(["near", "far"], update=update)
+    losses = net.losses(batch())
+    wanted = [torch.autograd.grad(loss, net.trunk.weight, retain_graph=True)[0].norm().item() for loss in losses]
+    balancer(losses).backward()
+    balancer.step()
+    assert balancer.shared == (net.trunk.weight,)
+    assert [row["norm"] / row["weight"] for row in balancer.history.rows()] == pytest.approx(wanted)
+
+
+def test_a_head_that_starts_at_zero_is_told_and_does_not_move_the_layer():
+    net = Concatenated()
+    nn.init.zeros_(net.heads[0].weight)
+    balancer = GradNorm(["near", "far"])
+    with pytest.warns(RuntimeWarning, match="gradient of near is exactly zero at every layer"):
+        balancer(net.losses(batch())).backward()
+    balancer.step()
+    assert balancer.shared == (net.trunk.weight,)
     balancer(net.losses(batch(1))).backward()
     balancer.step()  # warnings are errors here
 

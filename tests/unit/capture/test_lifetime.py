@@ -94,7 +94,7 @@ def test_after_an_error_in_backward(parts):
     assert not alive()
     Tracked.fail = False
     balanced().backward()
-    assert balancer._tally.sums.factors.tolist() == [1.0, 1.0], "what the broken backward measured does not count"
+    assert balancer._measurement.sums.factors.tolist() == [1.0, 1.0], "what the broken backward measured does not count"
 
 
 def test_memory_is_flat_over_many_steps(parts):

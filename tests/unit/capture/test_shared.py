@@ -27,7 +27,7 @@ def test_the_last_shared_layer_is_found_and_announced_once(caplog):
             balancer.step()
     assert balancer.shared == (net.last,)
     assert [record.message for record in caplog.records] == [
-        "gradients are compared at the last shared layer, a parameter of shape (8, 8); see shared="
+        "gradients are compared at the layer that was found: a parameter (8, 8); see shared="
     ]
 
 
@@ -57,8 +57,9 @@ def test_tied_weights_count_where_the_common_forward_uses_them():
 
 
 def test_with_separate_forwards_the_last_layer_that_all_losses_reach():
+    # The output's weight is [1, 8], a vector.
     net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
-    assert found([net(batch(0)).square().mean(), net(batch(1)).square().mean()], 2) is net[2].weight
+    assert found([net(batch(0)).square().mean(), net(batch(1)).square().mean()], 2) is net[0].weight
 
 
 def test_input_tensors_that_require_grad_are_no_layer():

@@ -118,7 +118,7 @@ def test_several_branches_count_as_one_vector():
         torch.cat(torch.autograd.grad(losses[i], [first[i], second[i]], retain_graph=True)).norm().item()
         for i in range(2)
     ]
-    balancer._tally.clear()
+    balancer._measurement.clear()
     balancer(losses).backward()
     balancer.step()
     assert [row["norm"] for row in balancer.history.rows()] == pytest.approx(wanted, rel=1e-5)

@@ -16,17 +16,27 @@ from torch import Tensor, nn
 
 from ._arguments import check_graphs, parse_losses, parse_tasks
 from ._errors import GraphError
+from ._history import FIELDS, History
 from ._numerics import at_least_float32, cosines, row_norms
 from ._types import Losses, Shared
-from .capture import Graph, Held, last_shared, resolve_shared, shared_layers, whole
-from .history import FIELDS, History
+from ._updates import Descent
+from .capture import (
+    AutogradGraph,
+    DetectedLayer,
+    NamedLayer,
+    SharedParameter,
+    flat,
+    heads_among,
+    refusal,
+    resolve_shared,
+)
 
 EVEN = 2.0
 """Gradients within this factor are about even."""
 DOMINANT = 10.0
 """From this factor on one task trains the shared layers almost alone."""
-LEAST = 0.025
-"""A step of the default optimiser of the weights, which cannot hold a weight below it steadily."""
+LEAST = Descent().lr
+"""A step of the default optimizer of the weights, which cannot hold a weight below it steadily."""
 CONFLICT = -0.3
 """Below this cosine two tasks pull against each other."""
 
@@ -107,21 +117,26 @@ def diagnose(losses: Losses, *, shared: Shared | None = None, model: nn.Module |
     named = _named(losses)
     tasks, values = tuple(named), list(named.values())
     check_graphs(values, tasks)
-    graph = Graph(values)
-    held = last_shared(graph, len(tasks)) if shared is None else resolve_shared(shared, model)
-    # On the CPU, where all of it is read, printed and drawn.
-    rows = torch.stack([_row(task, loss, held) for task, loss in named.items()]).cpu()
+    names = {parameter: name for name, parameter in model.named_parameters()} if model else {}
+    detected = DetectedLayer(tasks, names)
+    graph = AutogradGraph(values)
+    if shared is None:
+        parts, rows = _detect(named, graph, detected)
+    else:
+        parts = resolve_shared(shared, model)
+        rows = _rows(named, parts)
+        detected.locate(graph, range(len(tasks)))
     norms = row_norms(rows)
-    names = {id(parameter): name for name, parameter in model.named_parameters()} if model else {}
-    taken = {id(each.parameter) for each in held}
+    taken = {each.parameter for each in parts}
+    others = [SharedParameter(leaf, leaf) for leaf in detected.candidates(graph) if leaf not in taken]
     return Diagnosis(
         tasks=tasks,
         losses=at_least_float32(torch.stack([loss.detach() for loss in values]).cpu()),
         norms=norms,
         cosines=cosines(rows, norms),
-        layer=", ".join(_name(each.parameter, names) for each in held),
-        entries=sum(each.parameter.numel() for each in held),
-        others=tuple(_name(leaf, names) for leaf in shared_layers(graph, len(tasks)) if id(leaf) not in taken),
+        layer=", ".join(NamedLayer(parts, names).names),
+        entries=sum(each.parameter.numel() for each in parts),
+        others=tuple(NamedLayer(others, names).names),
     )
 
 
@@ -179,24 +194,39 @@ def _named(losses: Losses) -> dict[str, Tensor]:
     return {task: loss for task, loss in zip(tasks, parsed, strict=True) if loss is not None}
 
 
-def _row(task: str, loss: Tensor, held: Sequence[Held]) -> Tensor:
-    """[N], the gradient of one loss at `W`, flat."""
-    used = [each.used for each in held]
-    gradients = torch.autograd.grad(loss, used, retain_graph=True, allow_unused=True)
+def _detect(
+    named: Mapping[str, Tensor], graph: AutogradGraph, layer: DetectedLayer
+) -> tuple[Sequence[SharedParameter], Tensor]:
+    """The shared layer and the gradients there, [T, N]; where all layers turn out to be heads, the first."""
+    parts = layer.locate(graph, range(len(named)))
+    rows = _rows(named, parts)
+    first = parts, rows
+    while heads := heads_among(rows, parts):
+        if not (parts := layer.look_further_up(graph, heads)):
+            return first
+        rows = _rows(named, parts)
+    return parts, rows
+
+
+def _rows(named: Mapping[str, Tensor], parts: Sequence[SharedParameter]) -> Tensor:
+    """[T, N], the gradient of each loss at `W`; on the CPU, where all of it is read, printed and drawn."""
+    return torch.stack([_row(task, loss, [part.used for part in parts]) for task, loss in named.items()]).cpu()
+
+
+def _row(task: str, loss: Tensor, used: Sequence[Tensor]) -> Tensor:
+    """[N], the gradient of one loss at `W`."""
+    try:
+        gradients = torch.autograd.grad(loss, used, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if (remedy := refusal(error)) is None:
+            raise
+        raise GraphError(remedy) from error
     if all(gradient is None for gradient in gradients):
         raise GraphError(
             f"the loss of task {task!r} does not reach the shared layer; "
             "give as shared a layer that all tasks use, or leave the task out of the balancer"
         )
-    flat = [
-        torch.zeros(tensor.numel(), device=tensor.device) if gradient is None else whole(gradient).reshape(-1)
-        for tensor, gradient in zip(used, gradients, strict=True)
-    ]
-    return torch.cat([at_least_float32(part) for part in flat])
-
-
-def _name(parameter: Tensor, names: Mapping[int, str]) -> str:
-    return f"{names.get(id(parameter), 'a parameter')} {tuple(parameter.shape)}"
+    return flat(gradients, used)
 
 
 # ------------------------------------------------------------------------------------------------------------ advice

@@ -1,6 +1,6 @@
 """What happened, step by step: a ring buffer on the device, read out as rows when somebody asks.
 
-Writing never waits for the device; reading does, once.
+Writing never synchronizes with the device; reading does, once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,20 @@ PAIRWISE_TASKS = 16
 Row = dict[str, int | float | str]
 
 
+class StepRecord(NamedTuple):
+    """One measured step.
+
+    Attributes:
+        step: Its number.
+        values: [T, 5], the `FIELDS` of each task; NaN where a task was absent.
+        cosines: [T, T] between the tasks' gradients, or `None`.
+    """
+
+    step: int
+    values: Tensor
+    cosines: Tensor | None
+
+
 class History:
     """The last `capacity` measured steps.
 
@@ -35,7 +50,7 @@ class History:
     Examples:
         >>> import torch
         >>> history = History(["a", "b"], capacity=10)
-        >>> history.append(0, torch.ones(2, 5), None)
+        >>> history.append(StepRecord(0, torch.ones(2, 5), None))
         >>> history.rows()[0]
         {'step': 0, 'task': 'a', 'loss': 1.0, 'weight': 1.0, 'norm': 1.0, 'target': 1.0, 'rate': 1.0}
     """
@@ -51,20 +66,14 @@ class History:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def append(self, step: int, values: Tensor, cosines: Tensor | None) -> None:
-        """Record one step.
-
-        Args:
-            step: Its number.
-            values: [T, 5], the `FIELDS` of each task; NaN where a task was absent.
-            cosines: [T, T] between the tasks' gradients, or `None`.
-        """
+    def append(self, record: StepRecord) -> None:
+        """Record one step."""
         if not self.capacity:
             return
-        self._values = self._write(self._values, values)
-        if cosines is not None:
-            self._cosines = self._write(self._cosines, cosines)
-        self._steps.append(step)
+        self._values = self._write(self._values, record.values)
+        if record.cosines is not None:
+            self._cosines = self._write(self._cosines, record.cosines)
+        self._steps.append(record.step)
         self._written += 1
 
     def rows(self) -> list[Row]:

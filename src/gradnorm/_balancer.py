@@ -1,0 +1,503 @@
+"""`GradNorm`, the object users hold: a balanced loss is just a loss.
+
+`balancer(losses)` returns `Σ w_i L_i` and arranges for its backward to measure each task's gradient norm (`capture/`);
+`step()` makes the next weights from these norms (`_loss_weights.py`). This file wires the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ._arguments import check_graphs, parse_count, parse_losses, parse_number, parse_tasks, refuse_transforms
+from ._diagnosis import describe
+from ._distributed import agree, data_parallel, reduce_sums
+from ._errors import ArgumentError, GraphError, StateError
+from ._history import FIELDS, PAIRWISE_TASKS, History, StepRecord
+from ._loss_weights import InitialWeights, LossWeights
+from ._numerics import at_least, cosines
+from ._types import Losses, PerTask, Shared
+from ._updates import Update, parse_update
+from .capture import (
+    At,
+    AtBranches,
+    AtFeatures,
+    AtLayer,
+    DetectedLayer,
+    Measurement,
+    NamedLayer,
+    Opening,
+    SharedLayer,
+    Sums,
+    Window,
+    resolve_shared,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+DEFAULT_ALPHA = 0.12
+"""For both rules, by the validation figures of `benchmarks/results/alpha.md`; the paper's own is 1.5 on NYUv2."""
+
+
+class GradNorm(nn.Module):
+    """Loss weights learned during training, by GradNorm (Chen et al., ICML 2018, Algorithm 1).
+
+    Args:
+        tasks: Task names, or the number of tasks.
+        shared: `W`, where gradients are compared: a parameter, a module, an iterable of parameters, or with `model` a
+            pattern of parameter names. Left out, the last shared layer is detected in the graph: every parameter with
+            two or more dimensions above one that all tasks reach and that no other such parameter follows.
+        model: The network, for the names of its parameters.
+        alpha: α ≥ 0, how strongly lagging tasks are helped. 0 makes all gradient norms equal and needs no losses, which
+            may then be of either sign.
+        update: How weights are updated: "descent", Algorithm 1 of the paper, or "closed-form", the point at which it
+            would rest; `Descent(…)` and `ClosedForm(…)` take options.
+        initial_weights: Weights to start from: `None` for ones, as in the paper; "balanced" for weights that balance
+            the first step already, from the norms of the first batch (the loss that is returned for it is the sum with
+            ones; its gradient is the balanced one); or one number per task. "auto" is `None` for descent and "balanced"
+            for the closed form.
+        initial_losses: `L_i(0)`. Left out, the losses of the first step; a number n, the mean of the first n steps
+            (weights stay until then, if α > 0); or one number per task, such as `{"segmentation": math.log(13)}`.
+        every: Measure and update every `every` steps.
+        priorities: `p_i`, making the targets `p_i Ḡ r_i^α`; not in the paper.
+        at: "weights" compares gradients at `W`, as in the paper; "features" where the tasks meet before `W`, which is
+            cheaper and not the paper's rule; "branches" at the features that the network passes through `branch`, which
+            costs as little and works inside a network that is compiled as a whole.
+        reduce: Where `torch.distributed` runs, "gradients" adds up the tasks' gradients over the processes in `step()`,
+            in one collective; `None`: each process is on its own.
+        process_group: The processes that share the batch; left out, all of them.
+        history: How many steps `history` keeps.
+
+    Attributes:
+        tasks: Task names.
+        history: The last steps' losses, weights, norms, targets, rates and cosines.
+
+    Raises:
+        ArgumentError: For each argument that cannot be used; it is a `ValueError`.
+
+    Examples:
+        >>> import torch
+        >>> trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
+        >>> optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()])
+        >>> balancer = GradNorm(["near", "far"], shared=trunk.weight)
+        >>> x = torch.randn(16, 8)
+        >>> for _ in range(3):
+        ...     features = trunk(x).relu()
+        ...     losses = {
+        ...         "near": heads[0](features).square().mean(),
+        ...         "far": 100 * (heads[1](features) - 1).square().mean(),
+        ...     }
+        ...     loss = balancer(losses)
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     balancer.step()
+        >>> bool(balancer.weights[0] > balancer.weights[1]), round(balancer.weights.sum().item(), 4)
+        (True, 2.0)
+    """
+
+    _step_count: Tensor
+    _is_frozen: Tensor
+    _names: Tensor
+
+    def __init__(
+        self,
+        tasks: int | Iterable[str],
+        *,
+        shared: Shared | None = None,
+        model: nn.Module | None = None,
+        alpha: float = DEFAULT_ALPHA,
+        update: Update | Literal["descent", "closed-form"] = "descent",
+        initial_weights: InitialWeights = "auto",
+        initial_losses: int | PerTask | None = None,
+        every: int = 1,
+        priorities: PerTask | None = None,
+        at: At = "weights",
+        reduce: Literal["gradients"] | None = "gradients",
+        process_group: ProcessGroup | None = None,
+        history: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.tasks = parse_tasks(tasks)
+        self.every = parse_count("every", every, low=1)
+        self.at = _parse_at(at, shared)
+        if reduce not in ("gradients", None):
+            raise ArgumentError(f'reduce must be "gradients" or None, got {reduce!r}')
+        self.reduce = reduce
+        self.process_group = process_group
+        self.history = History(self.tasks, parse_count("history", history, low=0))
+        self._loss_weights = LossWeights(
+            self.tasks,
+            parse_update(update),
+            _parse_alpha(alpha),
+            priorities=priorities,
+            initial_losses=initial_losses,
+            initial_weights=initial_weights,
+        )
+        # Inside an object that is no module, or nn.Module would take the network's parameters for the balancer's.
+        self._measurement = self._measured_by(self._layer(shared, model), Window(data_parallel(process_group)))
+        # Saved beside the weights; the host's own copies spare it synchronizing with the device.
+        self.register_buffer("_step_count", torch.tensor(0))
+        self.register_buffer("_is_frozen", torch.tensor(False))
+        self.register_buffer("_names", _encode(self.tasks))
+        self._steps = 0
+        self._frozen = False
+        self._called = False
+        self._last: StepRecord | None = None
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def forward(self, losses: Losses) -> Tensor:
+        """`Σ w_i L_i` over the tasks present, an ordinary scalar.
+
+        In training its backward measures the tasks' gradients. In `eval()`, without grad, or frozen, it is just a sum.
+
+        Args:
+            losses: Scalars by name, in the tasks' order, or stacked into a [T] tensor. A task that is absent or `None`
+                keeps its statistics.
+
+        Raises:
+            ArgumentError: Unknown names, a wrong number, something that is no scalar floating tensor, several devices.
+            GraphError: A loss without a graph, one that does not reach `W`, or one inside a transform of `torch.func`.
+        """
+        parsed = parse_losses(losses, self.tasks, empty=self._reduces)
+        is_measured = self.training and torch.is_grad_enabled() and not self._frozen
+        if is_measured:
+            check_graphs(parsed, self.tasks)
+        device = next((loss.device for loss in parsed if loss is not None), self.weights.device)
+        if device != self.weights.device:
+            self.to(device)
+        # A copy: step() changes the weights in place, and backward may still need these.
+        weights = self.weights.clone()
+        zero = weights.new_zeros(())
+        values = torch.stack([zero if loss is None else at_least(loss, zero.dtype) for loss in parsed])
+        self._called |= is_measured
+        if not is_measured or not self._due:
+            return (weights * values).sum()
+        return self._balanced(parsed, values, weights)
+
+    def branch(self, features: Tensor) -> tuple[Tensor, ...]:
+        """The features, once per task, in the tasks' order: each head takes its own. For `at="branches"`.
+
+        Gradient norms are then measured right here, inside whatever graph this is part of, compiled or not. Several
+        calls in one forward (skip connections) count as one longer vector.
+
+        Args:
+            features: Of any shape; what comes out must not be changed in place.
+
+        Raises:
+            StateError: The balancer was made for another `at`.
+            GraphError: Inside a transform of `torch.func`.
+
+        Examples:
+            >>> import torch
+            >>> balancer = GradNorm(2, at="branches")
+            >>> trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
+            >>> def network(x):
+            ...     first, second = balancer.branch(trunk(x).relu())
+            ...     return heads[0](first), heads[1](second)
+            >>> loss = balancer([y.square().mean() for y in network(torch.randn(16, 8))])
+            >>> loss.backward()
+            >>> balancer.step()
+        """
+        if not isinstance(self._measurement, AtBranches):
+            raise StateError('branch() measures gradients where it is called: make the balancer with at="branches"')
+        if not self.training:
+            return (features,) * len(self.tasks)
+        refuse_transforms(features)
+        return self._measurement.branch(features)
+
+    def step(self) -> None:
+        """`w(t) → w(t+1)`, from what the backwards since the last step measured.
+
+        Call it once after each optimizer step, or let `attach` do so. Without effect in `eval()` and when frozen.
+
+        Raises:
+            StateError: No loss was balanced, or no backward has run, since the last step.
+        """
+        if not self.training or self._frozen:
+            return
+        if not self._called:
+            raise StateError("step() was called before a loss: call balancer(losses) and its backward() first")
+        self._measurement.check_balanced()
+        if self._due and self._measurement.sums is None and not self._awaited:
+            raise StateError(
+                "step() was called before a backward: call backward() on what balancer(losses) returned, with the "
+                "gradient reaching W, then step()"
+            )
+        self._measurement.window.stepped(self._measurement.layer.tensors)
+        self._advance(None)
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Step by itself after each real step of `optimizer`.
+
+        Gradient accumulation and steps that a loss scaler skips come out right: there is one update per optimizer step.
+
+        Returns:
+            A handle; its `remove()` undoes this.
+
+        Raises:
+            ArgumentError: `optimizer` is not a `torch.optim.Optimizer`.
+        """
+        inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps the real one
+        if not isinstance(inner, Optimizer):
+            raise ArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        self._measurement.window.attach([p for group in inner.param_groups for p in group["params"]])
+
+        def after_step(optimizer: Optimizer, *_: object) -> None:
+            ready = self._measurement.sums is not None or not self._due
+            if self.training and not self._frozen and self._called and ready:
+                # Fused optimizers skip on the device: the hook fires all the same, and this says whether they did.
+                self._advance(getattr(optimizer, "found_inf", None))
+
+        return inner.register_step_post_hook(after_step)
+
+    def freeze(self, frozen: bool = True) -> Self:
+        """Stop measuring and updating; `freeze(False)` continues."""
+        self._frozen = frozen
+        self._is_frozen.fill_(frozen)
+        self._forget()
+        return self
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def weights(self) -> Tensor:
+        """[T], `w_i`, sum T. A buffer: no optimizer, decay or clipping of the model can touch it."""
+        return self._loss_weights.weights
+
+    @weights.setter
+    def weights(self, weights: PerTask | Tensor) -> None:
+        self._loss_weights.assign(weights)
+
+    @property
+    def alpha(self) -> float:
+        """α; assigning it is checked as the constructor's argument is."""
+        return self._loss_weights.alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        self._loss_weights.alpha = _parse_alpha(alpha)
+
+    @property
+    def initial_losses(self) -> Tensor:
+        """[T], `L_i(0)`; NaN where it is not known yet."""
+        return self._loss_weights.initial_losses
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer of the weights, on which a learning-rate scheduler works; `None` for the closed form."""
+        return self._loss_weights.rule.optimizer
+
+    @property
+    def shared(self) -> tuple[Tensor, ...] | None:
+        """`W`; `None` until it is known. A layer that was detected is final once a backward has run."""
+        return tuple(self._measurement.layer.tensors) or None
+
+    @property
+    def shared_names(self) -> tuple[str, ...] | None:
+        """`W` by name and shape, if `model=` was given, or by shape alone; `None` until it is known."""
+        return tuple(self._measurement.layer.names) or None
+
+    def time_averaged_weights(self) -> Tensor:
+        """[T], the weights averaged over the steps so far, sum T: what the paper's static run is trained with (§5.2).
+
+        Raises:
+            StateError: Before the first step.
+        """
+        if not self._steps:
+            raise StateError("no step has been made yet: train first, then average the weights")
+        return self._loss_weights.averaged()
+
+    def log_dict(self, prefix: str = "gradnorm/") -> dict[str, float]:
+        """The last measured step as plain numbers for a logger; reading them synchronizes with the device.
+
+        Holds `loss/…`, `weight/…`, `norm/…`, `target/…`, `rate/…` for each task that was present,
+        `cosine/…/…` for each pair of them, and `skipped`, the number of steps in which bad numbers kept the weights
+        from being updated.
+        """
+        logged = {f"{prefix}skipped": float(self._loss_weights.skipped)}
+        if self._last is None:
+            return logged
+        for task, values in zip(self.tasks, self._last.values.tolist(), strict=True):
+            logged |= {f"{prefix}{field}/{task}": value for field, value in zip(FIELDS, values, strict=True)}
+        if self._last.cosines is not None:
+            table = self._last.cosines.tolist()
+            for i, first in enumerate(self.tasks):
+                for j in range(i + 1, len(self.tasks)):
+                    logged[f"{prefix}cosine/{first}/{self.tasks[j]}"] = table[i][j]
+        return {key: value for key, value in logged.items() if value == value}
+
+    def report(self) -> str:
+        """What has been measured so far, as text: a table of the tasks, cosines between them, and plain advice.
+
+        `print` it; `gradnorm.plots.training(balancer.history, path)` is the picture to it.
+
+        Raises:
+            StateError: Nothing has been measured yet.
+        """
+        if self._last is None or not len(self.history):
+            raise StateError(
+                "no step is in the history: train first (with history=0 none is kept); before training, "
+                "gradnorm.diagnose(losses) looks at one batch"
+            )
+        return describe(
+            self.history,
+            self.weights.tolist(),
+            self.time_averaged_weights().tolist(),
+            layer=", ".join(self._measurement.layer.names) or "where branch() is called",
+            steps=self._steps,
+            skipped=int(self._loss_weights.skipped),
+            min_weight=getattr(self._loss_weights.rule, "min_weight", 0.0),
+        )
+
+    def extra_repr(self) -> str:
+        """The settings, for `print`."""
+        return f"{', '.join(self.tasks)}; alpha={self.alpha:g}, every={self.every}, at={self.at!r}"
+
+    # --------------------------------------------------------------------------------------------- inner workings
+
+    def _layer(self, shared: Shared | None, model: nn.Module | None) -> SharedLayer:
+        names = {} if model is None else {parameter: name for name, parameter in model.named_parameters()}
+        if shared is None and self.at != "branches":
+            return DetectedLayer(self.tasks, names)
+        return NamedLayer([] if shared is None else resolve_shared(shared, model), names)
+
+    def _measured_by(self, layer: SharedLayer, window: Window) -> Measurement:
+        if self.at == "branches":
+            return AtBranches(self.tasks, layer, window, like=self.weights)
+        return (AtLayer if self.at == "weights" else AtFeatures)(self.tasks, layer, window)
+
+    def _balanced(self, parsed: Sequence[Tensor | None], values: Tensor, weights: Tensor) -> Tensor:
+        """The balanced loss, whose backward will measure the tasks."""
+        present = [loss is not None for loss in parsed]
+        opening = partial(self._opening, present)
+        if any(present):
+            balanced = self._measurement.balanced(parsed, values, weights, self._mask(present), opening)
+            self._check_layer()
+            return balanced
+        nothing = self._measurement.add_nothing(weights)
+        if (found := opening()) is not None and found.weights is not None:
+            found.weights(found.reduce(nothing))
+        return (weights * values).sum()
+
+    def _check_layer(self) -> None:
+        """Raise where a detected layer cannot be the same on all processes."""
+        layer = self._measurement.layer
+        if self._reduces and (self._awaited or layer.has_grown):
+            why = f"has not seen {', '.join(self._awaited)} yet" if self._awaited else "has met another part of W"
+            raise StateError(f"{_UNKNOWN_LAYER.format(why)}; give the layer with shared=")
+
+    @property
+    def _awaited(self) -> list[str]:
+        """The tasks without which the layer cannot be detected."""
+        layer = self._measurement.layer
+        return layer.awaited if isinstance(layer, DetectedLayer) else []
+
+    def _opening(self, present: Sequence[bool]) -> Opening | None:
+        """What the first backward is to find out."""
+        awaits = self._loss_weights.awaits_opening(present, self._reduces)
+        if not awaits and self._measurement.layer.is_confirmed:
+            return None
+        return Opening(self._reduce, self._agree, self._open if awaits else None)
+
+    def _agree(self, layer: SharedLayer) -> None:
+        if self._reduces and not agree(" ".join(layer.names), self.process_group):
+            raise GraphError("the shared layer that was found is not the same on all processes; name it with shared=")
+
+    def _open(self, sums: Sums) -> Tensor:
+        return self._loss_weights.open(self._measurement.norms(sums) / sums.factors.abs(), sums.counts > 0)
+
+    def _reduce(self, sums: Sums) -> Sums:
+        return reduce_sums(sums, self.process_group) if self._reduces else sums
+
+    @torch.no_grad()
+    def _advance(self, found_inf: Tensor | None) -> None:
+        self._loss_weights.note_step()
+        sums = self._measurement.sums
+        if self._due and sums is not None:
+            self._update(self._reduce(sums), found_inf)
+        self._forget()
+        self._steps += 1
+        self._step_count += 1
+
+    def _update(self, sums: Sums, found_inf: Tensor | None) -> None:
+        """The rule; tasks that were absent come out of the divisions as NaN."""
+        norms = self._measurement.norms(sums)
+        raw_norms = norms.to(self.weights.dtype) / (sums.factors.abs() * self.weights)
+        values = self._loss_weights.update(sums.losses / sums.factors, raw_norms, sums.counts > 0, found_inf)
+        pairwise = self._measurement.has_cosines and len(self.tasks) <= PAIRWISE_TASKS
+        self._last = StepRecord(self._steps, values, cosines(sums.entries, norms) if pairwise else None)
+        self.history.append(self._last)
+
+    def _forget(self) -> None:
+        """Nothing that was measured belongs to the next step."""
+        self._measurement.clear()
+        self._called = False
+
+    @property
+    def _due(self) -> bool:
+        """Whether this step is one of each `every` that are measured."""
+        return self.every == 1 or self._steps % self.every == 0  # a compiled forward would guard on `_steps`
+
+    @property
+    def _reduces(self) -> bool:
+        return self.reduce is not None and data_parallel(self.process_group)
+
+    def _mask(self, present: Sequence[bool]) -> Tensor:
+        """[T], 1 for the tasks present."""
+        if all(present):
+            return torch.ones_like(self.weights)
+        one, zero = self.weights.new_ones(()), self.weights.new_zeros(())
+        return torch.stack([one if here else zero for here in present])  # made on the device, not copied there
+
+    # ------------------------------------------------------------------------------------------- nn.Module, saving
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As `nn.Module._apply`; what was measured elsewhere is forgotten."""
+        super()._apply(fn, recurse)
+        self._measurement = self._measured_by(self._measurement.layer, self._measurement.window)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(f"{prefix}_names")
+        if saved is not None and not torch.equal(saved.cpu(), self._names.cpu()):
+            raise StateError(
+                f"state_dict is of the tasks {', '.join(_decode(saved))}, this balancer's are {', '.join(self.tasks)}; "
+                "make the balancer with the saved names, in their order"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._steps = int(self._step_count)
+        self._frozen = bool(self._is_frozen)
+        self._forget()
+
+
+_UNKNOWN_LAYER = "this process {}, and processes that share a batch must measure at the same layer"
+
+
+def _parse_at(at: At, shared: Shared | None) -> At:
+    if at not in ("weights", "features", "branches"):
+        raise ArgumentError(f'at must be "weights", "features" or "branches", got {at!r}')
+    if at == "branches" and shared is not None:
+        raise ArgumentError('shared names W, but at="branches" measures where branch() is called; leave one out')
+    return at
+
+
+def _parse_alpha(alpha: float) -> float:
+    return parse_number("alpha", alpha, low=0.0)
+
+
+def _encode(names: Sequence[str]) -> Tensor:
+    """The names as bytes, so that a state holds tensors only."""
+    return torch.tensor(list("\0".join(names).encode()), dtype=torch.uint8)
+
+
+def _decode(names: Tensor) -> list[str]:
+    return bytes(names.tolist()).decode().split("\0")

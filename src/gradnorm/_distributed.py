@@ -1,0 +1,43 @@
+"""What the processes of a data-parallel run measured, added up: one collective a step.
+
+Each process measures its own part of the batch. The model gets the mean gradient, and the norm of a mean is not the
+mean of the norms; so the tasks' gradients at `W` themselves are added up, together with everything needed to divide by.
+The sum is the same on all ranks to the last bit, and so are the weights made from it.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+import torch.distributed as dist
+
+from .capture import Sums
+
+
+def data_parallel(group: dist.ProcessGroup | None) -> bool:
+    """Whether there are other processes to reduce over."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+@torch.no_grad()
+def reduce_sums(sums: Sums, group: dist.ProcessGroup | None) -> Sums:
+    """The sums over all processes of `group`, by one all-reduce; every rank must call this.
+
+    Args:
+        sums: Of this process.
+        group: `None` for all processes.
+    """
+    wide = torch.promote_types(sums.entries.dtype, sums.losses.dtype)
+    flat = torch.cat([part.reshape(-1).to(wide) for part in sums])
+    dist.all_reduce(flat, group=group)
+    pieces = flat.split([part.numel() for part in sums])
+    return Sums(*(piece.view_as(part).to(part.dtype) for piece, part in zip(pieces, sums, strict=True)))
+
+
+def agree(words: str, group: dist.ProcessGroup | None) -> bool:
+    """Whether all processes of `group` say the same; every rank must call this, and it synchronizes with the device."""
+    number = float(zlib.crc32(words.encode()))
+    found = torch.tensor([number, -number], dtype=torch.float64)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
+    return bool(found[0] == -found[1])

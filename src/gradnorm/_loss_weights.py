@@ -1,0 +1,235 @@
+"""The loss weights and all that is known of them: `w`, `L(0)`, how often a step was skipped. No network, no graph.
+
+What a step measured comes in as [T] tensors, NaN for tasks that were absent; a rule (`_updates.py`) makes the next
+weights of it. Nothing here synchronizes with the device, but for warnings on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from . import functional as rule
+from ._arguments import parse_count, parse_per_task
+from ._errors import ArgumentError, warn
+from ._numerics import at_least_float32
+from ._types import PerTask
+from ._updates import Measured, Update
+
+InitialWeights = Literal["auto", "balanced"] | PerTask | None
+
+
+class LossWeights(nn.Module):
+    """`w_i`, sum T, and the rule that updates them.
+
+    Args:
+        tasks: Names.
+        update: The rule.
+        alpha: α of the targets.
+        priorities: `p_i` of the targets.
+        initial_losses: As for `GradNorm`.
+        initial_weights: As for `GradNorm`.
+
+    Attributes:
+        weights: [T].
+        skipped: [], how many steps left the weights unchanged because of bad numbers.
+
+    Examples:
+        The second task has the larger gradient, so its weight falls.
+
+        >>> import torch
+        >>> from gradnorm import Descent
+        >>> loss_weights = LossWeights(["near", "far"], Descent(), alpha=0.0)
+        >>> values = loss_weights.update(torch.ones(2), raw_norms=torch.tensor([1.0, 9.0]), present=torch.ones(2) > 0)
+        >>> bool(loss_weights.weights[0] > loss_weights.weights[1])
+        True
+    """
+
+    weights: Tensor
+    skipped: Tensor
+    _initial_sums: Tensor
+    _initial_counts: Tensor
+    _weight_sums: Tensor
+    _bad: Tensor
+    _opened: Tensor
+    _priorities: Tensor | None
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        update: Update,
+        alpha: float,
+        *,
+        priorities: PerTask | None = None,
+        initial_losses: int | PerTask | None = None,
+        initial_weights: InitialWeights = "auto",
+    ) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.alpha = alpha
+        count = len(self.tasks)
+        self._initial_steps, given = _parse_initial_losses(initial_losses, self.tasks)
+        weights, is_balanced = _parse_initial_weights(initial_weights, self.tasks, update)
+        p = None if priorities is None else _tensor(parse_per_task("priorities", priorities, self.tasks))
+        float32 = torch.float32
+        self.register_buffer("weights", weights)
+        self.register_buffer("_initial_sums", torch.zeros(count, dtype=float32) if given is None else _tensor(given))
+        self.register_buffer("_initial_counts", torch.full((count,), 0.0 if given is None else 1.0, dtype=float32))
+        self.register_buffer("_weight_sums", torch.zeros(count, dtype=float32))
+        self.register_buffer("skipped", torch.tensor(0))
+        self.register_buffer("_bad", torch.zeros(count, dtype=torch.int64))
+        self.register_buffer("_opened", torch.full((count,), not is_balanced))
+        self.register_buffer("_priorities", p, persistent=False)
+        self.rule = update.bound(self.weights)
+        self._is_open = [not is_balanced] * count  # the host's copy, which spares it synchronizing
+        self._warned = False
+
+    @property
+    def initial_losses(self) -> Tensor:
+        """[T], `L_i(0)`; NaN where it is not known yet."""
+        known = self._initial_counts >= self._initial_steps
+        return torch.where(known, self._initial_sums / self._initial_counts, torch.nan)
+
+    def assign(self, weights: PerTask | Tensor) -> None:
+        """Continue with these weights, rescaled to sum T."""
+        given = weights.tolist() if isinstance(weights, Tensor) else weights
+        numbers = _tensor(parse_per_task("weights", given, self.tasks))
+        self.weights.copy_(rule.renormalize(numbers, float(len(self.tasks))))
+
+    def averaged(self) -> Tensor:
+        """[T], the weights averaged over the steps, sum T."""
+        return rule.renormalize(self._weight_sums, float(len(self.tasks)))
+
+    def note_step(self) -> None:
+        """A step was made with these weights."""
+        self._weight_sums += self.weights
+
+    # ---------------------------------------------------------------------------------------------- the first step
+
+    def awaits_opening(self, present: Sequence[bool], is_parallel: bool) -> bool:
+        """Whether weights to start from are still to be found for one of these tasks.
+
+        Where processes share the batch only in the first step, as they cannot know which tasks are new to another.
+        """
+        if is_parallel:
+            return not any(self._is_open)
+        return any(here and not done for here, done in zip(present, self._is_open, strict=True))
+
+    def open(self, raw_norms: Tensor, present: Tensor) -> Tensor:
+        """Balance the tasks that are new, from their norms, [T] and bool [T]; returns the weights.
+
+        This reads values, and so synchronizes with the device. A norm that is not finite, as a loss scale that is still
+        too large brings about, is none: the next backward tries again.
+        """
+        fresh = present & ~self._opened
+        found = bool(torch.isfinite(raw_norms[fresh]).all())
+        if found:
+            self.rule.open(self.weights, torch.where(present, raw_norms, torch.nan), self._priorities)
+            self._opened |= fresh
+            self._is_open = self._opened.tolist()
+        return self.weights.clone()
+
+    # ---------------------------------------------------------------------------------------------------- each step
+
+    def update(self, losses: Tensor, raw_norms: Tensor, present: Tensor, found_inf: Tensor | None = None) -> Tensor:
+        """`w(t) → w(t+1)`, from what a step measured.
+
+        Args:
+            losses: [T], `L_i`.
+            raw_norms: [T], `‖∇_W L_i‖`.
+            present: bool, [T].
+            found_inf: Not 0 where a fused optimizer has skipped this step on the device.
+
+        Returns:
+            [T, 5], the step's loss, weight, norm, target and rate per task, NaN where it was absent.
+        """
+        before = self.weights.clone()
+        ran = present if found_inf is None else present & (found_inf == 0)
+        initial, is_waiting = self._note_initial(torch.where(ran, losses, torch.nan))
+        ratios = rule.loss_ratios(losses, initial)
+        usable = torch.isfinite(losses) & torch.isfinite(before * raw_norms)
+        if self.alpha != 0:
+            usable &= (losses > 0) & torch.isfinite(ratios)
+        accepted = ran & (usable | ~present).all()
+        measured = Measured(losses, initial, raw_norms, accepted)
+        G, targets, rates = self.rule.step(self.weights, measured, self.alpha, self._priorities)
+        self._note_skips(ran & ~usable & ~is_waiting, losses)
+        values = torch.stack([losses, before, G, targets, rates], 1)
+        return torch.where(present.unsqueeze(1), values, torch.nan)
+
+    def _note_initial(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """[T], `L_i(0)`; and whether this step's loss was taken in and more are wanted."""
+        sums, counts = rule.initial_mean(losses, self._initial_sums, self._initial_counts, self._initial_steps)
+        is_waiting = (counts > self._initial_counts) & (counts < self._initial_steps)
+        self._initial_sums.copy_(sums)
+        self._initial_counts.copy_(counts)
+        return self.initial_losses, is_waiting
+
+    def _note_skips(self, bad: Tensor, losses: Tensor) -> None:
+        self._bad += bad
+        self.skipped += bad.any()
+        # Reading the counter would synchronize with a GPU in every step; there, see `skipped` in log_dict().
+        if self._warned or bad.device.type != "cpu" or not bad.any():
+            return
+        self._warned = True
+        warn(self._reason(bad.tolist(), losses.tolist()))
+
+    def _reason(self, bad: Sequence[bool], losses: Sequence[float]) -> str:
+        names = [task for task, is_bad in zip(self.tasks, bad, strict=True) if is_bad]
+        values = [loss for loss, is_bad in zip(losses, bad, strict=True) if is_bad]
+        if all(-math.inf < loss <= 0 for loss in values):
+            what = "is not positive, and α > 0 compares losses with their first values"
+            remedy = "Losses that may be zero or negative need alpha=0, which balances gradients alone"
+        else:
+            what = "or its gradient norm is not finite, or its first value is not positive"
+            remedy = "Look at the task itself"
+        return (
+            f"GradNorm left the loss weights unchanged: the loss of {', '.join(names)} {what}. {remedy}. "
+            "Training continues; 'skipped' in log_dict() counts such steps."
+        )
+
+    # --------------------------------------------------------------------------------------------- nn.Module, saving
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As `nn.Module._apply`, but `half()` and `bfloat16()` leave the rule in float32."""
+        super()._apply(lambda tensor: _keep_wide(tensor, fn(tensor)), recurse)
+        self.rule.rebind(self.weights)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._is_open = self._opened.tolist()
+
+
+def _tensor(values: Sequence[float]) -> Tensor:
+    """In float32, whatever the default type is: the rule is not for narrower ones."""
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _parse_initial_losses(given: int | PerTask | None, tasks: Sequence[str]) -> tuple[int, list[float] | None]:
+    if given is None:
+        return 1, None
+    if isinstance(given, int) and not isinstance(given, bool):
+        return parse_count("initial_losses", given, low=1), None
+    return 1, parse_per_task("initial_losses", given, tasks)  # pyright: ignore[reportArgumentType]
+
+
+def _parse_initial_weights(given: InitialWeights, tasks: Sequence[str], update: Update) -> tuple[Tensor, bool]:
+    """The weights, and whether the first step is to be balanced."""
+    if given == "auto":
+        given = "balanced" if update.starts_balanced else None
+    if given is None or given == "balanced":
+        return _tensor([1.0] * len(tasks)), given == "balanced"
+    if isinstance(given, str):
+        raise ArgumentError(f'initial_weights must be "balanced", one number per task or None, got {given!r}')
+    return rule.renormalize(_tensor(parse_per_task("initial_weights", given, tasks)), float(len(tasks))), False
+
+
+def _keep_wide(before: Tensor, after: Tensor) -> Tensor:
+    if not before.is_floating_point() or at_least_float32(after).dtype == after.dtype:
+        return after
+    return before.to(after.device)

@@ -1,0 +1,138 @@
+"""Everything that PyTorch keeps private and we need all the same: one function each, with the reason.
+
+When a release of PyTorch breaks something here, it breaks in this file. Each function says what it reads and why no
+public way exists (torch 2.6 to 2.13).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def output_shape(node: Any, nr: int) -> torch.Size:
+    """Shape of what output `nr` of a graph's node was in the forward; the public `metadata` is the user's own dict."""
+    return torch.Size(node._input_metadata[nr].shape)
+
+
+def output_dtype(node: Any, nr: int) -> torch.dtype:
+    """Type of what output `nr` of a graph's node was in the forward; see `output_shape`."""
+    return node._input_metadata[nr].dtype
+
+
+def saved(node: Any, name: str) -> Any:
+    """What an operation saved about itself, such as the dimension of a `cat`: there for debugging, and nowhere else."""
+    return getattr(node, f"_saved_{name}")
+
+
+def current_backward() -> int:
+    """A number for the backward that is running: two losses may run backward as one, and only this says so."""
+    return torch._C._current_graph_task_id()
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether `tensor` lives inside a transform of `torch.func`, whose graphs are separate from autograd's."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def in_compiled_autograd() -> bool:
+    """Whether the backward that is running is one compiled graph; the module is loaded only by who compiles."""
+    compiled = sys.modules.get("torch._dynamo.compiled_autograd")
+    return bool(getattr(compiled, "in_compiled_autograd_region", False))
+
+
+_BREAKS_WITH_MESSAGE = torch.__version__ >= "2.8"
+"""Whether a graph break may surely say why; older versions break all the same."""
+
+
+def outside_compiled_graph(function: Callable[..., Any], *args: object) -> Any:
+    """Call `function` outside of any graph that is being compiled, which breaks that graph in two."""
+    if torch.compiler.is_compiling():
+        if _BREAKS_WITH_MESSAGE:
+            # A literal, as it must be for the compiler to show it where fullgraph=True refuses the break.
+            torch._dynamo.graph_break(
+                msg="tasks cannot be told apart inside one graph; call the balancer outside of what is compiled with "
+                'fullgraph=True, or leave that out, or measure with at="branches"'
+            )
+        # Not as a decorator: that would load the compiler with `import gradnorm`.
+        return torch.compiler.disable(function)(*args)  # pyright: ignore
+    return function(*args)
+
+
+@contextmanager
+def first_backward_still_to_come(nodes: Iterable[Any]) -> Iterator[None]:
+    """Let DDP's sink nodes among `nodes` run without taking it for the first backward of a static graph.
+
+    With `static_graph=True` DDP synchronizes its first backward at the end of whichever backward runs its sink first;
+    a measurement before that one would be taken for it, and no gradient ever synchronized. Nothing public says so.
+    """
+    models = [node.ddp_weakref() for node in nodes if type(node).__name__ == "_DDPSinkBackward"]
+    before = [(model, model._static_graph_delay_allreduce_enqueued) for model in models if model is not None]
+    for model, _ in before:
+        model._static_graph_delay_allreduce_enqueued = True
+    try:
+        yield
+    finally:
+        for model, enqueued in before:
+            model._static_graph_delay_allreduce_enqueued = enqueued
+
+
+class Written(NamedTuple):
+    """The part of a tensor that `tensor[part] = values` wrote: sizes and strides of both, and where the part begins."""
+
+    base: list[tuple[int, int]]
+    part: list[tuple[int, int]]
+    offset: int
+
+
+def written(node: Any) -> Written | None:
+    """What a `CopySlices` node overwrote, `None` if its operation did more than that.
+
+    The node does not show it. So it is run on a tensor without data, and stopped as soon as it has cut out its part.
+    """
+    cutting = _Cutting()
+    try:
+        with cutting:
+            node(torch.empty(output_shape(node, 0), dtype=output_dtype(node, 0), device="meta"))
+    except _Enough:
+        return Written(cutting.base, cutting.part, cutting.offset)
+    except (RuntimeError, NotImplementedError):  # an operation that needs data
+        pass
+    return None
+
+
+class _Enough(Exception):  # noqa: N818
+    """Nothing failed: the rest of the node needs data."""
+
+
+class _Cutting(TorchDispatchMode):
+    """Reads the sizes and strides with which a `CopySlices` node cuts its part out of the gradient."""
+
+    base: list[tuple[int, int]]
+    part: list[tuple[int, int]]
+    offset: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_cut = False
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._opname
+        if name == "new_empty_strided":
+            self.base = list(zip(args[1], args[2], strict=True))
+        elif name == "as_strided":
+            sizes, strides, self.offset = args[1], args[2], args[3] if len(args) > 3 else 0
+            self.part, self._is_cut = list(zip(sizes, strides, strict=True)), True
+        elif self._is_cut and name == "_to_copy":  # the values' own gradient, as they were: nothing but a copy
+            raise _Enough
+        elif self._is_cut and name not in ("clone", "zeros_like"):
+            raise NotImplementedError(name)
+        return function(*args, **(kwargs or {}))

@@ -1,0 +1,248 @@
+"""How loss weights are updated: by Algorithm 1, or to the point at which it would rest.
+
+An `Update` is given to `GradNorm(update=…)`, which keeps a copy of its own. It reads what one step measured and changes
+the weights in place; whether that step counts is known on the device only, so every change is made under a mask.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import functional as rule
+from ._arguments import parse_number
+from ._errors import ArgumentError
+from ._optimizer import WeightOptimizer
+from ._types import OptimizerFactory
+
+
+class Measured(NamedTuple):
+    """What a step measured, T numbers each; NaN for tasks that were absent.
+
+    Attributes:
+        losses: `L_i`.
+        initial_losses: `L_i(0)`; NaN where not known yet.
+        raw_norms: `‖∇_W L_i‖`.
+        accepted: bool, the tasks present, if the step counts; none otherwise.
+    """
+
+    losses: Tensor
+    initial_losses: Tensor
+    raw_norms: Tensor
+    accepted: Tensor
+
+
+class Update(nn.Module, ABC):
+    """A rule by which loss weights are updated."""
+
+    starts_balanced = False
+    """Whether the first step is balanced unless `initial_weights` says otherwise."""
+
+    weights: Tensor
+
+    def bound(self, weights: Tensor) -> Update:
+        """A copy of this rule that updates `weights`, [T], in place."""
+        mine = copy.deepcopy(self)
+        mine._bind(weights)
+        return mine
+
+    def rebind(self, weights: Tensor) -> None:
+        """Continue with another tensor in place of the weights, as after `Module.to`."""
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer of the weights, if the rule has one."""
+        return None
+
+    @abstractmethod
+    def _bind(self, weights: Tensor) -> None:
+        """Make the state."""
+
+    @abstractmethod
+    def step(
+        self, weights: Tensor, measured: Measured, alpha: float, priorities: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`w(t) → w(t+1)`, in place, where the step counts; returns `G_i`, the targets and the rates, [T] each."""
+
+    def open(self, weights: Tensor, raw_norms: Tensor, priorities: Tensor | None) -> None:
+        """Weights to start from, in place: `w_i ∝ p_i / ‖∇_W L_i‖`, for tasks whose norms are not NaN or 0."""
+        _share(weights, rule.closed_form_weights(_positive(raw_norms), None, 0.0, priorities))
+
+
+class Descent(Update):
+    """Algorithm 1 of the paper: one step of an optimizer on `L_grad = Σ |G_i − Ḡ r_i^α|` (eq. 2).
+
+    Args:
+        lr: Learning rate of the weights; the paper's for NYUv2.
+        optimizer: Factory for their optimizer, called as `optimizer([weights], lr=lr)`.
+        min_weight: Lower bound on each weight, applied before renormalization (not in the paper, which leaves open what
+            becomes of a weight that an update takes below zero).
+
+    Raises:
+        ArgumentError: For each argument that cannot be used.
+
+    Examples:
+        >>> import torch
+        >>> from gradnorm import GradNorm
+        >>> balancer = GradNorm(["near", "far"], update=Descent(lr=0.01, optimizer=torch.optim.SGD))
+        >>> scheduler = torch.optim.lr_scheduler.StepLR(balancer.optimizer, step_size=6000, gamma=0.2)
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.025,
+        optimizer: OptimizerFactory = torch.optim.Adam,
+        min_weight: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.lr = parse_number("lr", lr, low=0.0, open_low=True, high=1e6)
+        self.min_weight = parse_number("min_weight", min_weight, low=0.0, open_low=True, high=1.0)
+        self._factory = optimizer
+        self._optimizer: WeightOptimizer | None = None
+        WeightOptimizer(optimizer, torch.ones(2), self.lr)  # refuses here what it would refuse later
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer of the weights, once there are any."""
+        return None if self._optimizer is None else self._optimizer.optimizer
+
+    def step(
+        self, weights: Tensor, measured: Measured, alpha: float, priorities: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert self._optimizer is not None
+        losses, initial_losses, raw_norms, accepted = measured
+        G = rule.gradient_norms(weights, raw_norms)
+        rates = rule.inverse_training_rates(rule.loss_ratios(losses, initial_losses))
+        targets = rule.target_norms(rule.mean_gradient_norm(G), rates, alpha, priorities)
+        gradients = rule.weight_gradients(G, targets, raw_norms)
+        total = _total(weights, accepted)
+
+        def finish(updated: Tensor) -> Tensor:
+            return rule.renormalize(torch.where(accepted, updated, torch.nan), total, self.min_weight)
+
+        self._optimizer.step(gradients, finish, accepted)
+        return G, targets, rates
+
+    def rebind(self, weights: Tensor) -> None:
+        assert self._optimizer is not None
+        self._optimizer.rebind(weights)
+
+    def _bind(self, weights: Tensor) -> None:
+        self._optimizer = WeightOptimizer(self._factory, weights, self.lr)
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"lr={self.lr:g}, min_weight={self.min_weight:g}"
+
+
+class ClosedForm(Update):
+    """The point at which Algorithm 1 would rest, solved: `w_i ∝ p_i r̂_i^α / n̂_i`, with sum T.
+
+    `n̂_i` and `L̂_i`, from which `r̂_i` is made, are bias-corrected exponential averages of `‖∇_W L_i‖` (root mean
+    square) and of `L_i`; `r̂_i` is kept within [1/10, 10]. There is no learning rate, weights are positive at any ratio
+    of the norms, and the first step is balanced already, so that the unit of a loss does not matter.
+
+    Not in the paper. Parts of it are in Wang et al. 2021 and 2023 (weights of physics-informed networks), Esser et al.
+    2021 (VQGAN's λ), Défossez et al. 2022 (encodec's balancer), He et al. 2022 (MetaBalance) and Lin et al. 2023
+    (DB-MTL).
+
+    Args:
+        smoothing: β in [0, 1) of the averages, `x̂ ← β x̂ + (1 − β) x`; 0 takes each step's own values.
+
+    Raises:
+        ArgumentError: `smoothing` is not in [0, 1).
+
+    Examples:
+        >>> from gradnorm import GradNorm
+        >>> balancer = GradNorm(["near", "far"], update=ClosedForm(smoothing=0.99))
+    """
+
+    starts_balanced = True
+    _squares: Tensor
+    _losses: Tensor
+    _counts: Tensor
+
+    def __init__(self, smoothing: float = 0.9) -> None:
+        super().__init__()
+        self.smoothing = parse_number("smoothing", smoothing, low=0.0, high=1.0)
+
+    def step(
+        self, weights: Tensor, measured: Measured, alpha: float, priorities: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        losses, initial_losses, raw_norms, accepted = measured
+        seen = accepted & (raw_norms > 0)  # a gradient of zero says nothing of its scale
+        self._counts += seen
+        self._squares.copy_(self._average(self._squares, raw_norms.square(), seen))
+        self._losses.copy_(self._average(self._losses, losses, seen))
+        G = rule.gradient_norms(weights, raw_norms)
+        ratios = rule.loss_ratios(torch.where(self._counts > 0, self._losses, torch.nan), initial_losses)
+        rates = rule.bounded_rates(rule.inverse_training_rates(ratios))
+        targets = rule.target_norms(rule.mean_gradient_norm(G), rates, alpha, priorities)
+        wanted = rule.closed_form_weights(self._norms(), rates, alpha, priorities)
+        _share(weights, torch.where(accepted.any(), wanted, torch.nan))
+        return G, targets, rates
+
+    def open(self, weights: Tensor, raw_norms: Tensor, priorities: Tensor | None) -> None:
+        """Weights to start from, in place; tasks measured before keep theirs in proportion to each other."""
+        known = self._norms()
+        level = (
+            torch.where(known > 0, weights, 0.0).sum() / rule.closed_form_weights(known, None, 0.0, priorities).nansum()
+        )
+        fresh = rule.closed_form_weights(_positive(raw_norms), None, 0.0, priorities)
+        level = torch.where(torch.isfinite(level), level, 1.0)
+        _share(weights, torch.where(known > 0, weights, level * fresh))
+
+    def _norms(self) -> Tensor:
+        """[T], `n̂_i`, NaN for tasks that were never measured."""
+        return torch.where(self._counts > 0, self._squares, torch.nan).sqrt()
+
+    def _average(self, average: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+        moved = rule.running_average(average, values, self._counts, self.smoothing)
+        return torch.where(seen, moved, average)
+
+    def _bind(self, weights: Tensor) -> None:
+        for name in ("_squares", "_losses", "_counts"):
+            self.register_buffer(name, torch.zeros_like(weights))
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"smoothing={self.smoothing:g}"
+
+
+def _share(weights: Tensor, wanted: Tensor) -> None:
+    """Give the tasks that have a wanted weight these proportions, in place; NaN keeps a weight as it is."""
+    known = wanted > 0
+    shared = rule.renormalize(torch.where(known, wanted, torch.nan), _total(weights, known))
+    weights.copy_(torch.where(known & torch.isfinite(shared), shared, weights))
+
+
+def _total(weights: Tensor, known: Tensor) -> Tensor:
+    """What is left of the sum T for some of the tasks."""
+    return float(len(weights)) - torch.where(known, 0.0, weights).sum()
+
+
+def _positive(norms: Tensor) -> Tensor:
+    return torch.where((norms > 0) & torch.isfinite(norms), norms, torch.nan)
+
+
+UPDATES: dict[str, type[Update]] = {"descent": Descent, "closed-form": ClosedForm}
+"""By the names that `GradNorm(update=…)` takes."""
+
+
+def parse_update(update: Update | str) -> Update:
+    """`update` as an object; a name stands for the object with its defaults.
+
+    Raises:
+        ArgumentError: It is neither.
+    """
+    if isinstance(update, str) and update in UPDATES:
+        return UPDATES[update]()
+    if not isinstance(update, Update):
+        given = f"the class {update.__name__}: call it" if isinstance(update, type) else repr(update)
+        raise ArgumentError(f'update must be "descent", "closed-form", Descent(…) or ClosedForm(…), got {given}')
+    return update

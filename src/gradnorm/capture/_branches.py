@@ -1,0 +1,134 @@
+"""The measurement without hooks, for networks that are one compiled graph: the gradient of a tensor is what adds up.
+
+Inside one compiled graph there are no tasks to be told apart. So the network forks its features by an identity that,
+on the way back, also returns the squared norm of what came through each fork, as the gradient of a `probe`; inside a
+compiled graph the weighted sum of the losses returns losses and factors the same way. Autograd adds all of it up over
+forks, features and micro-batches; nothing here breaks a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._errors import StateError
+from .._numerics import at_least_float32
+from ._measurement import BalancedLoss, FindOpening, Measurement, Opening, Present, Sums
+
+
+class AtBranches(Measurement):
+    """`at="branches"`: gradients at the features that the network passes through `branch`.
+
+    Args:
+        like: [T], for type and device.
+    """
+
+    def __init__(self, *args: Any, like: Tensor) -> None:
+        super().__init__(*args)
+        # [4, T], the leaf whose gradient holds squared norms, losses, factors and counts.
+        self._probe = like.new_zeros(4, len(like)).requires_grad_()
+        self._branched = False
+
+    @property
+    def sums(self) -> Sums | None:
+        """What the backwards since the last `clear` measured; `None` if there was none."""
+        return None if self._probe.grad is None else self._read(self._probe.grad)
+
+    def clear(self) -> None:
+        self._probe.grad = None
+
+    def branch(self, features: Tensor) -> tuple[Tensor, ...]:
+        """The features once per task."""
+        self._branched = True
+        return Fork.apply(features, self._probe)  # pyright: ignore[reportReturnType]
+
+    def check_balanced(self) -> None:
+        if not self._branched:
+            raise StateError('at="branches" measures in branch(), which the network never called: see its example')
+
+    def balanced(self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening) -> Tensor:
+        if torch.compiler.is_compiling():
+            return WeightedSum.apply(values, weights, mask, self._probe)  # pyright: ignore[reportReturnType]
+        found = opening()
+        present = [] if found is None else [loss for loss in losses if loss is not None]
+        # These refer to what is below the balanced loss only, as they must: see `_hooks.py`.
+        begin = partial(self._begin, present, values.detach(), mask, found)
+        return BalancedLoss.apply(values, weights, begin)  # pyright: ignore[reportReturnType]
+
+    def norms(self, sums: Sums) -> Tensor:
+        return sums.entries.squeeze(1).sqrt()
+
+    def add_nothing(self, like: Tensor) -> Sums:
+        return self._read(torch.zeros_like(self._probe))
+
+    def _read(self, rows: Tensor) -> Sums:
+        squares, losses, factors, counts = rows
+        return Sums(squares.unsqueeze(1), losses, factors, counts)
+
+    def _begin(
+        self,
+        present: Sequence[Tensor],
+        values: Tensor,
+        mask: Tensor,
+        opening: Opening | None,
+        factor: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        self.begin()
+        if opening is not None and opening.weights is not None and present and self._probe.grad is None:
+            scaled = [factor.to(loss.dtype) for loss in present]
+            (rows,) = torch.autograd.grad(present, [self._probe], scaled, retain_graph=True, allow_unused=True)
+            if rows is not None:
+                rows = torch.cat([rows[:1], _shares(values, mask, factor, rows.dtype)])
+                weights = opening.weights(opening.reduce(self._read(rows)))
+        squares = self._probe.new_zeros(1, len(mask))
+        rows = torch.cat([squares, _shares(values, mask, factor, squares.dtype)])
+        self._probe.grad = rows if self._probe.grad is None else self._probe.grad + rows
+        return weights
+
+
+def _shares(values: Tensor, mask: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """[3, T]: losses, factors and counts."""
+    factors = factor * mask
+    return torch.stack([row.to(dtype) for row in (factors * values, factors, mask)])
+
+
+class Fork(torch.autograd.Function):
+    """Features → themselves, once per task."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, probe: Tensor) -> tuple[Tensor, ...]:
+        """`probe` is [4, T]."""
+        ctx.shape = probe.shape
+        return tuple(features.view_as(features) for _ in range(probe.shape[1]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum, and the squared norm of each in the probe's first row."""
+        squares = torch.stack([at_least_float32(gradient).square().sum() for gradient in gradients])
+        rest = squares.new_zeros(ctx.shape[0] - 1, ctx.shape[1])
+        return torch.stack(gradients).sum(0), torch.cat([squares.unsqueeze(0), rest])
+
+
+class WeightedSum(torch.autograd.Function):
+    """`Σ w_i L_i` inside a compiled graph; losses, weights and mask are [T]."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, weights: Tensor, mask: Tensor, probe: Tensor) -> Tensor:
+        """`probe` is [4, T]."""
+        ctx.save_for_backward(losses, weights, mask)
+        ctx.dtype = probe.dtype
+        return (weights * losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """`c w_i`, and losses, factors and counts in the probe's other rows."""
+        losses, weights, mask = ctx.saved_tensors
+        (factor,) = gradients
+        squares = torch.zeros_like(mask, dtype=ctx.dtype).unsqueeze(0)
+        rows = torch.cat([squares, _shares(losses, mask, factor, ctx.dtype)])
+        return (factor * weights).to(losses.dtype), None, None, rows

@@ -1,0 +1,144 @@
+"""What is looked at once, in the first backward, before anything else runs in it.
+
+Two things are better known before the first gradient reaches an optimizer: whether the layer that was detected is one
+(a head whose output was joined with others looks like it in the graph), and how large the tasks' gradients are, so that
+the first step can be balanced. Both are found by running the heads' backward once more, with the same hooks.
+
+It happens here, and not in the forward, for two reasons: gradients carry the loss scale that half precision needs, and
+DDP takes a backward that it has not prepared for its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from .._errors import GraphError, warn
+from .._torch_private import first_backward_still_to_come, output_dtype, output_shape
+from ._collectors import Edge
+from ._graph import AutogradGraph
+from ._measurement import Opening, Sums
+from ._products import refusal
+from ._shared import DetectedLayer, heads_among
+
+if TYPE_CHECKING:
+    from ._hooks import BackwardPass
+
+
+class FirstLook:
+    """Settles the detected layer, and the weights of the first step.
+
+    Args:
+        graph: Of the losses; kept until the backward begins.
+        opening: What to find out.
+    """
+
+    def __init__(self, graph: AutogradGraph, opening: Opening) -> None:
+        self._graph = graph
+        self._opening = opening
+
+    def take(self, one: BackwardPass, factor: Tensor, weights: Tensor) -> Tensor:
+        """Look, leave `one` ready to measure at what was found, and return the weights to go on with."""
+        layer = one.measurement.layer
+        one.shared = layer.locate(self._graph, one.tasks)
+        sums = self._settle(one, layer, factor) if isinstance(layer, DetectedLayer) and not layer.is_confirmed else None
+        if self._opening.weights is not None and one.measurement.sums is None:
+            sums = self._measured(one, factor) if sums is None else sums
+            weights = weights if sums is None else self._opening.weights(sums)
+        one.frontiers = self._graph.frontiers([shared.used for shared in one.shared])
+        return weights
+
+    def _settle(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor) -> Sums | None:
+        """Look further and further up as long as what was detected is a head; back to the first if all is."""
+        self._opening.check(layer)
+        first = one.shared
+        sums = first_sums = self._measured(one, factor)
+        idle: Tensor | None = None
+        while sums is not None and one.measurement.has_cosines:
+            idle = self._idle(one, layer, factor, sums) if idle is None else idle
+            moving = sums.entries[(sums.counts > 0) & ~idle]
+            heads = heads_among(moving, one.shared) if len(moving) > 1 else []
+            if not heads:
+                break
+            one.shared = layer.look_further_up(self._graph, heads)
+            if not one.shared:
+                one.shared, sums = first, first_sums
+                break
+            sums = self._measured(one, factor)
+        layer.settle(one.shared)
+        return sums
+
+    def _idle(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, sums: Sums) -> Tensor:
+        """Bool [T], the tasks whose gradient is zero at all layers, as where a head starts at zero."""
+        idle = (sums.counts > 0) & (sums.entries == 0).all(1)
+        if not bool(idle.any()):
+            return idle
+        moved = torch.zeros_like(sums.losses)
+        candidates = layer.candidates(self._graph)
+        for edge, task in zip(self._graph.losses, one.tasks, strict=True):
+            if idle[task]:
+                found = self._run([edge], candidates, factor)
+                moved[task] = float(any(bool(each.any()) for each in found if each is not None))
+        moved = self._opening.reduce(sums._replace(entries=moved.unsqueeze(1))).entries[:, 0]
+        idle &= moved == 0
+        if bool(idle.any()):
+            names = [name for name, quiet in zip(one.measurement.names, idle.tolist(), strict=True) if quiet]
+            warn(
+                f"the gradient of {', '.join(names)} is exactly zero at every layer that all tasks share. Where a head "
+                "starts at zero this passes; otherwise look at how that loss depends on the network"
+            )
+        return idle
+
+    def _measured(self, one: BackwardPass, factor: Tensor) -> Sums | None:
+        """The sums at `one.shared` with all weights 1; `None` where the heads cannot run twice."""
+        one.frontiers = self._graph.frontiers([shared.used for shared in one.shared])
+        one.watch()
+        one.start(factor, torch.ones_like(one.mask))
+        one.measurement.is_looking = True
+        try:
+            self._run(self._graph.losses, [shared.used for shared in one.shared], factor)
+            return self._opening.reduce(one.finish())
+        except RuntimeError as error:
+            if isinstance(error, GraphError):
+                raise
+            if (remedy := refusal(error)) is None:
+                raise GraphError(_ONCE) from error
+            warn(f"{_UNBALANCED}: {remedy}")
+            return None
+        finally:
+            one.measurement.is_looking = False
+            one.unwatch()
+
+    def _run(self, edges: Sequence[Edge], inputs: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor | None]:
+        """The gradients of these losses together, in a backward of its own that leaves everything as it is."""
+        with first_backward_still_to_come(_below(edge.node for edge in edges)):
+            return torch.autograd.grad(
+                [GradientEdge(*edge) for edge in edges],
+                inputs,
+                [factor.to(output_dtype(*edge)).expand(output_shape(*edge)) for edge in edges],
+                retain_graph=True,
+                allow_unused=True,
+            )
+
+
+def _below(nodes: Iterator[Any]) -> list[Any]:
+    """Every node of the graph, those that are looked through as well."""
+    pending, seen = list(nodes), {}
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen[node] = None
+            pending.extend(child for child, _ in node.next_functions)
+    return list(seen)
+
+
+_ONCE = (
+    "the first step runs the heads' backward twice, to find W and weights to start from, and a function there cannot; "
+    "give the layer with shared= and initial_weights=None"
+)
+
+_UNBALANCED = "the first step of GradNorm starts from equal weights"
