@@ -383,7 +383,8 @@ class GradNorm(nn.Module):
             balanced = self._measurement.balanced(parsed, values, weights, self._mask(present), opening)
             self._check_layer()
             return balanced
-        nothing = self._measurement.add_nothing(weights)
+        nothing = self._measurement.nothing(weights)
+        self._measurement.add(nothing)
         if (found := opening()) is not None and found.weights is not None:
             found.weights(found.reduce(nothing))
         return (weights * values).sum()
@@ -391,7 +392,7 @@ class GradNorm(nn.Module):
     def _check_layer(self) -> None:
         """Raise where a detected layer cannot be the same on all processes."""
         layer = self._measurement.layer
-        if self._reduces and (self._awaited or layer.has_grown):
+        if self._reduces and (self._awaited or layer.growths):
             why = f"has not seen {', '.join(self._awaited)} yet" if self._awaited else "has met another part of W"
             raise StateError(f"{_UNKNOWN_LAYER.format(why)}; give the layer with shared=")
 

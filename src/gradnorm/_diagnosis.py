@@ -19,7 +19,7 @@ from ._errors import GraphError
 from ._history import FIELDS, History
 from ._numerics import at_least_float32, cosines, row_norms
 from ._types import Losses, Shared
-from ._updates import Descent
+from ._updates import LR
 from .capture import (
     AutogradGraph,
     DetectedLayer,
@@ -35,7 +35,7 @@ EVEN = 2.0
 """Gradients within this factor are about even."""
 DOMINANT = 10.0
 """From this factor on one task trains the shared layers almost alone."""
-LEAST = Descent().lr
+LEAST = LR
 """A step of the default optimizer of the weights, which cannot hold a weight below it steadily."""
 CONFLICT = -0.3
 """Below this cosine two tasks pull against each other."""

@@ -67,6 +67,11 @@ def outside_compiled_graph(function: Callable[..., Any], *args: object) -> Any:
     return function(*args)
 
 
+def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, kept from a compiler that is loaded: it would also trace what runs inside a backward."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+
+
 @contextmanager
 def first_backward_still_to_come(nodes: Iterable[Any]) -> Iterator[None]:
     """Let DDP's sink nodes among `nodes` run without taking it for the first backward of a static graph.

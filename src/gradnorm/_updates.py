@@ -20,6 +20,9 @@ from ._errors import ArgumentError
 from ._optimizer import WeightOptimizer
 from ._types import OptimizerFactory
 
+LR = 0.025
+"""Learning rate of the weights in the paper's runs on NYUv2."""
+
 
 class Measured(NamedTuple):
     """What a step measured, T numbers each; NaN for tasks that were absent.
@@ -78,7 +81,7 @@ class Descent(Update):
     """Algorithm 1 of the paper: one step of an optimizer on `L_grad = Σ |G_i − Ḡ r_i^α|` (eq. 2).
 
     Args:
-        lr: Learning rate of the weights; the paper's for NYUv2.
+        lr: Learning rate of the weights; the default is the paper's for NYUv2.
         optimizer: Factory for their optimizer, called as `optimizer([weights], lr=lr)`.
         min_weight: Lower bound on each weight, applied before renormalization (not in the paper, which leaves open what
             becomes of a weight that an update takes below zero).
@@ -95,7 +98,7 @@ class Descent(Update):
 
     def __init__(
         self,
-        lr: float = 0.025,
+        lr: float = LR,
         optimizer: OptimizerFactory = torch.optim.Adam,
         min_weight: float = 1e-4,
     ) -> None:

@@ -62,7 +62,10 @@ class AtBranches(Measurement):
     def norms(self, sums: Sums) -> Tensor:
         return sums.entries.squeeze(1).sqrt()
 
-    def add_nothing(self, like: Tensor) -> Sums:
+    def add(self, sums: Sums) -> None:
+        self._add(torch.stack([sums.entries.squeeze(1), *sums[1:]]))
+
+    def nothing(self, like: Tensor) -> Sums:
         return self._read(torch.zeros_like(self._probe))
 
     def _read(self, rows: Tensor) -> Sums:
@@ -86,9 +89,11 @@ class AtBranches(Measurement):
                 rows = torch.cat([rows[:1], _shares(values, mask, factor, rows.dtype)])
                 weights = opening.weights(opening.reduce(self._read(rows)))
         squares = self._probe.new_zeros(1, len(mask))
-        rows = torch.cat([squares, _shares(values, mask, factor, squares.dtype)])
-        self._probe.grad = rows if self._probe.grad is None else self._probe.grad + rows
+        self._add(torch.cat([squares, _shares(values, mask, factor, squares.dtype)]))
         return weights
+
+    def _add(self, rows: Tensor) -> None:
+        self._probe.grad = rows if self._probe.grad is None else self._probe.grad + rows
 
 
 def _shares(values: Tensor, mask: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

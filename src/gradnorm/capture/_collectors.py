@@ -1,7 +1,8 @@
 """Nodes that only collect tensors, or take a collection apart.
 
-They are `stack`, `cat`, `losses[i] = loss`, and `unbind`, `select`, `split` and slices along any dimension. In the graph such a node ties together all that it holds: whoever reads one entry seems to reach every other. `origin`
-looks through them: it follows what is read to the one tensor that it was before it was collected.
+They are `stack`, `cat`, `losses[i] = loss`, and `unbind`, `select`, `split` and slices along any dimension. In the
+graph such a node ties together all that it holds: whoever reads one entry seems to reach every other. `origin` looks
+through them: it follows what is read to the one tensor that it was before it was collected.
 
 What is read is a range along one dimension. Where it is not exactly one of the collected tensors, nothing is looked
 through, and nothing is wrong: the node then counts as one that mixes tasks, at the cost of a product for each of them.

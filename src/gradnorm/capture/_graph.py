@@ -12,10 +12,11 @@ be the same, at the cost of a backward per task.
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -35,12 +36,16 @@ AccumulateGrad = _leaf_type()
 """The type of the nodes at which gradients end up in `.grad`; each has the leaf as `.variable`."""
 
 
-_LAYERS = re.compile("mm|mv|dot|conv|linear|embedding|index|gather|rnn|lstm|gru|attention", re.IGNORECASE)
+_PRODUCTS = re.compile("mm|mv|dot|conv|linear", re.IGNORECASE)
 
 
-def _applies_layers(node: Any) -> bool:
-    """Whether a node is a product of some kind, as that of a layer and its input, or a function that is not torch's."""
-    return isinstance(node, BackwardCFunction) or bool(_LAYERS.search(type(node).__name__))
+def _is_ordered(node: Any) -> bool:
+    """Whether a node's last operand is the layer: a product, a function that is not torch's, a compiled graph."""
+    return isinstance(node, BackwardCFunction) or bool(_PRODUCTS.search(type(node).__name__))
+
+
+def _is_single(mask: int) -> bool:
+    return mask != 0 and mask & (mask - 1) == 0
 
 
 class FrontierEdge(NamedTuple):
@@ -86,7 +91,7 @@ class AutogradGraph:
         self._children_first = self._walk()
         self.tasks = self._reached_by()
 
-    @cached_property
+    @functools.cached_property
     def leaves(self) -> dict[Tensor, list[Any]]:
         """The leaves, each with the nodes that read it, in the order of the forward."""
         found: dict[Tensor, list[Any]] = {}
@@ -117,7 +122,7 @@ class AutogradGraph:
         last = 0
         for node in reversed(self._children_first):
             mine, followers = used.get(node, 0), above[node]
-            if mine and not followers & (followers - 1):  # at most one candidate follows: perhaps itself
+            if mine and (not followers or _is_single(followers)):  # at most one candidate follows: perhaps itself
                 last |= mine & followers if followers else mine
             for edge in self._inner[node]:
                 above[edge.to] |= followers | mine
@@ -126,37 +131,39 @@ class AutogradGraph:
     def _used(self, candidates: Sequence[Tensor]) -> dict[Any, int]:
         """The nodes at which layers meet what they are applied to, each with the candidates there, as a bit mask.
 
-        Between a parameter and that node there may be others, which transpose it, cast it or normalize it.
+        A parameter may be transposed, cast or normalized before: all below such a node is of one candidate alone.
         """
-        seen: dict[Any, int] = {}
+        counted = self._counted(candidates)
+        below: dict[Any, int] = {}
+        used: dict[Any, int] = {}
+        roots = {root.node for root in self._roots if root is not None}
+        for node in self._children_first:
+            branches = counted.get(node, []) + [(edge.slot, below[edge.to]) for edge in self._inner[node]]
+            below[node] = total = functools.reduce(operator.or_, (bits for _, bits in branches), 0)
+            if _is_single(total):
+                used[node] = total if node in roots else 0
+                continue
+            single = [(slot, bits) for slot, bits in branches if _is_single(bits)]
+            if _is_ordered(node):  # a layer is applied to what its earlier operand came from
+                single = single and [max(single)]
+            used[node] = functools.reduce(operator.or_, (bits for _, bits in single), 0)
+        return used
+
+    def _counted(self, candidates: Sequence[Tensor]) -> dict[Any, list[tuple[int, int]]]:
+        """The nodes that read a candidate where most losses depend on it, with slot and bit."""
+        counted: dict[Any, list[tuple[int, int]]] = {}
         for i, leaf in enumerate(candidates):
             most = max(self.tasks[node].bit_count() for node in self.leaves[leaf])
             for node in self.leaves[leaf]:
                 if self.tasks[node].bit_count() == most:
-                    seen[node] = seen.get(node, 0) | 1 << i
-        used: dict[Any, int] = {}
-        roots = {root.node for root in self._roots if root is not None}
-        for node in self._children_first:
-            bits = seen.get(node, 0)
-            for edge in self._inner[node]:
-                bits |= seen.get(edge.to, 0)
-            if bits and (node in roots or _applies_layers(node)):
-                used[node], bits = self._last_compiled(node, bits, candidates), 0
-            seen[node] = bits
-        return used
-
-    def _last_compiled(self, node: Any, bits: int, candidates: Sequence[Tensor]) -> int:
-        """Of the layers inside one compiled graph, whose order does not show, the one that it takes last."""
-        if type(node).__name__ != "CompiledFunctionBackward":
-            return bits
-        inside = {edge.to.variable: edge.slot for edge in self._leaves.get(node, ())}
-        known = [i for i, leaf in enumerate(candidates) if bits >> i & 1 and leaf in inside]
-        return 1 << max(known, key=lambda i: inside[candidates[i]]) if known else bits
+                    slots = [edge.slot for edge in self._leaves[node] if edge.to.variable is leaf]
+                    counted.setdefault(node, []).extend((slot, 1 << i) for slot in slots)
+        return counted
 
     def frontiers(self, shared: Sequence[Tensor]) -> list[TaskFrontier]:
         """The frontier before `shared` (`W`), grouped by task and shared node."""
         wanted = {id(tensor) for tensor in shared}
-        several = {node for node, mask in self.tasks.items() if mask & (mask - 1)}
+        several = {node for node, mask in self.tasks.items() if mask and not _is_single(mask)}
         leads: set[Any] = set()
         found: dict[tuple[int, Any], TaskFrontier] = {}
         for node in self._children_first:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .._errors import GraphError, StateError
 from .._numerics import at_least_float32, row_norms
-from .._torch_private import output_dtype, output_shape, outside_compiled_graph
+from .._torch_private import never_compiled, output_dtype, output_shape, outside_compiled_graph
 from ._first_look import FirstLook
 from ._graph import AutogradGraph, FrontierEdge, TaskFrontier
 from ._measurement import BalancedLoss, FindOpening, Measurement, Present, Sums
@@ -105,7 +105,8 @@ class BackwardPass:
                 self._roots.append((buffer, FrontierEdge(frontier.at, 0, frontier.root.nr, is_direct=False)))
             for node, edge in frontier.edges:
                 edges.setdefault(node, []).append((edge, buffer))
-        self._handles = [node.register_hook(partial(self._crossed, arriving)) for node, arriving in edges.items()]
+        crossed = never_compiled(self._crossed)
+        self._handles = [node.register_hook(partial(crossed, arriving)) for node, arriving in edges.items()]
         self.frontiers = ()
 
     def unwatch(self) -> None:
@@ -181,7 +182,6 @@ class AtFrontier(Measurement):
         self._sums = None
 
     def add(self, sums: Sums) -> None:
-        """Add what one backward measured."""
         self._sums = sums if self._sums is None else self._sums.plus(sums)
 
     def balanced(self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening) -> Tensor:
@@ -223,7 +223,7 @@ class AtFrontier(Measurement):
     def entries(self, buffer: GradientBuffer, shared: Sequence[SharedParameter]) -> Tensor:
         """[N], what the contributions of one task add to its entries."""
 
-    def add_nothing(self, like: Tensor) -> Sums:
+    def nothing(self, like: Tensor) -> Sums:
         if not self.layer.parameters:
             raise StateError(
                 "this process has seen no loss yet and so knows no W to take part with; give the layer with shared="

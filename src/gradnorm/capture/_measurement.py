@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._errors import GraphError
-from .._torch_private import current_backward, in_compiled_autograd
+from .._torch_private import current_backward, in_compiled_autograd, never_compiled
 from ._shared import SharedLayer
 
 At = Literal["weights", "features", "branches"]
@@ -153,7 +153,11 @@ class Measurement(ABC):
         """[T], of the entries."""
 
     @abstractmethod
-    def add_nothing(self, like: Tensor) -> Sums:
+    def add(self, sums: Sums) -> None:
+        """Add what one backward measured."""
+
+    @abstractmethod
+    def nothing(self, like: Tensor) -> Sums:
         """What a process measures whose batch lacks all tasks: it takes part in the reduction all the same.
 
         Args:
@@ -193,7 +197,7 @@ class BalancedLoss(torch.autograd.Function):
         """`c w_i`."""
         (factor,) = gradients
         with torch.no_grad():
-            weights = ctx.begin(factor.detach(), *ctx.saved_tensors)
+            weights = never_compiled(ctx.begin)(factor.detach(), *ctx.saved_tensors)
         return (factor * weights).to(ctx.dtype), None, None
 
 

@@ -26,6 +26,9 @@ from .._numerics import at_least_float32
 from .._types import Shared
 from ._graph import AutogradGraph
 
+MOST_GROWTHS = 64
+"""More graphs than this that show new parts of `W` are no mixture of experts, but parameters that are replaced."""
+
 _log = logging.getLogger("gradnorm")
 
 
@@ -57,11 +60,11 @@ class SharedLayer(ABC):
     Attributes:
         parameters: All of it. Gradients at `W` are laid out in this order, to which a detected layer only appends.
         is_confirmed: Whether it is known for sure.
-        has_grown: Whether a later graph has shown more of it.
+        growths: How many later graphs have shown more of it.
     """
 
     is_confirmed = True
-    has_grown = False
+    growths = 0
 
     def __init__(self, parameters: Sequence[SharedParameter], names: Mapping[nn.Parameter, str]) -> None:
         self.parameters = tuple(parameters)
@@ -188,7 +191,12 @@ class DetectedLayer(SharedLayer):
         """These as parts of `W`, which grows by those that are new."""
         known = set(self.tensors)
         fresh = [SharedParameter(each, each) for each in tensors if each not in known]
-        self.has_grown = self.has_grown or (self.is_confirmed and bool(fresh))
+        self.growths += self.is_confirmed and bool(fresh)
+        if self.growths > MOST_GROWTHS:
+            raise GraphError(
+                f"the shared layer has been another one in {self.growths} graphs: where parameters are replaced in "
+                "each step (functional_call), replace what they hold instead; otherwise name the layer with shared="
+            )
         self.parameters += tuple(fresh)
         return [shared for shared in self.parameters if any(shared.parameter is each for each in tensors)]
 
