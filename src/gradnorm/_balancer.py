@@ -150,6 +150,7 @@ class GradNorm(nn.Module):
         self._steps = 0
         self._frozen = False
         self._called = False
+        self._step_opening: Opening | None = None
         self._last: StepRecord | None = None
 
     # ------------------------------------------------------------------------------------------------ training
@@ -179,9 +180,9 @@ class GradNorm(nn.Module):
         zero = weights.new_zeros(())
         values = torch.stack([zero if loss is None else at_least(loss, zero.dtype) for loss in parsed])
         self._called |= is_measured
-        if not is_measured or not self._due:
-            return (weights * values).sum()
-        return self._balanced(parsed, values, weights)
+        if is_measured and (self._due or self._is_opening([loss is not None for loss in parsed])):
+            return self._balanced(parsed, values, weights)
+        return (weights * values).sum()
 
     def branch(self, features: Tensor) -> tuple[Tensor, ...]:
         """The features, once per task, in the tasks' order: each head takes its own. For `at="branches"`.
@@ -385,8 +386,8 @@ class GradNorm(nn.Module):
             return balanced
         nothing = self._measurement.nothing(weights)
         self._measurement.add(nothing)
-        if (found := opening()) is not None and found.weights is not None:
-            found.weights(found.reduce(nothing))
+        if (found := opening()) is not None and found.open is not None and found.weights is None:
+            found.weights = found.open(found.reduce(nothing))
         return (weights * values).sum()
 
     def _check_layer(self) -> None:
@@ -405,15 +406,18 @@ class GradNorm(nn.Module):
     def _opening(self, present: Sequence[bool]) -> Opening | None:
         """What the first backward is to find out."""
         awaits = self._loss_weights.awaits_opening(present, self._reduces)
-        if not awaits and self._measurement.layer.is_confirmed:
-            return None
-        return Opening(self._reduce, self._agree, self._open if awaits else None)
+        if self._step_opening is None and (awaits or not self._measurement.layer.is_confirmed):
+            self._step_opening = Opening(self._reduce, self._agree, self._open if awaits else None)
+        return self._step_opening
+
+    def _is_opening(self, present: Sequence[bool]) -> bool:
+        return not torch.compiler.is_compiling() and self._loss_weights.awaits_opening(present, self._reduces)
 
     def _agree(self, layer: SharedLayer) -> None:
         if self._reduces and not agree(" ".join(layer.names), self.process_group):
             raise GraphError("the shared layer that was found is not the same on all processes; name it with shared=")
 
-    def _open(self, sums: Sums) -> Tensor:
+    def _open(self, sums: Sums) -> Tensor | None:
         return self._loss_weights.open(self._measurement.norms(sums) / sums.factors.abs(), sums.counts > 0)
 
     def _reduce(self, sums: Sums) -> Sums:
@@ -441,6 +445,7 @@ class GradNorm(nn.Module):
     def _forget(self) -> None:
         """Nothing that was measured belongs to the next step."""
         self._measurement.clear()
+        self._step_opening = None
         self._called = False
 
     @property

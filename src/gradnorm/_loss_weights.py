@@ -23,6 +23,10 @@ from ._updates import Measured, Update
 InitialWeights = Literal["auto", "balanced"] | PerTask | None
 
 
+MOST_OPENINGS = 10
+"""After so many first looks a task whose gradient is still zero starts from the weight that it has."""
+
+
 class LossWeights(nn.Module):
     """`w_i`, sum T, and the rule that updates them.
 
@@ -86,6 +90,7 @@ class LossWeights(nn.Module):
         self.register_buffer("_priorities", p, persistent=False)
         self.rule = update.bound(self.weights)
         self._is_open = [not is_balanced] * count  # the host's copy, which spares it synchronizing
+        self._openings = 0
         self._warned = False
 
     @property
@@ -119,18 +124,19 @@ class LossWeights(nn.Module):
             return not any(self._is_open)
         return any(here and not done for here, done in zip(present, self._is_open, strict=True))
 
-    def open(self, raw_norms: Tensor, present: Tensor) -> Tensor:
-        """Balance the tasks that are new, from their norms, [T] and bool [T]; returns the weights.
+    def open(self, raw_norms: Tensor, present: Tensor) -> Tensor | None:
+        """Balance the tasks that are new, from their norms, [T] and bool [T]; returns the weights, if they changed.
 
         This reads values, and so synchronizes with the device. A norm that is not finite, as a loss scale that is still
-        too large brings about, is none: the next backward tries again.
+        too large brings about, is none, and neither is a norm of zero: the next steps try again.
         """
         fresh = present & ~self._opened
-        found = bool(torch.isfinite(raw_norms[fresh]).all())
-        if found:
-            self.rule.open(self.weights, torch.where(present, raw_norms, torch.nan), self._priorities)
-            self._opened |= fresh
-            self._is_open = self._opened.tolist()
+        if not bool(torch.isfinite(raw_norms[fresh]).all()) or not bool(fresh.any()):
+            return None
+        self._openings += 1
+        self.rule.open(self.weights, torch.where(present, raw_norms, torch.nan), self._priorities)
+        self._opened |= fresh & (raw_norms > 0) if self._openings < MOST_OPENINGS else fresh
+        self._is_open = self._opened.tolist()
         return self.weights.clone()
 
     # ---------------------------------------------------------------------------------------------------- each step

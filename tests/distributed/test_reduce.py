@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradnorm import GradNorm, StateError
+from gradnorm import GradNorm, GraphError, StateError
 
 from ..unit.networks import Net, batch
 from .launch import launch
@@ -28,7 +28,11 @@ OPTIONS = {
     "features": {"at": "features"},
     "every other": {"every": 2},
     "mean L(0)": {"initial_losses": 3},
+    "balanced from the start": {"initial_weights": "balanced"},
+    "closed form at the features": {"update": "closed-form", "at": "features"},
+    "closed form every other": {"update": "closed-form", "every": 2},
 }
+UPDATES = ["descent", "closed-form"]
 
 
 class Outputs(nn.Module):
@@ -109,9 +113,11 @@ def data_parallel(rank, kwargs, options, micro=1, **wrap):
 
 
 @pytest.mark.filterwarnings("ignore:.*find_unused_parameters.*")
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("mode", MODES)
-def test_two_processes_equal_one(mode, tmp_path):
-    same(launch(data_parallel, tmp_path, MODES[mode], {}), joint({}))
+def test_two_processes_equal_one(mode, update, tmp_path):
+    options = {"update": update}
+    same(launch(data_parallel, tmp_path, MODES[mode], options), joint(options))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -119,8 +125,11 @@ def test_two_processes_equal_one_with(option, tmp_path):
     same(launch(data_parallel, tmp_path, {}, OPTIONS[option]), joint(OPTIONS[option]))
 
 
-def test_accumulation_without_synchronisation_equals_one_batch(tmp_path):
-    same(launch(data_parallel, tmp_path, {}, {}, 2), joint({}))
+@pytest.mark.parametrize("update", UPDATES)
+def test_accumulation_without_synchronisation_equals_one_batch(update, tmp_path):
+    # The first micro-batch decides where the closed form starts.
+    options = {"update": update, "initial_weights": None}
+    same(launch(data_parallel, tmp_path, {}, options, 2), joint(options))
 
 
 # ------------------------------------------------------------------------------------------------------ uneven tasks
@@ -133,9 +142,9 @@ PLANS = {
 }
 
 
-def uneven(rank, plan):
+def uneven(rank, plan, options):
     model = Outputs()
-    balancer = GradNorm(NAMES, shared=model.net.last)
+    balancer = GradNorm(NAMES, shared=model.net.last, **options)
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     for step in range(STEPS):
@@ -149,10 +158,10 @@ def uneven(rank, plan):
     return found(model, balancer)
 
 
-def even(plan):
+def even(plan, options):
     """The same by hand in one process: each task's mean over the parts that have it."""
     model = Outputs()
-    balancer = GradNorm(NAMES, shared=model.net.last)
+    balancer = GradNorm(NAMES, shared=model.net.last, **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     for step in range(STEPS):
         optimizer.zero_grad()
@@ -174,9 +183,42 @@ def even(plan):
 
 
 @pytest.mark.filterwarnings("ignore:.*find_unused_parameters.*")
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("plan", PLANS)
-def test_tasks_may_be_missing_on_some_ranks(plan, tmp_path):
-    same(launch(uneven, tmp_path, PLANS[plan]), even(PLANS[plan]))
+def test_tasks_may_be_missing_on_some_ranks(plan, update, tmp_path):
+    options = {"update": update, "initial_weights": None}
+    same(launch(uneven, tmp_path, PLANS[plan], options), even(PLANS[plan], options))
+
+
+@pytest.mark.filterwarnings("ignore:.*find_unused_parameters.*")
+def test_a_rank_without_tasks_takes_part_in_the_first_look(tmp_path):
+    options = {"update": "closed-form"}
+    ranks = launch(uneven, tmp_path, PLANS["one has none"], options)
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
+    first = torch.tensor([row["norm"] for row in ranks[0]["rows"][:3]])
+    torch.testing.assert_close(first, first.mean().expand(3), msg="the first step is balanced")
+
+
+def another_layer(rank):
+    model, other = Outputs(), nn.Linear(8, 8 + rank)
+    model.net.trunk.append(other)
+    model.net.heads = nn.ModuleList(nn.Linear(8 + rank, 2) for _ in NAMES)
+    with pytest.raises(GraphError, match="not the same on all processes; name it with shared="):
+        GradNorm(NAMES)(losses(model(batch(rank)))).backward()
+
+
+def test_processes_that_detect_different_layers_are_told(tmp_path):
+    launch(another_layer, tmp_path)
+
+
+def missing_at_first(rank):
+    balancer, model = GradNorm(NAMES), Outputs()
+    with pytest.raises(StateError, match=r"has not seen c yet.*give the layer with shared="):
+        balancer(losses(model(batch(rank)), {"a", "b"}))
+
+
+def test_a_layer_that_waits_for_a_task_must_be_named_where_processes_share_a_batch(tmp_path):
+    launch(missing_at_first, tmp_path)
 
 
 def unknown_layer(rank):

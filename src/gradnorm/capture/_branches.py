@@ -82,12 +82,14 @@ class AtBranches(Measurement):
         weights: Tensor,
     ) -> Tensor:
         self.begin()
-        if opening is not None and opening.weights is not None and present and self._probe.grad is None:
+        if opening is not None and opening.open and opening.weights is None and self._probe.grad is None:
             scaled = [factor.to(loss.dtype) for loss in present]
             (rows,) = torch.autograd.grad(present, [self._probe], scaled, retain_graph=True, allow_unused=True)
             if rows is not None:
                 rows = torch.cat([rows[:1], _shares(values, mask, factor, rows.dtype)])
-                weights = opening.weights(opening.reduce(self._read(rows)))
+                opening.weights = opening.open(opening.reduce(self._read(rows)))
+        if opening is not None and opening.weights is not None:
+            weights = opening.weights
         squares = self._probe.new_zeros(1, len(mask))
         self._add(torch.cat([squares, _shares(values, mask, factor, squares.dtype)]))
         return weights

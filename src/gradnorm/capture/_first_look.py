@@ -41,16 +41,17 @@ class FirstLook:
         self._graph = graph
         self._opening = opening
 
-    def take(self, one: BackwardPass, factor: Tensor, weights: Tensor) -> Tensor:
-        """Look, leave `one` ready to measure at what was found, and return the weights to go on with."""
+    def take(self, one: BackwardPass, factor: Tensor) -> None:
+        """Look, and leave `one` ready to measure at what was found."""
         layer = one.measurement.layer
         one.shared = layer.locate(self._graph, one.tasks)
         sums = self._settle(one, layer, factor) if isinstance(layer, DetectedLayer) and not layer.is_confirmed else None
-        if self._opening.weights is not None and one.measurement.sums is None:
+        opening = self._opening
+        # Weights do not change under a step that has begun: its sums are of one weight per task.
+        if opening.open is not None and opening.weights is None and one.measurement.sums is None:
             sums = self._measured(one, factor) if sums is None else sums
-            weights = weights if sums is None else self._opening.weights(sums)
+            opening.weights = None if sums is None else opening.open(sums)
         one.frontiers = self._graph.frontiers([shared.used for shared in one.shared])
-        return weights
 
     def _settle(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor) -> Sums | None:
         """Look further and further up as long as what was detected is a head; back to the first if all is."""
@@ -97,9 +98,9 @@ class FirstLook:
         """The sums at `one.shared` with all weights 1; `None` where the heads cannot run twice."""
         one.frontiers = self._graph.frontiers([shared.used for shared in one.shared])
         one.watch()
-        one.start(factor, torch.ones_like(one.mask))
         one.measurement.is_looking = True
         try:
+            one.start(factor, torch.ones_like(one.mask))
             self._run(self._graph.losses, [shared.used for shared in one.shared], factor)
             return self._opening.reduce(one.finish())
         except RuntimeError as error:

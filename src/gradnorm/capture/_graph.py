@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -37,15 +37,45 @@ AccumulateGrad = _leaf_type()
 
 
 _PRODUCTS = re.compile("mm|mv|dot|conv|linear", re.IGNORECASE)
+"""Nodes of a layer's product with its input, which comes first; `bmm` is one of two inputs."""
+_LOOKUPS = re.compile("bmm|embedding|index|gather|rnn|lstm|gru|attention", re.IGNORECASE)
+"""Other nodes whose output is no parameter any more, whatever it is made of."""
 
 
-def _is_ordered(node: Any) -> bool:
-    """Whether a node's last operand is the layer: a product, a function that is not torch's, a compiled graph."""
-    return isinstance(node, BackwardCFunction) or bool(_PRODUCTS.search(type(node).__name__))
+def _is_product(node: Any) -> bool:
+    """Whether a layer ends here: a product, a lookup, a function that is not torch's."""
+    name = type(node).__name__
+    return isinstance(node, BackwardCFunction) or bool(_PRODUCTS.search(name) or _LOOKUPS.search(name))
 
 
-def _is_single(mask: int) -> bool:
-    return mask != 0 and mask & (mask - 1) == 0
+class _Made(NamedTuple):
+    """What a tensor is made of: candidates, and whether by nothing but elementwise operations on them."""
+
+    bits: int
+    is_plain: bool
+
+
+def _layers(node: Any, operands: Mapping[int, _Made], is_root: bool) -> int:
+    """Which candidates are the layer that is applied at a node, and not its input; `operands` are by slot."""
+    if not operands:
+        return 0
+    name = type(node).__name__
+    last = operands[max(operands)]
+    plain = _union(made.bits for made in operands.values() if made.is_plain)
+    if name == "CompiledFunctionBackward":  # the order inside does not show: what it takes last
+        return last.bits if last.is_plain else 0
+    if not _is_product(node):  # a parameter that is added to an input, say
+        return plain if is_root or not all(made.is_plain for made in operands.values()) else 0
+    if _LOOKUPS.search(name) or not _PRODUCTS.search(name):
+        return plain
+    if plain:
+        return last.bits if last.is_plain else plain
+    others = _union(made.bits for slot, made in operands.items() if slot != max(operands))
+    return last.bits & ~others if others else 0  # a computed weight, unless it is the only operand
+
+
+def _union(masks: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, masks, 0)
 
 
 class FrontierEdge(NamedTuple):
@@ -117,53 +147,53 @@ class AutogradGraph:
 
         A layer that is used several times counts where most losses depend on it: a head may use tied weights once more.
         """
-        used = self._used(candidates)
+        applied = self._applied(candidates)
         above = dict.fromkeys(self._children_first, 0)
         last = 0
         for node in reversed(self._children_first):
-            mine, followers = used.get(node, 0), above[node]
-            if mine and (not followers or _is_single(followers)):  # at most one candidate follows: perhaps itself
-                last |= mine & followers if followers else mine
+            mine, followers = applied.get(node, 0), above[node]
+            if not followers & ~mine:
+                last |= mine
             for edge in self._inner[node]:
                 above[edge.to] |= followers | mine
         return [leaf for i, leaf in enumerate(candidates) if last >> i & 1]
 
-    def _used(self, candidates: Sequence[Tensor]) -> dict[Any, int]:
-        """The nodes at which layers meet what they are applied to, each with the candidates there, as a bit mask.
+    def _applied(self, candidates: Sequence[Tensor]) -> dict[Any, int]:
+        """The nodes at which layers are applied to their inputs, each with the candidates there, as a bit mask.
 
-        A parameter may be transposed, cast or normalized before: all below such a node is of one candidate alone.
+        On its way there a parameter may be transposed, cast, normalized or multiplied with others.
         """
-        counted = self._counted(candidates)
-        below: dict[Any, int] = {}
-        used: dict[Any, int] = {}
+        read = self._read(candidates)
+        made_of: dict[Any, _Made] = {}
+        applied: dict[Any, int] = {}
         roots = {root.node for root in self._roots if root is not None}
         for node in self._children_first:
-            branches = counted.get(node, []) + [(edge.slot, below[edge.to]) for edge in self._inner[node]]
-            below[node] = total = functools.reduce(operator.or_, (bits for _, bits in branches), 0)
-            if _is_single(total):
-                used[node] = total if node in roots else 0
-                continue
-            single = [(slot, bits) for slot, bits in branches if _is_single(bits)]
-            if _is_ordered(node):  # a layer is applied to what its earlier operand came from
-                single = single and [max(single)]
-            used[node] = functools.reduce(operator.or_, (bits for _, bits in single), 0)
-        return used
+            operands = {slot: _Made(bit, is_plain=True) for slot, bit in read.get(node, ())}
+            operands |= {edge.slot: made_of[edge.to] for edge in self._inner[node] if made_of[edge.to].bits}
+            applied[node] = _layers(node, operands, node in roots)
+            is_plain = not _is_product(node) and all(made.is_plain for made in operands.values())
+            made_of[node] = _Made(_union(made.bits for made in operands.values()), is_plain)
+        used = _union(applied.values())
+        for node, bits in read.items():  # what was part of an input only, or of the weight of the very first layer
+            if type(node).__name__ != "CompiledFunctionBackward":
+                applied[node] |= _union(bit for _, bit in bits if not bit & used)
+        return applied
 
-    def _counted(self, candidates: Sequence[Tensor]) -> dict[Any, list[tuple[int, int]]]:
+    def _read(self, candidates: Sequence[Tensor]) -> dict[Any, list[tuple[int, int]]]:
         """The nodes that read a candidate where most losses depend on it, with slot and bit."""
-        counted: dict[Any, list[tuple[int, int]]] = {}
+        read: dict[Any, list[tuple[int, int]]] = {}
         for i, leaf in enumerate(candidates):
             most = max(self.tasks[node].bit_count() for node in self.leaves[leaf])
             for node in self.leaves[leaf]:
                 if self.tasks[node].bit_count() == most:
                     slots = [edge.slot for edge in self._leaves[node] if edge.to.variable is leaf]
-                    counted.setdefault(node, []).extend((slot, 1 << i) for slot in slots)
-        return counted
+                    read.setdefault(node, []).extend((slot, 1 << i) for slot in slots)
+        return read
 
     def frontiers(self, shared: Sequence[Tensor]) -> list[TaskFrontier]:
         """The frontier before `shared` (`W`), grouped by task and shared node."""
         wanted = {id(tensor) for tensor in shared}
-        several = {node for node, mask in self.tasks.items() if mask and not _is_single(mask)}
+        several = {node for node, mask in self.tasks.items() if mask & (mask - 1)}
         leads: set[Any] = set()
         found: dict[tuple[int, Any], TaskFrontier] = {}
         for node in self._children_first:

@@ -28,7 +28,7 @@ from .._numerics import at_least_float32, row_norms
 from .._torch_private import never_compiled, output_dtype, output_shape, outside_compiled_graph
 from ._first_look import FirstLook
 from ._graph import AutogradGraph, FrontierEdge, TaskFrontier
-from ._measurement import BalancedLoss, FindOpening, Measurement, Present, Sums
+from ._measurement import BalancedLoss, FindOpening, Measurement, Opening, Present, Sums
 from ._products import REENTRANT, products
 from ._shared import SharedParameter, flat, is_distributed, whole
 
@@ -75,6 +75,7 @@ class BackwardPass:
         self.shared: Sequence[SharedParameter] = ()
         self.frontiers: Sequence[TaskFrontier] = ()
         self.first_look: FirstLook | None = None
+        self.opening: Opening | None = None
         self._buffers: list[GradientBuffer] = []
         self._roots: list[tuple[GradientBuffer, FrontierEdge]] = []
         self._handles: list[Any] = []
@@ -88,7 +89,9 @@ class BackwardPass:
         self.measurement.begin()
         if self.first_look is not None:
             look, self.first_look = self.first_look, None
-            weights = look.take(self, factor, weights)
+            look.take(self, factor)
+        if self.opening is not None and self.opening.weights is not None:
+            weights = self.opening.weights
         if not self._handles:
             self.watch()
         self.start(factor, weights)
@@ -196,8 +199,9 @@ class AtFrontier(Measurement):
             return (weights * values).sum()
         one.frontiers = graph.frontiers([shared.used for shared in one.shared])
         self._check(one, graph)
-        if (found := opening()) is not None:
-            one.first_look = FirstLook(graph, found)
+        one.opening = opening()
+        if one.opening is not None:
+            one.first_look = FirstLook(graph, one.opening)
         return BalancedLoss.apply(values, weights, one.begin)  # pyright: ignore[reportReturnType]
 
     def _check(self, one: BackwardPass, graph: AutogradGraph) -> None:

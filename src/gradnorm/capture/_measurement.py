@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -45,15 +46,21 @@ class Sums(NamedTuple):
         return Sums(mine, *(a + b for a, b in zip(self[1:], other[1:], strict=True)))
 
 
-class Opening(NamedTuple):
-    """What the first backward is to find out before anything runs in it."""
+@dataclass
+class Opening:
+    """What the first backward is to find out before anything runs in it; one for all forwards of a step.
+
+    Attributes:
+        reduce: The sums over all processes that share the batch.
+        check: Raises if a detected layer is another one on another process.
+        open: The weights to train with, by what was found; `None` if nothing can be said yet. Left out, they stay.
+        weights: What `open` said: whatever runs backward afterwards is weighted by it as well.
+    """
 
     reduce: Callable[[Sums], Sums]
-    """The sums over all processes that share the batch."""
     check: Callable[[SharedLayer], None]
-    """Raises if a detected layer is another one on another process."""
-    weights: Callable[[Sums], Tensor] | None
-    """The weights to train with, by what was found; left out, they stay."""
+    open: Callable[[Sums], Tensor | None] | None
+    weights: Tensor | None = None
 
 
 FindOpening = Callable[[], Opening | None]
