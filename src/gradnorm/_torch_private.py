@@ -80,7 +80,7 @@ def first_backward_still_to_come(nodes: Iterable[Any]) -> Iterator[None]:
     a measurement before that one would be taken for it, and no gradient ever synchronized. Nothing public says so.
     """
     models = [node.ddp_weakref() for node in nodes if type(node).__name__ == "_DDPSinkBackward"]
-    before = [(model, model._static_graph_delay_allreduce_enqueued) for model in models if model is not None]
+    before = [(m, m._static_graph_delay_allreduce_enqueued) for m in models if m is not None and m.static_graph]
     for model, _ in before:
         model._static_graph_delay_allreduce_enqueued = True
     try:

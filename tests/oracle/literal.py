@@ -1,4 +1,4 @@
-"""Both updates written literally: Algorithm 1, slow, with `create_graph=True`, in the words of the paper; the closed form.
+"""Both updates written literally, in the words of the paper and of `ClosedForm`.
 
 The one line that Algorithm 1 does not have is the floor under the weights, the deviation that `min_weight` documents.
 """

@@ -11,7 +11,7 @@ through, and nothing is wrong: the node then counts as one that mixes tasks, at 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from .._torch_private import output_shape, saved, written
@@ -32,13 +32,20 @@ class Range(NamedTuple):
     stop: int
 
 
-def origin(edge: Edge) -> Edge | None:
+def origin(edge: Edge, opaque: Collection[Any] = (), passed_by: set[Any] | None = None) -> Edge | None:
     """The edge that `edge` is after every collecting node on its way, or `None` where it reads a constant.
 
     The gradients at both are the same numbers in the same order; their shapes may differ by dimensions of size one.
+
+    Args:
+        edge: Where to begin.
+        opaque: Nodes not to look through.
+        passed_by: Receives the nodes that were looked through.
     """
     passed, node, nr, part = edge, edge.node, edge.nr, None
-    while (kind := type(node).__name__) in COLLECTING:
+    way: list[Any] = []
+    while (kind := type(node).__name__) in COLLECTING and node not in opaque:
+        way.append(node)
         if kind == "_DDPSinkBackward":
             node, nr = node.next_functions[nr]
         elif kind in _VIEWS:
@@ -53,6 +60,8 @@ def origin(edge: Edge) -> Edge | None:
             (node, nr), part = found
         else:
             return passed
+        if (node is None or part is None) and passed_by is not None:
+            passed_by.update(way)
         if node is None:
             return None
         if part is None:

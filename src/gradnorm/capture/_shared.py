@@ -134,7 +134,7 @@ class DetectedLayer(SharedLayer):
         if self.awaited:
             self._announce_wait()
             return []
-        last = graph.last(self.candidates(graph))
+        last = self._last(graph)
         if not last and not self.parameters:
             raise GraphError(
                 "no layer is shared: of the parameters with two or more dimensions, none is reached by every loss; "
@@ -155,7 +155,7 @@ class DetectedLayer(SharedLayer):
     def look_further_up(self, graph: AutogradGraph, heads: Sequence[Tensor]) -> Sequence[SharedParameter]:
         """As `locate`, without the parameters that were found to be heads; none if nothing remains."""
         self._heads.update(dict.fromkeys(heads))
-        taken = graph.last(self.candidates(graph))
+        taken = self._last(graph)
         self.parameters = ()
         self._here = self._known(taken)
         return self._here
@@ -177,6 +177,9 @@ class DetectedLayer(SharedLayer):
                 "Missing so far: %s. To start at once, name the layer with shared=",
                 ", ".join(self.awaited),
             )
+
+    def _last(self, graph: AutogradGraph) -> list[Tensor]:
+        return graph.last(self.candidates(graph), [head for head in self._heads if head in graph.leaves])
 
     def _note_reach(self, graph: AutogradGraph, tasks: Sequence[int]) -> None:
         for leaf in filter(_is_layer, graph.leaves):
