@@ -92,6 +92,7 @@ class LossWeights(nn.Module):
         self._is_open = [not is_balanced] * count  # the host's copy, which spares it synchronizing
         self._openings = 0
         self._warned = False
+        self.register_load_state_dict_post_hook(type(self)._take_over)
 
     @property
     def initial_losses(self) -> Tensor:
@@ -104,6 +105,8 @@ class LossWeights(nn.Module):
         given = weights.tolist() if isinstance(weights, Tensor) else weights
         numbers = _tensor(parse_per_task("weights", given, self.tasks))
         self.weights.copy_(rule.renormalize(numbers, float(len(self.tasks))))
+        self._opened.fill_(True)
+        self._is_open = [True] * len(self.tasks)
 
     def averaged(self) -> Tensor:
         """[T], the weights averaged over the steps, sum T."""
@@ -206,8 +209,9 @@ class LossWeights(nn.Module):
         self.rule.rebind(self.weights)
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _take_over(self, *_: object) -> None:
+        """After a state was loaded, perhaps by putting other tensors in place of these."""
+        self.rule.rebind(self.weights)
         self._is_open = self._opened.tolist()
 
 

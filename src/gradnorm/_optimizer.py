@@ -74,6 +74,14 @@ class WeightOptimizer(nn.Module):
         for value, old in kept:
             value.copy_(torch.where(accept if value.dim() else accept.any(), value, old))
 
+    def get_extra_state(self) -> Tensor:
+        """The learning rate, which a scheduler may have changed."""
+        return torch.tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the learning rate back."""
+        self.optimizer.param_groups[0]["lr"] = float(state)
+
     def rebind(self, weights: Tensor) -> None:
         """Go on with another tensor in place of the weights, and the buffers as they are now, as after `Module.to`."""
         self.optimizer.state.clear()

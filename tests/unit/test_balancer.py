@@ -216,6 +216,119 @@ def test_other_optimisers_of_the_weights():
     torch.testing.assert_close(balancer.weights, rule.renormalize(updated, 3.0, 1e-4))
 
 
+# ------------------------------------------------------------------------------------------------ where weights start
+
+
+def first_gradients(net, balancer, x):
+    """The norm of each task's share in the network's own first gradient."""
+    losses = net.losses(x)
+    raw = torch.stack([torch.autograd.grad(loss, net.last, retain_graph=True)[0].flatten() for loss in losses.values()])
+    balancer(losses).backward()
+    weights = torch.linalg.lstsq(raw.T, net.last.grad.flatten().unsqueeze(1)).solution.squeeze(1)
+    return weights, weights * raw.norm(dim=1)
+
+
+@pytest.mark.parametrize("options", [{"update": "closed-form"}, {"initial_weights": "balanced"}], ids=str)
+def test_the_first_gradient_is_balanced_already(options):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, priorities=[1.0, 2.0, 1.0], **options)
+    weights, norms = first_gradients(net, balancer, batch())
+    torch.testing.assert_close(norms / norms[0], torch.tensor([1.0, 2.0, 1.0]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(weights, balancer.weights, rtol=1e-3, atol=0)
+    assert balancer.weights.sum().item() == pytest.approx(3)
+    assert balancer.weights.min() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, [1.0, 1.0, 1.0]),
+        ({"update": "closed-form", "initial_weights": None}, [1.0, 1.0, 1.0]),
+        ({"initial_weights": {"a": 1.0, "c": 2.0, "b": 3.0}}, [0.5, 1.5, 1.0]),
+    ],
+    ids=str,
+)
+def test_other_starts(options, wanted):
+    net = Net()
+    weights, _ = first_gradients(net, GradNorm(NAMES, shared=net.last, **options), batch())
+    torch.testing.assert_close(weights, torch.tensor(wanted), rtol=1e-3, atol=1e-3)
+
+
+def test_given_weights_frozen_are_a_static_run():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, initial_weights=[1.0, 2.0, 3.0]).freeze()
+    train(net, balancer, 3)
+    torch.testing.assert_close(balancer.weights, torch.tensor([0.5, 1.0, 1.5]))
+
+
+@pytest.mark.parametrize("way", ["forwards first", "one backward", "retained"])
+def test_every_backward_of_the_first_step_has_the_balanced_weights(way):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, update="closed-form")
+    losses = [net.losses(batch(0)), net.losses(batch(0 if way == "retained" else 1))]
+    rows = [
+        torch.stack([torch.autograd.grad(loss, net.last, retain_graph=True)[0] for loss in each.values()])
+        for each in losses
+    ]
+    if way == "retained":
+        loss = balancer(losses[0])
+        loss.backward(retain_graph=True)
+        loss.backward()
+    else:
+        balanced = [balancer(each) for each in losses]
+        if way == "one backward":
+            sum(balanced).backward()
+        else:
+            for loss in balanced:
+                loss.backward()
+    wanted = sum((balancer.weights[:, None, None] * row).sum(0) for row in rows)
+    torch.testing.assert_close(net.last.grad, wanted)
+    weights = balancer.weights.clone()
+    balancer.step()
+    norms = [row["norm"] for row in balancer.history.rows()]
+    summed = sum(rows) / 2  # of two losses and two factors, the mean
+    assert norms == pytest.approx((weights * summed.flatten(1).norm(dim=1)).tolist(), rel=1e-4)
+
+
+def test_a_loss_scale_that_overflows_puts_the_start_off():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, update="closed-form")
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    balancer.attach(optimizer)
+    for scale in (math.inf, 1024.0):
+        optimizer.zero_grad()
+        (balancer(net.losses(batch())) * scale).backward()
+    optimizer.step()
+    norms = torch.tensor([row["norm"] for row in balancer.history.rows()])
+    torch.testing.assert_close(norms, norms.mean().expand(3))
+
+
+def test_a_task_that_comes_later_starts_balanced_as_well():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, update="closed-form", alpha=0.0)
+    for step in range(3):
+        losses = net.losses(batch(step))
+        balancer({"a": losses["a"], "b": losses["b"]}).backward()
+        balancer.step()
+    balancer(net.losses(batch(3))).backward()
+    balancer.step()
+    a, b, c = (row["norm"] for row in balancer.history.rows()[-3:])
+    assert 1 / 3 < c / ((a + b) / 2) < 3, "a hundredfold without it"
+
+
+def test_tasks_may_come_one_per_batch_under_the_closed_form():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, update="closed-form", alpha=0.0)
+    for step in range(9):
+        name = NAMES[step % 3]
+        balancer({name: net.losses(batch())[name]}).backward()
+        net.zero_grad()
+        balancer.step()
+    raw = torch.stack([torch.autograd.grad(v, net.last, retain_graph=True)[0] for v in net.losses(batch()).values()])
+    norms = balancer.weights * raw.flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, norms.mean().expand(3))
+
+
 # ------------------------------------------------------------------------------------------------ L(0), freeze, eval
 
 
@@ -284,6 +397,41 @@ def test_time_averaged_weights():
 
 
 # ------------------------------------------------------------------------------------------------------ missing tasks
+
+
+def test_losses_of_either_sign_are_balanced_at_alpha_zero():
+    for update in ("descent", "closed-form"):
+        net = Net()
+        balancer = GradNorm(NAMES, shared=net.last, alpha=0.0, update=update)
+        for step in range(3):
+            losses = net.losses(batch(step))
+            balancer(
+                losses | {"a": losses["a"] - 5, "b": losses["b"] * 0 + losses["b"] - losses["b"].detach()}
+            ).backward()
+            net.zero_grad()
+            balancer.step()
+        assert balancer.log_dict()["gradnorm/skipped"] == 0
+        assert balancer.weights[0] > 1 > balancer.weights[2]
+
+
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
+@pytest.mark.parametrize("initial", [None, [1.0, 1.0, 1.0]])
+@pytest.mark.parametrize("alpha", [0.12, 1.0, 2.0])
+def test_a_loss_that_is_not_positive_keeps_the_weights_above_alpha_zero(alpha, initial, update):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, alpha=alpha, update=update, initial_losses=initial)
+    train(net, balancer, 2)
+    before = balancer.weights.clone()
+    for number, shift in enumerate((-100.0, -200.0)):
+        losses = net.losses(batch(5))
+        balancer(losses | {"b": losses["b"] + shift}).backward()
+        if number:
+            balancer.step()
+        else:
+            with pytest.warns(RuntimeWarning, match="the loss of b is not positive.*need alpha=0"):
+                balancer.step()
+    assert torch.equal(balancer.weights, before)
+    assert balancer.log_dict()["gradnorm/skipped"] == 2
 
 
 def test_a_missing_task_keeps_its_weight_and_statistics():
@@ -493,6 +641,41 @@ def test_the_state_that_is_made_at_once_is_the_one_that_torch_makes(factory):
         theirs.grad = gradients
         optimizer.step()
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_scheduler_s_learning_rate_is_resumed():
+    def start(net):
+        balancer = GradNorm(NAMES, shared=net.last)
+        return balancer, torch.optim.lr_scheduler.StepLR(balancer.optimizer, step_size=2, gamma=0.3)
+
+    def run(net, balancer, scheduler, steps):
+        for step in steps:
+            balancer(net.losses(batch(step))).backward()
+            balancer.step()
+            scheduler.step()
+
+    net = Net()
+    balancer, scheduler = start(net)
+    run(net, balancer, scheduler, range(3))
+    saved = roundtrip({"balancer": balancer.state_dict(), "scheduler": scheduler.state_dict()})
+    again, other = start(net)
+    again.load_state_dict(saved["balancer"])
+    other.load_state_dict(saved["scheduler"])
+    for each in ((balancer, scheduler), (again, other)):
+        run(net, *each, range(3, 8))
+    assert torch.equal(again.weights, balancer.weights)
+
+
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
+def test_a_state_put_in_place_of_the_balancer_s_own_is_trained(update):
+    net, other = trained(update=update)
+    balancer = GradNorm(NAMES, shared=net.last, update=update)
+    balancer.load_state_dict(roundtrip(other.state_dict()), assign=True)
+    for each in (balancer, other):
+        each(net.losses(batch(9))).backward()
+        each.step()
+    assert torch.equal(balancer.weights, other.weights)
+    assert not torch.equal(balancer.weights, trained(update=update)[1].weights)
 
 
 def test_a_state_of_other_tasks_is_refused_before_anything_changes():

@@ -59,7 +59,7 @@ class FirstLook:
         first = one.shared
         sums = first_sums = self._measured(one, factor)
         idle: Tensor | None = None
-        while sums is not None and one.measurement.has_cosines:
+        while sums is not None and one.measurement.has_cosines and bool(torch.isfinite(sums.entries).all()):
             idle = self._idle(one, layer, factor, sums) if idle is None else idle
             moving = sums.entries[(sums.counts > 0) & ~idle]
             heads = heads_among(moving, one.shared) if len(moving) > 1 else []
@@ -70,7 +70,10 @@ class FirstLook:
                 one.shared, sums = first, first_sums
                 break
             sums = self._measured(one, factor)
-        layer.settle(one.shared)
+        if first_sums is None or bool(torch.isfinite(first_sums.entries).all()):
+            layer.settle(one.shared)
+        else:
+            one.shared = first  # numbers that say nothing: the next backward looks again
         return sums
 
     def _idle(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, sums: Sums) -> Tensor:
