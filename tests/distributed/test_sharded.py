@@ -47,9 +47,9 @@ SHARED = {
 }
 
 
-def alone(how="layer"):
+def alone(how="layer", update="descent"):
     model = Outputs()
-    balancer = GradNorm(NAMES, **SHARED[how](model))
+    balancer = GradNorm(NAMES, update=update, **SHARED[how](model))
     train(model, balancer)
     return result(model, balancer)
 
@@ -77,17 +77,19 @@ def shard(model, reshard, policy=None, world=2):
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def sharded(rank, reshard, how, micro=1):
+def sharded(rank, reshard, how, micro=1, update="descent"):
     model = Outputs()
     shard(model, reshard)
-    balancer = GradNorm(NAMES, **SHARED[how](model))
+    balancer = GradNorm(NAMES, update=update, **SHARED[how](model))
     train(model, balancer, share=lambda x: x.chunk(2)[rank], micro=micro)
     return result(model, balancer)
 
 
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
 @pytest.mark.parametrize("reshard", [True, False, "root"])
-def test_fsdp_in_every_resharding_mode(reshard, tmp_path):
-    same(launch(sharded, tmp_path, reshard, "layer"), alone())
+def test_fsdp_in_every_resharding_mode(reshard, update, tmp_path):
+    how = "found" if update == "closed-form" else "layer"  # both of the first look's questions
+    same(launch(sharded, tmp_path, reshard, how, 1, update), alone(how, update))
 
 
 @pytest.mark.parametrize("how", ["found", "weight", "pattern"])
@@ -252,14 +254,14 @@ PLANS = {
 }
 
 
-def tensor_parallel(rank, plan, how):
+def tensor_parallel(rank, plan, how, update="descent"):
     model = Outputs()
     kinds = {name: make() for name, make in PLANS[plan].items()}
     if plan != "rows":  # these end in a part of the features: gather them
         last = "net.heads.0" if plan == "heads too" else "net.trunk.2"
         kinds[last] = ColwiseParallel(output_layouts=torch.distributed.tensor.Replicate())
     parallelize_module(model, init_device_mesh("cpu", (2,)), kinds)
-    balancer = GradNorm(NAMES, **SHARED[how](model))
+    balancer = GradNorm(NAMES, update=update, **SHARED[how](model))
     train(model, balancer)
     return result(model, balancer)
 
@@ -269,5 +271,6 @@ def test_tensor_parallel_norms_are_those_of_the_full_gradient(plan, tmp_path):
     same(launch(tensor_parallel, tmp_path, plan, "layer"), alone())
 
 
-def test_tensor_parallel_finds_the_layer(tmp_path):
-    same(launch(tensor_parallel, tmp_path, "rows", "found"), alone("found"))
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
+def test_tensor_parallel_finds_the_layer(update, tmp_path):
+    same(launch(tensor_parallel, tmp_path, "rows", "found", update), alone("found", update))

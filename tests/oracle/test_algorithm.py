@@ -59,7 +59,7 @@ def test_a_thousand_steps_on_the_toy_network_equal_the_literal_algorithm(alpha, 
         close(a, b)
 
 
-@pytest.mark.parametrize("batch", [*range(2), *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 20))])
+@pytest.mark.parametrize("batch", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 20))])
 @pytest.mark.parametrize("update", UPDATES)
 def test_two_hundred_steps_on_random_graphs_equal_the_literal_algorithm(batch, update):
     for seed in range(10 * batch, 10 * batch + 10):

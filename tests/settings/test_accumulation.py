@@ -10,10 +10,10 @@ from ..unit.networks import Net, batch
 NAMES = ["a", "b", "c"]
 
 
-def trained(backward, steps=5):
+def trained(backward, steps=5, **options):
     """Weights, parameters and history after steps whose backwards `backward(net, balancer, x)` does."""
     net = Net()
-    balancer = GradNorm(NAMES, shared=net.last)
+    balancer = GradNorm(NAMES, shared=net.last, **options)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
     balancer.attach(optimizer)
     for step in range(steps):
@@ -42,9 +42,12 @@ def one_graph(net, balancer, x):
     sum(balancer(net.losses(part)) / 2 for part in x.chunk(2)).backward()
 
 
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
 @pytest.mark.parametrize("backward", [four, uneven, one_graph])
-def test_micro_batches_are_one_batch(backward):
-    for a, b in zip(trained(backward), trained(whole), strict=True):
+def test_micro_batches_are_one_batch(backward, update):
+    # The start of the closed form would be that of the first micro-batch.
+    options = {"update": update, "initial_weights": None}
+    for a, b in zip(trained(backward, **options), trained(whole, **options), strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from gradnorm import GradNorm
 
-from ..unit.networks import Net, train
+from ..unit.networks import Net, batch, train
 
 FORWARDS = {
     "whole trunk": lambda trunk, x: checkpoint(trunk, x, use_reentrant=False),
@@ -28,13 +28,14 @@ class Saving(Net):
         return {name: 10**i * (head(features) - 1).square().mean() for i, (name, head) in enumerate(self.named())}
 
 
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("way", FORWARDS)
-def test_the_same_weights_and_parameters(way, named):
+def test_the_same_weights_and_parameters(way, named, update):
     plain, net = Net(), Saving(FORWARDS[way])
     found = []
     for each in (plain, net):
-        balancer = GradNorm(["a", "b", "c"], shared=each.last if named else None)
+        balancer = GradNorm(["a", "b", "c"], shared=each.last if named else None, update=update)
         train(each, balancer, 4)
         assert balancer.shared[0] is each.last
         found.append([balancer.weights, *(p.detach() for p in each.parameters())])
@@ -75,3 +76,15 @@ def test_reentrant_checkpoints_in_the_heads_are_exact():
         train(each, balancer, 4)
         found.append([balancer.weights, *(p.detach() for p in each.parameters())])
     assert all(map(torch.equal, *found))
+
+
+def test_heads_that_cannot_run_twice_start_from_equal_weights_and_say_so():
+    net = Net()
+    net.heads = nn.ModuleList(Reentrant(head) for head in net.heads)
+    balancer = GradNorm(["a", "b", "c"], shared=net.last, update="closed-form")
+    loss = balancer(net.losses(batch()))
+    with pytest.warns(RuntimeWarning, match="starts from equal weights.*use_reentrant=False"):
+        loss.backward()
+    balancer.step()
+    assert [row["weight"] for row in balancer.history.rows()] == [1.0, 1.0, 1.0]
+    assert balancer.weights[0] > 1 > balancer.weights[2]

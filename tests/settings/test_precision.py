@@ -11,6 +11,7 @@ from gradnorm._history import FIELDS
 from ..unit.networks import Net, batch
 
 NAMES = ["a", "b", "c"]
+UPDATES = ["descent", "closed-form"]
 OPTIMIZERS = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=1e-2),
     "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
@@ -21,9 +22,9 @@ OPTIMIZERS = {
 class Training:
     """A network, its balancer attached to the optimizer, and perhaps a loss scaler."""
 
-    def __init__(self, make=OPTIMIZERS["SGD"], scale=None, autocast=None):
+    def __init__(self, make=OPTIMIZERS["SGD"], scale=None, autocast=None, update="descent"):
         self.net = Net()
-        self.balancer = GradNorm(NAMES, shared=self.net.last)
+        self.balancer = GradNorm(NAMES, shared=self.net.last, update=update)
         self.optimizer = make(self.net.parameters())
         self.balancer.attach(self.optimizer)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
@@ -56,10 +57,11 @@ def assert_same(one, other, **tolerance):
         torch.testing.assert_close(a, b, **tolerance)
 
 
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_a_loss_scale_changes_neither_the_weights_nor_the_network(make, clip):
-    plain, scaled = Training(make), Training(make, scale=65536.0)
+def test_a_loss_scale_changes_neither_the_weights_nor_the_network(make, clip, update):
+    plain, scaled = Training(make, update=update), Training(make, scale=65536.0, update=update)
     for number in range(8):
         plain.step(number, clip=clip)
         scaled.step(number, clip=clip)
@@ -72,9 +74,10 @@ def test_a_loss_scale_changes_neither_the_weights_nor_the_network(make, clip):
 
 @pytest.mark.parametrize("parts", [1, 2], ids=["whole batches", "one of two micro-batches is bad"])
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_a_skipped_step_leaves_no_trace(make, parts):
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_skipped_step_leaves_no_trace(make, parts, update):
     """As if that batch had never come; `fused` optimizers skip on the device, and their hooks run all the same."""
-    scaled, plain = Training(make, scale=1024.0), Training(make)
+    scaled, plain = Training(make, scale=1024.0, update=update), Training(make, update=update)
     for number in range(8):
         scaled.step(number, bad=number in (0, 3), parts=parts)
         if number not in (0, 3):
