@@ -137,7 +137,7 @@ class LossWeights(nn.Module):
         if not bool(torch.isfinite(raw_norms[fresh]).all()) or not bool(fresh.any()):
             return None
         self._openings += 1
-        self.rule.open(self.weights, torch.where(present, raw_norms, torch.nan), self._priorities)
+        self.rule.open(self.weights, torch.where(present, raw_norms, torch.nan), fresh, self._priorities)
         self._opened |= fresh & (raw_norms > 0) if self._openings < MOST_OPENINGS else fresh
         self._is_open = self._opened.tolist()
         return self.weights.clone()

@@ -72,9 +72,26 @@ class Update(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`w(t) → w(t+1)`, in place, where the step counts; returns `G_i`, the targets and the rates, [T] each."""
 
-    def open(self, weights: Tensor, raw_norms: Tensor, priorities: Tensor | None) -> None:
-        """Weights to start from, in place: `w_i ∝ p_i / ‖∇_W L_i‖`, for tasks whose norms are not NaN or 0."""
-        _share(weights, rule.closed_form_weights(_positive(raw_norms), None, 0.0, priorities))
+    def open(self, weights: Tensor, raw_norms: Tensor, fresh: Tensor, priorities: Tensor | None) -> None:
+        """Weights to start from for new tasks, in place: `w_i ∝ p_i / ‖∇_W L_i‖`, on a level with the others.
+
+        Args:
+            weights: [T].
+            raw_norms: [T], NaN for tasks that are absent.
+            fresh: bool, [T], the tasks that are new; a norm of zero or one that is not finite leaves a weight.
+            priorities: `p_i`.
+        """
+        norms = torch.where((raw_norms > 0) & torch.isfinite(raw_norms), raw_norms, torch.nan)
+        known = self._known_norms(torch.where(fresh, torch.nan, norms))
+        level = torch.where(known > 0, weights, 0.0).sum()
+        level = level / rule.closed_form_weights(known, None, 0.0, priorities).nansum()
+        level = torch.where(torch.isfinite(level), level, 1.0)
+        wanted = rule.closed_form_weights(torch.where(fresh, norms, torch.nan), None, 0.0, priorities)
+        _share(weights, torch.where(known > 0, weights, level * wanted))
+
+    def _known_norms(self, raw_norms: Tensor) -> Tensor:
+        """[T], those of tasks that were measured before, given what this batch has of them; NaN for the others."""
+        return raw_norms
 
 
 class Descent(Update):
@@ -190,15 +207,8 @@ class ClosedForm(Update):
         _share(weights, torch.where(accepted.any(), wanted, torch.nan))
         return G, targets, rates
 
-    def open(self, weights: Tensor, raw_norms: Tensor, priorities: Tensor | None) -> None:
-        """Weights to start from, in place; tasks measured before keep theirs in proportion to each other."""
-        known = self._norms()
-        level = (
-            torch.where(known > 0, weights, 0.0).sum() / rule.closed_form_weights(known, None, 0.0, priorities).nansum()
-        )
-        fresh = rule.closed_form_weights(_positive(raw_norms), None, 0.0, priorities)
-        level = torch.where(torch.isfinite(level), level, 1.0)
-        _share(weights, torch.where(known > 0, weights, level * fresh))
+    def _known_norms(self, raw_norms: Tensor) -> Tensor:
+        return self._norms()
 
     def _norms(self) -> Tensor:
         """[T], `n̂_i`, NaN for tasks that were never measured."""
@@ -227,10 +237,6 @@ def _share(weights: Tensor, wanted: Tensor) -> None:
 def _total(weights: Tensor, known: Tensor) -> Tensor:
     """What is left of the sum T for some of the tasks."""
     return float(len(weights)) - torch.where(known, 0.0, weights).sum()
-
-
-def _positive(norms: Tensor) -> Tensor:
-    return torch.where((norms > 0) & torch.isfinite(norms), norms, torch.nan)
 
 
 UPDATES: dict[str, type[Update]] = {"descent": Descent, "closed-form": ClosedForm}

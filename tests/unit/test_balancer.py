@@ -316,6 +316,20 @@ def test_a_task_that_comes_later_starts_balanced_as_well():
     assert 1 / 3 < c / ((a + b) / 2) < 3, "a hundredfold without it"
 
 
+def test_a_task_that_comes_later_leaves_the_proportion_that_the_others_have_learned():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, initial_weights="balanced", alpha=1.5)
+    for step in range(20):
+        losses = net.losses(batch(step))
+        balancer({"a": losses["a"], "b": losses["b"]}).backward()
+        balancer.step()
+    before = balancer.weights.clone()
+    balancer(net.losses(batch(20))).backward()
+    a, b, c = balancer.weights
+    torch.testing.assert_close(a / b, before[0] / before[1])
+    assert c < before[2]
+
+
 def test_tasks_may_come_one_per_batch_under_the_closed_form():
     net = Net()
     balancer = GradNorm(NAMES, shared=net.last, update="closed-form", alpha=0.0)
