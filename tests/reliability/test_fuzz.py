@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gradnorm import ArgumentError, GradNorm, GradNormError
+from gradnorm import ArgumentError, ClosedForm, Descent, GradNorm, GradNormError
 
 from ..oracle.graphs import RandomNet
 from ..oracle.literal import Literal
@@ -142,16 +142,21 @@ anything = st.one_of(
     st.just(object()),
     st.just(torch.ones(2)),
 )
-ARGUMENTS = ["tasks", "alpha", "lr", "initial_losses", "min_weight", "every", "priorities", "at", "reduce", "history"]
+ARGUMENTS = {
+    GradNorm: ["tasks", "alpha", "update", "initial_weights", "initial_losses", "every", "priorities", "at", "reduce"],
+    Descent: ["lr", "min_weight"],
+    ClosedForm: ["smoothing"],
+}
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.sampled_from(ARGUMENTS), anything)
-def test_a_wrong_argument_is_named_or_works(name, value):
-    arguments = {"tasks": 2} | {name: value}
+@given(st.sampled_from([(made, name) for made, names in ARGUMENTS.items() for name in names]), anything)
+def test_a_wrong_argument_is_named_or_works(argument, value):
+    made, name = argument
+    arguments = ({"tasks": 2} if made is GradNorm else {}) | {name: value}
     message = name
     try:
-        GradNorm(**arguments)
+        made(**arguments)
     except ArgumentError as error:
         message = str(error)
     assert name in message, f"{name}={value!r}"
