@@ -5,8 +5,8 @@
 
 Each loss comes from a forward pass of its own, at points of its own, and the residuals hold second derivatives, taken
 with `create_graph=True`. `GradNorm` still measures in the one ordinary backward. As the whole network is shared, `W`
-is a choice: found by itself it is the output layer; here `shared=` names the layer before it. What counts in the end
-is the distance to the true solution, which no loss sees.
+is a choice: here the last hidden layer, as it would be detected. α is the paper's for tasks of unlike kind. What counts
+in the end is the distance to the true solution, which no loss sees.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def run(method: str, steps: int) -> Metrics:
     for name, equation in EQUATIONS.items():
         u = network(equation.inputs)
         optimizer = torch.optim.Adam(u.parameters(), lr=3e-3)
-        balancer = GradNorm(equation.losses(u), shared=u[-3].weight).freeze(method == "equal weights")
+        update = "closed-form" if method.endswith("closed form") else "descent"
+        balancer = GradNorm(equation.losses(u), shared=u[-3].weight, alpha=1.5, update=update)
+        balancer.freeze(method == "equal weights")
         balancer.attach(optimizer)
         for _ in range(steps):
             loss = balancer(equation.losses(u))
@@ -111,8 +113,8 @@ def run(method: str, steps: int) -> Metrics:
 
 
 def main(steps: int = 1500, seeds: int = 3) -> Results:
-    """Both methods, a few seeds."""
-    return compare(run, ["equal weights", "GradNorm"], steps, seeds)
+    """Equal weights and both updates, a few seeds."""
+    return compare(run, ["equal weights", "GradNorm", "GradNorm, closed form"], steps, seeds)
 
 
 if __name__ == "__main__":
