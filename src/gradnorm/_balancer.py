@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ._advice import describe
 from ._arguments import check_graphs, parse_count, parse_losses, parse_number, parse_tasks, refuse_transforms
-from ._diagnosis import describe
 from ._distributed import agree, data_parallel, reduce_sums
 from ._errors import ArgumentError, GraphError, StateError
 from ._history import FIELDS, PAIRWISE_TASKS, History, StepRecord
@@ -179,10 +179,12 @@ class GradNorm(nn.Module):
         weights = self.weights.clone()
         zero = weights.new_zeros(())
         values = torch.stack([zero if loss is None else at_least(loss, zero.dtype) for loss in parsed])
-        self._called |= is_measured
         if is_measured and (self._due or self._is_opening([loss is not None for loss in parsed])):
-            return self._balanced(parsed, values, weights)
-        return (weights * values).sum()
+            balanced = self._balanced(parsed, values, weights)
+        else:
+            balanced = (weights * values).sum()
+        self._called |= is_measured
+        return balanced
 
     def branch(self, features: Tensor) -> tuple[Tensor, ...]:
         """The features, once per task, in the tasks' order: each head takes its own. For `at="branches"`.
@@ -418,6 +420,8 @@ class GradNorm(nn.Module):
             raise GraphError("the shared layer that was found is not the same on all processes; name it with shared=")
 
     def _open(self, sums: Sums) -> Tensor | None:
+        if self._frozen:  # since the forward
+            return None
         return self._loss_weights.open(self._measurement.norms(sums) / sums.factors.abs(), sums.counts > 0)
 
     def _reduce(self, sums: Sums) -> Sums:

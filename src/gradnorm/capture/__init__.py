@@ -1,7 +1,7 @@
 """Per-task gradients at `W`, measured inside one ordinary backward. Knows the graph, and nothing of the rule.
 
 - `_graph.py`: where in the graph the tasks meet; `_collectors.py`: nodes that only collect;
-- `_shared.py`: which parameters `W` is;
+- `_shared.py`: which parameters `W` is; `_layers.py`: which of a graph's layers come last;
 - `_measurement.py`: what was measured since the last step, and which backwards belong to it;
 - `_hooks.py`: hooks that take each task's gradient to `W` (`_products.py`), or measure it at the features;
 - `_branches.py`: the same at features that the network forks itself, without hooks, for compiled graphs;

@@ -25,6 +25,7 @@ from .._errors import ArgumentError, GraphError
 from .._numerics import at_least_float32
 from .._types import Shared
 from ._graph import AutogradGraph
+from ._layers import last_layers
 
 MOST_GROWTHS = 64
 """More graphs than this that show new parts of `W` are no mixture of experts, but parameters that are replaced."""
@@ -179,7 +180,7 @@ class DetectedLayer(SharedLayer):
             )
 
     def _last(self, graph: AutogradGraph) -> list[Tensor]:
-        return graph.last(self.candidates(graph), [head for head in self._heads if head in graph.leaves])
+        return last_layers(graph, self.candidates(graph), [head for head in self._heads if head in graph.leaves])
 
     def _note_reach(self, graph: AutogradGraph, tasks: Sequence[int]) -> None:
         for leaf in filter(_is_layer, graph.leaves):

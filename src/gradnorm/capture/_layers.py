@@ -1,0 +1,143 @@
+"""Which layers come last on the way to the losses.
+
+Autograd's graph knows operations, not layers. A layer shows as a parameter that meets its input in a product; before
+that it may be transposed, cast, normalized, or made of several parameters. Inputs of the network do not show at all,
+so that what the first layer returns looks like something made of its parameter.
+
+The rules here are about the names and operands of nodes; each answers a kind of network, which the tests name.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from ._graph import AutogradGraph
+
+_PRODUCTS = re.compile("mm|conv|linear", re.IGNORECASE)
+"""Nodes of a layer's product with its input, which comes first."""
+_AFFINE = re.compile("addmm|conv|linear", re.IGNORECASE)
+"""Those of them that are certainly a layer's: `mm` may be of two inputs, as in contrastive losses."""
+_LOOKUPS = re.compile("bmm|embedding|index|gather|rnn|lstm|gru|attention", re.IGNORECASE)
+"""Other nodes whose output is no parameter any more, whatever it is made of."""
+_COMPILED = "CompiledFunctionBackward"
+
+
+class _Made(NamedTuple):
+    """What a tensor is made of: leaves, as a bit mask, and whether by nothing but elementwise operations on them."""
+
+    leaves: int
+    is_plain: bool
+
+
+def last_layers(graph: AutogradGraph, candidates: Sequence[Tensor], passed_over: Sequence[Tensor] = ()) -> list[Tensor]:
+    """Those of the candidates that no other of them follows on the way to the losses.
+
+    A layer that is used several times counts where most losses depend on it: a head may use tied weights once more.
+    Where no place is common to all, as with a forward per loss, first uses count: in the graph of a gradient every
+    layer is used once more, in reverse.
+
+    Args:
+        graph: Of the losses.
+        candidates: Leaves of it.
+        passed_over: Leaves that are no candidates, but make weights together with them.
+    """
+    eligible = (1 << len(candidates)) - 1
+    applied = _first_uses(graph, _applied(graph, [*candidates, *passed_over], eligible))
+    above = dict.fromkeys(graph.children_first, 0)
+    last = 0
+    for node in reversed(graph.children_first):
+        mine, followers = applied[node] & eligible, above[node]
+        if not followers & ~mine:
+            last |= mine
+        for edge in graph.inner[node]:
+            above[edge.to] |= followers | mine
+    return [leaf for i, leaf in enumerate(candidates) if last >> i & 1]
+
+
+def _applied(graph: AutogradGraph, leaves: Sequence[Tensor], eligible: int) -> dict[Any, int]:
+    """The nodes at which layers are applied to their inputs, each with the leaves there, as a bit mask."""
+    read = _read(graph, leaves)
+    made: dict[Any, _Made] = {}
+    applied: dict[Any, int] = {}
+    roots = {root.node for root in graph.roots if root is not None}
+    for node in graph.children_first:
+        operands = {slot: _Made(bit, is_plain=True) for slot, bit in read.get(node, ())}
+        operands |= {edge.slot: made[edge.to] for edge in graph.inner[node] if made[edge.to].leaves}
+        if type(node).__name__ == _COMPILED:  # the order inside does not show: what it takes last
+            operands = dict(sorted((slot, each) for slot, each in operands.items() if each.leaves & eligible)[-1:])
+        applied[node] = _layer_at(node, operands, node in roots)
+        is_plain = _are_plain(operands) and (not _is_product(node) or _makes_weight(node, operands))
+        made[node] = _Made(_union(each.leaves for each in operands.values()), is_plain)
+    used = _union(applied.values())
+    for node, bits in read.items():  # what was part of an input only, or of the weight of the very first layer
+        if type(node).__name__ != _COMPILED:
+            applied[node] |= _union(bit for _, bit in bits if not bit & used)
+    return applied
+
+
+def _read(graph: AutogradGraph, leaves: Sequence[Tensor]) -> dict[Any, list[tuple[int, int]]]:
+    """The nodes that read a leaf where most losses depend on it, with slot and bit."""
+    read: dict[Any, list[tuple[int, int]]] = {}
+    for i, leaf in enumerate(leaves):
+        most = max(graph.tasks[node].bit_count() for node in graph.leaves[leaf])
+        for node in graph.leaves[leaf]:
+            if graph.tasks[node].bit_count() == most:
+                slots = [edge.slot for edge in graph.ends[node] if edge.to.variable is leaf]
+                read.setdefault(node, []).extend((slot, 1 << i) for slot in slots)
+    return read
+
+
+def _first_uses(graph: AutogradGraph, applied: dict[Any, int]) -> dict[Any, int]:
+    """`applied`, without the later uses of leaves that are nowhere used for all losses."""
+    common = _union(bits for node, bits in applied.items() if graph.tasks[node] == graph.everyone)
+    below: dict[Any, int] = {}
+    first: dict[Any, int] = {}
+    for node in graph.children_first:
+        before = _union(below[edge.to] for edge in graph.inner[node])
+        first[node] = applied[node] & (common | ~before)
+        below[node] = before | applied[node]
+    return first
+
+
+def _layer_at(node: Any, operands: Mapping[int, _Made], is_root: bool) -> int:
+    """Which leaves are the layer that is applied at a node, and not its input; `operands` are by slot."""
+    if not operands or _makes_weight(node, operands):
+        return 0
+    name = type(node).__name__
+    plain = _union(each.leaves for each in operands.values() if each.is_plain)
+    if not _is_product(node):  # a parameter that is added to an input, say
+        return 0 if _are_plain(operands) and not is_root else plain
+    last = operands[max(operands)]
+    if _LOOKUPS.search(name) or not _PRODUCTS.search(name):
+        return plain
+    if plain or not _AFFINE.search(name):
+        return last.leaves if last.is_plain else plain
+    others = _union(each.leaves for slot, each in operands.items() if slot != max(operands))
+    return last.leaves & ~others if others else 0  # a computed weight, unless it is the only operand
+
+
+def _is_product(node: Any) -> bool:
+    """Whether a layer ends here: a product, a lookup, a function that is not torch's."""
+    name = type(node).__name__
+    return isinstance(node, BackwardCFunction) or bool(_PRODUCTS.search(name) or _LOOKUPS.search(name))
+
+
+def _makes_weight(node: Any, operands: Mapping[int, _Made]) -> bool:
+    """Whether a product is of parameters alone, and so the weight of a layer to come; a layer's own has a bias."""
+    name = type(node).__name__
+    return len(operands) > 1 and _are_plain(operands) and "mm" in name.lower() and not _AFFINE.search(name)
+
+
+def _are_plain(operands: Mapping[int, _Made]) -> bool:
+    return all(each.is_plain for each in operands.values())
+
+
+def _union(masks: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, masks, 0)
