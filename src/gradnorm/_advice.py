@@ -71,7 +71,7 @@ def bad_numbers(tasks: Sequence[str], losses: Sequence[float], norms: Sequence[f
     """What cannot be balanced: numbers that are not finite, gradients of zero, losses that are not positive."""
     for task, loss, norm in zip(tasks, losses, norms, strict=True):
         if not math.isfinite(loss) or not math.isfinite(norm):
-            yield f"{task}: the loss is {loss:g} and its gradient norm {norm:g}. Mend that first."
+            yield f"{task}: the loss is {loss:g} and its gradient norm {norm:g}. Fix that first."
         elif norm == 0:
             yield (
                 f"{task}'s gradient is zero at this layer. Where its head starts at zero this passes; where the heads' "
@@ -133,7 +133,7 @@ def _skips(skipped: int, steps: int) -> Iterator[str]:
 def _floor(tasks: Sequence[str], weights: Sequence[float], min_weight: float) -> Iterator[str]:
     for task, weight in zip(tasks, weights, strict=True):
         if weight <= 2 * min_weight:
-            yield f'{task} sits at min_weight: take update="closed-form", divide its loss by a constant, or lower alpha.'
+            yield f'{task} sits at min_weight: take update="closed-form", divide its loss, or lower alpha.'
 
 
 def _stuck(tasks: Sequence[str], series: Mapping[str, Mapping[str, list[float]]]) -> Iterator[str]:

@@ -48,6 +48,8 @@ def parse_count(name: str, value: int, *, low: int) -> int:
 
 def parse_per_task(name: str, values: PerTask, tasks: Sequence[str]) -> list[float]:
     """One positive number for each task, in the tasks' order."""
+    if isinstance(values, Tensor) and values.dim() == 1:
+        values = values.tolist()
     if isinstance(values, Mapping):
         _check_names(name, values, tasks)
         missing = [task for task in tasks if task not in values]

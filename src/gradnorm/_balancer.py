@@ -179,7 +179,8 @@ class GradNorm(nn.Module):
         weights = self.weights.clone()
         zero = weights.new_zeros(())
         values = torch.stack([zero if loss is None else at_least(loss, zero.dtype) for loss in parsed])
-        if is_measured and (self._due or self._is_opening([loss is not None for loss in parsed])):
+        tasks = [task for task, loss in enumerate(parsed) if loss is not None]
+        if is_measured and (self._due or (not torch.compiler.is_compiling() and self._awaits(tasks))):
             balanced = self._balanced(parsed, values, weights)
         else:
             balanced = (weights * values).sum()
@@ -277,7 +278,7 @@ class GradNorm(nn.Module):
         return self._loss_weights.weights
 
     @weights.setter
-    def weights(self, weights: PerTask | Tensor) -> None:
+    def weights(self, weights: PerTask) -> None:
         self._loss_weights.assign(weights)
 
     @property
@@ -381,15 +382,15 @@ class GradNorm(nn.Module):
     def _balanced(self, parsed: Sequence[Tensor | None], values: Tensor, weights: Tensor) -> Tensor:
         """The balanced loss, whose backward will measure the tasks."""
         present = [loss is not None for loss in parsed]
-        opening = partial(self._opening, present)
+        opening = partial(self._opening, [task for task, here in enumerate(present) if here])
         if any(present):
             balanced = self._measurement.balanced(parsed, values, weights, self._mask(present), opening)
             self._check_layer()
             return balanced
         nothing = self._measurement.nothing(weights)
         self._measurement.add(nothing)
-        if (found := opening()) is not None and found.open is not None and found.weights is None:
-            found.weights = found.open(found.reduce(nothing))
+        if (found := opening()) is not None:
+            found.look([], None, lambda: found.reduce(nothing))
         return (weights * values).sum()
 
     def _check_layer(self) -> None:
@@ -405,24 +406,26 @@ class GradNorm(nn.Module):
         layer = self._measurement.layer
         return layer.awaited if isinstance(layer, DetectedLayer) else []
 
-    def _opening(self, present: Sequence[bool]) -> Opening | None:
+    def _opening(self, tasks: Sequence[int]) -> Opening | None:
         """What the first backward is to find out."""
-        awaits = self._loss_weights.awaits_opening(present, self._reduces)
-        if self._step_opening is None and (awaits or not self._measurement.layer.is_confirmed):
-            self._step_opening = Opening(self._reduce, self._agree, self._open if awaits else None)
+        if not self._measurement.layer.is_confirmed or self._awaits(tasks):
+            self._step_opening = self._step_opening or Opening(self._reduce, self._agree, self._awaits, self._open)
         return self._step_opening
 
-    def _is_opening(self, present: Sequence[bool]) -> bool:
-        return not torch.compiler.is_compiling() and self._loss_weights.awaits_opening(present, self._reduces)
+    def _awaits(self, tasks: Sequence[int]) -> bool:
+        """Whether weights to start from are still wanted for one of these tasks."""
+        return not self._frozen and self._loss_weights.awaits_opening(tasks, self._reduces)
 
     def _agree(self, layer: SharedLayer) -> None:
         if self._reduces and not agree(" ".join(layer.names), self.process_group):
             raise GraphError("the shared layer that was found is not the same on all processes; name it with shared=")
 
-    def _open(self, sums: Sums) -> Tensor | None:
-        if self._frozen:  # since the forward
-            return None
-        return self._loss_weights.open(self._measurement.norms(sums) / sums.factors.abs(), sums.counts > 0)
+    def _open(self, sums: Sums, before: Sums | None) -> Tensor | None:
+        raw_norms = self._measurement.norms(sums) / sums.factors.abs()
+        if before is not None:
+            earlier = self._measurement.norms(before) / (before.factors.abs() * self.weights)
+            raw_norms = torch.where(sums.counts > 0, raw_norms, earlier)
+        return self._loss_weights.open(raw_norms.to(self.weights.dtype), sums.counts > 0, has_begun=before is not None)
 
     def _reduce(self, sums: Sums) -> Sums:
         return reduce_sums(sums, self.process_group) if self._reduces else sums

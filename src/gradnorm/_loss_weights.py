@@ -100,10 +100,9 @@ class LossWeights(nn.Module):
         known = self._initial_counts >= self._initial_steps
         return torch.where(known, self._initial_sums / self._initial_counts, torch.nan)
 
-    def assign(self, weights: PerTask | Tensor) -> None:
+    def assign(self, weights: PerTask) -> None:
         """Continue with these weights, rescaled to sum T."""
-        given = weights.tolist() if isinstance(weights, Tensor) else weights
-        numbers = _tensor(parse_per_task("weights", given, self.tasks))
+        numbers = _tensor(parse_per_task("weights", weights, self.tasks))
         self.weights.copy_(rule.renormalize(numbers, float(len(self.tasks))))
         self._opened.fill_(True)
         self._is_open = [True] * len(self.tasks)
@@ -118,26 +117,31 @@ class LossWeights(nn.Module):
 
     # ---------------------------------------------------------------------------------------------- the first step
 
-    def awaits_opening(self, present: Sequence[bool], is_parallel: bool) -> bool:
+    def awaits_opening(self, tasks: Sequence[int], is_parallel: bool) -> bool:
         """Whether weights to start from are still to be found for one of these tasks.
 
         Where processes share the batch only in the first step, as they cannot know which tasks are new to another.
         """
         if is_parallel:
             return not any(self._is_open)
-        return any(here and not done for here, done in zip(present, self._is_open, strict=True))
+        return not all(self._is_open[task] for task in tasks)
 
-    def open(self, raw_norms: Tensor, present: Tensor) -> Tensor | None:
-        """Balance the tasks that are new, from their norms, [T] and bool [T]; returns the weights, if they changed.
+    def open(self, raw_norms: Tensor, present: Tensor, has_begun: bool = False) -> Tensor | None:
+        """Balance the tasks that are new; returns the weights, if they changed.
 
         This reads values, and so synchronizes with the device. A norm that is not finite, as a loss scale that is still
         too large brings about, is none, and neither is a norm of zero: the next steps try again.
+
+        Args:
+            raw_norms: [T], NaN for tasks that were not measured.
+            present: bool, [T], the tasks that run backward now.
+            has_begun: Other tasks have run backward in this step, so that their weights stay until its end.
         """
         fresh = present & ~self._opened
         if not bool(torch.isfinite(raw_norms[fresh]).all()) or not bool(fresh.any()):
             return None
         self._openings += 1
-        self.rule.open(self.weights, torch.where(present, raw_norms, torch.nan), fresh, self._priorities)
+        self.rule.open(self.weights, raw_norms, fresh, self._priorities, has_begun)
         self._opened |= fresh & (raw_norms > 0) if self._openings < MOST_OPENINGS else fresh
         self._is_open = self._opened.tolist()
         return self.weights.clone()
@@ -230,10 +234,10 @@ def _parse_initial_losses(given: int | PerTask | None, tasks: Sequence[str]) -> 
 
 def _parse_initial_weights(given: InitialWeights, tasks: Sequence[str], update: Update) -> tuple[Tensor, bool]:
     """The weights, and whether the first step is to be balanced."""
-    if given == "auto":
+    if isinstance(given, str) and given == "auto":
         given = "balanced" if update.starts_balanced else None
-    if given is None or given == "balanced":
-        return _tensor([1.0] * len(tasks)), given == "balanced"
+    if given is None or (isinstance(given, str) and given == "balanced"):
+        return _tensor([1.0] * len(tasks)), given is not None
     if isinstance(given, str):
         raise ArgumentError(f'initial_weights must be "balanced", one number per task or None, got {given!r}')
     return rule.renormalize(_tensor(parse_per_task("initial_weights", given, tasks)), float(len(tasks))), False

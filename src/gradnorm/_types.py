@@ -17,5 +17,5 @@ Shared: TypeAlias = nn.Parameter | Tensor | nn.Module | Iterable[Tensor] | str
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
 """Called as `factory([weights], lr=lr)`; any class of `torch.optim`, or a partial of one."""
 
-PerTask: TypeAlias = Mapping[str, float] | Sequence[float]
-"""One number a task, by name or in order."""
+PerTask: TypeAlias = Mapping[str, float] | Sequence[float] | Tensor
+"""One number per task, by name, in order, or as a [T] tensor."""

@@ -72,7 +72,9 @@ class Update(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`w(t) → w(t+1)`, in place, where the step counts; returns `G_i`, the targets and the rates, [T] each."""
 
-    def open(self, weights: Tensor, raw_norms: Tensor, fresh: Tensor, priorities: Tensor | None) -> None:
+    def open(
+        self, weights: Tensor, raw_norms: Tensor, fresh: Tensor, priorities: Tensor | None, has_begun: bool
+    ) -> None:
         """Weights to start from for new tasks, in place: `w_i ∝ p_i / ‖∇_W L_i‖`, on a level with the others.
 
         Args:
@@ -80,14 +82,18 @@ class Update(nn.Module, ABC):
             raw_norms: [T], NaN for tasks that are absent.
             fresh: bool, [T], the tasks that are new; a norm of zero or one that is not finite leaves a weight.
             priorities: `p_i`.
+            has_begun: The others' weights stay as they are, and the sum T waits for the end of the step.
         """
         norms = torch.where((raw_norms > 0) & torch.isfinite(raw_norms), raw_norms, torch.nan)
         known = self._known_norms(torch.where(fresh, torch.nan, norms))
         level = torch.where(known > 0, weights, 0.0).sum()
         level = level / rule.closed_form_weights(known, None, 0.0, priorities).nansum()
         level = torch.where(torch.isfinite(level), level, 1.0)
-        wanted = rule.closed_form_weights(torch.where(fresh, norms, torch.nan), None, 0.0, priorities)
-        _share(weights, torch.where(known > 0, weights, level * wanted))
+        wanted = level * rule.closed_form_weights(torch.where(fresh, norms, torch.nan), None, 0.0, priorities)
+        if has_begun:
+            weights.copy_(torch.where(wanted > 0, wanted, weights))
+        else:
+            _share(weights, torch.where(known > 0, weights, wanted))
 
     def _known_norms(self, raw_norms: Tensor) -> Tensor:
         """[T], those of tasks that were measured before, given what this batch has of them; NaN for the others."""
@@ -208,7 +214,7 @@ class ClosedForm(Update):
         return G, targets, rates
 
     def _known_norms(self, raw_norms: Tensor) -> Tensor:
-        return self._norms()
+        return torch.where(self._counts > 0, self._norms(), raw_norms)
 
     def _norms(self) -> Tensor:
         """[T], `n̂_i`, NaN for tasks that were never measured."""

@@ -83,7 +83,7 @@ def test_heads_that_cannot_run_twice_start_from_equal_weights_and_say_so():
     net.heads = nn.ModuleList(Reentrant(head) for head in net.heads)
     balancer = GradNorm(["a", "b", "c"], shared=net.last, update="closed-form")
     loss = balancer(net.losses(batch()))
-    with pytest.warns(RuntimeWarning, match="starts from equal weights.*use_reentrant=False"):
+    with pytest.warns(RuntimeWarning, match="weights start from ones.*use_reentrant=False"):
         loss.backward()
     balancer.step()
     assert [row["weight"] for row in balancer.history.rows()] == [1.0, 1.0, 1.0]

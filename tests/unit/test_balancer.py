@@ -245,6 +245,7 @@ def test_the_first_gradient_is_balanced_already(options):
         ({}, [1.0, 1.0, 1.0]),
         ({"update": "closed-form", "initial_weights": None}, [1.0, 1.0, 1.0]),
         ({"initial_weights": {"a": 1.0, "c": 2.0, "b": 3.0}}, [0.5, 1.5, 1.0]),
+        ({"initial_weights": torch.tensor([1.0, 2.0, 3.0])}, [0.5, 1.0, 1.5]),
     ],
     ids=str,
 )
@@ -328,6 +329,17 @@ def test_a_task_that_comes_later_leaves_the_proportion_that_the_others_have_lear
     a, b, c = balancer.weights
     torch.testing.assert_close(a / b, before[0] / before[1])
     assert c < before[2]
+
+
+def test_tasks_may_come_one_per_micro_batch_in_the_first_step():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, update="closed-form", alpha=0.0)
+    for name in NAMES:
+        balancer({name: net.losses(batch())[name]}).backward()
+    balancer.step()
+    norms = torch.tensor([row["norm"] for row in balancer.history.rows()])
+    torch.testing.assert_close(norms, norms.mean().expand(3))
+    assert balancer.weights.sum().item() == pytest.approx(3)
 
 
 def test_tasks_may_come_one_per_batch_under_the_closed_form():

@@ -8,7 +8,7 @@ forks, features and micro-batches; nothing here breaks a graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -54,9 +54,8 @@ class AtBranches(Measurement):
         if torch.compiler.is_compiling():
             return WeightedSum.apply(values, weights, mask, self._probe)  # pyright: ignore[reportReturnType]
         found = opening()
-        present = [] if found is None else [loss for loss in losses if loss is not None]
         # These refer to what is below the balanced loss only, as they must: see `_hooks.py`.
-        begin = partial(self._begin, present, values.detach(), mask, found)
+        begin = partial(self._begin, losses if found else (), values.detach(), mask, found)
         return BalancedLoss.apply(values, weights, begin)  # pyright: ignore[reportReturnType]
 
     def norms(self, sums: Sums) -> Tensor:
@@ -74,7 +73,7 @@ class AtBranches(Measurement):
 
     def _begin(
         self,
-        present: Sequence[Tensor],
+        losses: Present,
         values: Tensor,
         mask: Tensor,
         opening: Opening | None,
@@ -82,17 +81,26 @@ class AtBranches(Measurement):
         weights: Tensor,
     ) -> Tensor:
         self.begin()
-        if opening is not None and opening.open and opening.weights is None and self._probe.grad is None:
-            scaled = [factor.to(loss.dtype) for loss in present]
-            (rows,) = torch.autograd.grad(present, [self._probe], scaled, retain_graph=True, allow_unused=True)
-            if rows is not None:
-                rows = torch.cat([rows[:1], _shares(values, mask, factor, rows.dtype)])
-                opening.weights = opening.open(opening.reduce(self._read(rows)))
-        if opening is not None and opening.weights is not None:
-            weights = opening.weights
+        if opening is not None:
+            tasks = [task for task, loss in enumerate(losses) if loss is not None]
+            opening.look(tasks, self.sums, partial(self._looked, losses, values, mask, factor, opening.reduce))
+            weights = weights if opening.weights is None else opening.weights
         squares = self._probe.new_zeros(1, len(mask))
         self._add(torch.cat([squares, _shares(values, mask, factor, squares.dtype)]))
         return weights
+
+    def _looked(
+        self, losses: Present, values: Tensor, mask: Tensor, factor: Tensor, reduce: Callable[[Sums], Sums]
+    ) -> Sums | None:
+        """The sums at weights of one, from a backward of its own."""
+        present = [loss for loss in losses if loss is not None]
+        scaled = [factor.to(loss.dtype) for loss in present]
+        (rows,) = torch.autograd.grad(present, [self._probe], scaled, retain_graph=True, allow_unused=True)
+        return (
+            None
+            if rows is None
+            else reduce(self._read(torch.cat([rows[:1], _shares(values, mask, factor, rows.dtype)])))
+        )
 
     def _add(self, rows: Tensor) -> None:
         self._probe.grad = rows if self._probe.grad is None else self._probe.grad + rows

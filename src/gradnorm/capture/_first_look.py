@@ -46,11 +46,7 @@ class FirstLook:
         layer = one.measurement.layer
         one.shared = layer.locate(self._graph, one.tasks)
         sums = self._settle(one, layer, factor) if isinstance(layer, DetectedLayer) and not layer.is_confirmed else None
-        opening = self._opening
-        # Weights do not change under a step that has begun: its sums are of one weight per task.
-        if opening.open is not None and opening.weights is None and one.measurement.sums is None:
-            sums = self._measured(one, factor) if sums is None else sums
-            opening.weights = None if sums is None else opening.open(sums)
+        self._opening.look(one.tasks, one.measurement.sums, lambda: sums or self._measured(one, factor))
         one.frontiers = self._graph.frontiers([shared.used for shared in one.shared])
 
     def _settle(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor) -> Sums | None:
@@ -109,9 +105,9 @@ class FirstLook:
         except RuntimeError as error:
             if isinstance(error, GraphError):
                 raise
-            if (remedy := refusal(error)) is None:
+            if refusal(error) is None:
                 raise GraphError(_ONCE) from error
-            warn(f"{_UNBALANCED}: {remedy}")
+            warn(_UNSEEN)
             return None
         finally:
             one.measurement.is_looking = False
@@ -145,4 +141,8 @@ _ONCE = (
     "give the layer with shared= and initial_weights=None"
 )
 
-_UNBALANCED = "the first step of GradNorm starts from equal weights"
+_UNSEEN = (
+    "GradNorm could not look at the first backward before it ran: weights start from ones, and a layer that was detected "
+    "is not checked. Heads that are checkpointed need use_reentrant=False, heads that are compiled need "
+    "torch._functorch.config.donated_buffer = False before compiling; or give shared= and initial_weights="
+)

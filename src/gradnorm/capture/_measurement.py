@@ -53,14 +53,30 @@ class Opening:
     Attributes:
         reduce: The sums over all processes that share the batch.
         check: Raises if a detected layer is another one on another process.
-        open: The weights to train with, by what was found; `None` if nothing can be said yet. Left out, they stay.
+        awaits: Whether weights to start from are still wanted for one of these tasks.
+        open: The weights to train with, by what was found and by what the step had measured before; `None` if nothing
+            can be said yet.
         weights: What `open` said: whatever runs backward afterwards is weighted by it as well.
     """
 
     reduce: Callable[[Sums], Sums]
     check: Callable[[SharedLayer], None]
-    open: Callable[[Sums], Tensor | None] | None
+    awaits: Callable[[Sequence[int]], bool]
+    open: Callable[[Sums, Sums | None], Tensor | None]
     weights: Tensor | None = None
+
+    def look(self, tasks: Sequence[int], before: Sums | None, measure: Callable[[], Sums | None]) -> None:
+        """Find weights to start from, if there is a task for which they are wanted.
+
+        Args:
+            tasks: Those whose losses run backward.
+            before: What the step has measured before; an overflow among it is a step that will not be made.
+            measure: Gives the sums at weights of one, or `None` where they cannot be had.
+        """
+        if not self.awaits(tasks) or (before is not None and not bool(torch.isfinite(before.entries).all())):
+            return
+        if (sums := measure()) is not None and (weights := self.open(sums, before)) is not None:
+            self.weights = weights
 
 
 FindOpening = Callable[[], Opening | None]
