@@ -48,15 +48,16 @@ def parse_count(name: str, value: int, *, low: int) -> int:
 
 def parse_per_task(name: str, values: PerTask, tasks: Sequence[str]) -> list[float]:
     """One positive number for each task, in the tasks' order."""
+    ordered: list[float]
     if isinstance(values, Tensor) and values.dim() == 1:
-        values = values.tolist()
+        values = [float(value) for value in values]
     if isinstance(values, Mapping):
         _check_names(name, values, tasks)
         missing = [task for task in tasks if task not in values]
         if missing:
             raise ArgumentError(f"{name} lacks {missing[0]!r}; give one number for each of {', '.join(tasks)}")
         ordered = [values[task] for task in tasks]
-    elif isinstance(values, str) or not isinstance(values, Iterable):
+    elif isinstance(values, str | Tensor) or not isinstance(values, Iterable):
         raise ArgumentError(f"{name} must be a mapping by task or one number a task, got {values!r}")
     else:
         ordered = list(values)

@@ -142,7 +142,7 @@ _ONCE = (
 )
 
 _UNSEEN = (
-    "GradNorm could not look at the first backward before it ran: weights start from ones, and a layer that was detected "
-    "is not checked. Heads that are checkpointed need use_reentrant=False, heads that are compiled need "
+    "GradNorm could not look at the first backward before it ran: weights start from ones, and a layer that was "
+    "detected is not checked. Heads that are checkpointed need use_reentrant=False, heads that are compiled need "
     "torch._functorch.config.donated_buffer = False before compiling; or give shared= and initial_weights="
 )
