@@ -307,7 +307,7 @@ class GradNorm(nn.Module):
 
     @property
     def shared_names(self) -> tuple[str, ...] | None:
-        """`W` by name and shape, if `model=` was given, or by shape alone; `None` until it is known."""
+        """`W` by name, if `model=` was given, or by shape; `None` until it is known."""
         return tuple(self._measurement.layer.names) or None
 
     def time_averaged_weights(self) -> Tensor:
@@ -356,7 +356,7 @@ class GradNorm(nn.Module):
             self.history,
             self.weights.tolist(),
             self.time_averaged_weights().tolist(),
-            layer=", ".join(self._measurement.layer.names) or "where branch() is called",
+            layer=", ".join(self._measurement.layer.described) or "where branch() is called",
             steps=self._steps,
             skipped=int(self._loss_weights.skipped),
             min_weight=getattr(self._loss_weights.rule, "min_weight", 0.0),
@@ -417,7 +417,7 @@ class GradNorm(nn.Module):
         return not self._frozen and self._loss_weights.awaits_opening(tasks, self._reduces)
 
     def _agree(self, layer: SharedLayer) -> None:
-        if self._reduces and not agree(" ".join(layer.names), self.process_group):
+        if self._reduces and not agree(" ".join(layer.described), self.process_group):
             raise GraphError("the shared layer that was found is not the same on all processes; name it with shared=")
 
     def _open(self, sums: Sums, before: Sums | None) -> Tensor | None:

@@ -124,9 +124,9 @@ def diagnose(losses: Losses, *, shared: Shared | None = None, model: nn.Module |
         losses=at_least_float32(torch.stack([loss.detach() for loss in values]).cpu()),
         norms=norms,
         cosines=cosines(rows, norms),
-        layer=", ".join(NamedLayer(parts, names).names),
+        layer=", ".join(NamedLayer(parts, names).described),
         entries=sum(each.parameter.numel() for each in parts),
-        others=tuple(NamedLayer(others, names).names),
+        others=tuple(NamedLayer(others, names).described),
     )
 
 

@@ -219,7 +219,7 @@ class AtFrontier(Measurement):
             )
         missing = next(task for position, task in enumerate(one.tasks) if position not in reached)
         raise GraphError(
-            f"the loss of task {self.names[missing]!r} does not reach W; "
+            f"the loss of task {self.names[missing]!r} does not reach {self.layer.called}; "
             "give as shared a layer that all tasks use, or leave the task out of the balancer"
         )
 

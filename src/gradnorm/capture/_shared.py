@@ -88,8 +88,18 @@ class SharedLayer(ABC):
 
     @property
     def names(self) -> list[str]:
+        """The parameters' names; their shapes where these are not known."""
+        return [self._all_names.get(each, f"a parameter {tuple(each.shape)}") for each in self.tensors]
+
+    @property
+    def described(self) -> list[str]:
         """The parameters' names and shapes."""
         return [f"{self._all_names.get(each, 'a parameter')} {tuple(each.shape)}" for each in self.tensors]
+
+    @property
+    def called(self) -> str:
+        """`W`, as a message calls it."""
+        return "W"
 
 
 class NamedLayer(SharedLayer):
@@ -121,6 +131,10 @@ class DetectedLayer(SharedLayer):
         self._heads: dict[Tensor, None] = {}
         self._looked_at: tuple[int, ...] = ()
         self._here: list[SharedParameter] = []
+
+    @property
+    def called(self) -> str:  # noqa: D102
+        return f"the layer that was found ({', '.join(self.described)})"
 
     @property
     def awaited(self) -> list[str]:
@@ -168,7 +182,7 @@ class DetectedLayer(SharedLayer):
         self.parameters = tuple(parameters)
         self._here = list(parameters)
         self.is_confirmed = True
-        _log.info("gradients are compared at the layer that was found: %s; see shared=", ", ".join(self.names))
+        _log.info("gradients are compared at the layer that was found: %s; see shared=", ", ".join(self.described))
 
     def _announce_wait(self) -> None:
         if not self._announced:

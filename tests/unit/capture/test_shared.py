@@ -134,3 +134,23 @@ def test_a_task_that_does_not_reach_w_is_named():
     losses = net.losses(batch()) | {"b": other(batch()).sum()}
     with pytest.raises(GraphError, match="task 'b' does not reach W"):
         GradNorm(["a", "b", "c"], shared=net.last)(losses)
+
+
+def test_names_are_those_of_the_model():
+    net = Net()
+    balancers = [GradNorm(3, model=net), GradNorm(3), GradNorm(3, shared="trunk.*.weight", model=net)]
+    assert balancers[0].shared_names is None
+    for balancer in balancers:
+        balancer(list(net.losses(batch()).values())).backward()
+    assert balancers[0].shared_names == ("trunk.2.weight",)
+    assert balancers[1].shared_names == ("a parameter (8, 8)",)
+    assert balancers[2].shared_names == ("trunk.0.weight", "trunk.2.weight")
+
+
+def test_a_task_that_misses_the_layer_that_was_found_is_told_so():
+    net, other = Net(), nn.Linear(6, 1)
+    balancer = GradNorm(["a", "b", "c"], model=net)
+    balancer(net.losses(batch())).backward()
+    losses = net.losses(batch()) | {"b": other(batch()).sum()}
+    with pytest.raises(GraphError, match=r"'b' does not reach the layer that was found \(trunk\.2\.weight \(8, 8\)\)"):
+        balancer(losses)
