@@ -385,11 +385,11 @@ class Molecules:
 
 
 PROBLEMS: dict[str, type[Problem]] = {
+    "rare events": Events,
+    "outliers": Outliers,
     "digits": Digits,
     "molecules": Molecules,
     "Helmholtz": Helmholtz,
-    "rare events": Events,
-    "outliers": Outliers,
 }
 
 
@@ -541,9 +541,9 @@ def cell(values: Sequence[float], digits: int = 1) -> str:
     return f"{fmean(values):.{digits}f}{spread}"
 
 
-def available() -> list[str]:
-    """The problems of `alpha` and `smoothing` whose data are here."""
-    return [name for name in PROBLEMS if name != "molecules" or molecule_files()]
+def available(names: Iterable[str]) -> list[str]:
+    """Those whose data are here."""
+    return [name for name in names if name != "molecules" or molecule_files()]
 
 
 def comparison(problems: Iterable[str], methods: Sequence[Method], seeds: int, steps: int | None) -> list[Job]:
@@ -665,7 +665,7 @@ REAL = ("digits", "molecules", "Helmholtz")
 
 def alpha_jobs(seeds: int, steps: int | None) -> list[Job]:
     methods = [EQUAL, *(method for methods in ALPHA_METHODS.values() for method in methods)]
-    return comparison([name for name in REAL if name in available()], methods, seeds, steps)
+    return comparison(available(REAL), methods, seeds, steps)
 
 
 def places(study: Study, problems: Iterable[str], methods: Sequence[Method]) -> list[float]:
@@ -729,7 +729,7 @@ SMOOTHING_METHODS = [Method("closed form", SMOOTHING_ALPHA, s) for s in SMOOTHIN
 
 
 def smoothing_jobs(seeds: int, steps: int | None) -> list[Job]:
-    return comparison(available(), [EQUAL, *SMOOTHING_METHODS], seeds, steps)
+    return comparison(available(PROBLEMS), [EQUAL, *SMOOTHING_METHODS], seeds, steps)
 
 
 def smoothing(study: Study) -> str:
