@@ -8,7 +8,7 @@ from . import functional
 from ._balancer import GradNorm
 from ._diagnosis import Diagnosis, diagnose
 from ._errors import ArgumentError, GradNormError, GraphError, StateError
-from ._history import History
+from ._history import History, StepRecord
 from ._updates import ClosedForm, Descent
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "GraphError",
     "History",
     "StateError",
+    "StepRecord",
     "diagnose",
     "functional",
 ]

@@ -28,7 +28,6 @@ OPTIONS = {
     "features": {"at": "features"},
     "every other": {"every": 2},
     "mean L(0)": {"initial_losses": 3},
-    "balanced from the start": {"initial_weights": "balanced"},
     "closed form at the features": {"update": "closed-form", "at": "features"},
     "closed form every other": {"update": "closed-form", "every": 2},
 }

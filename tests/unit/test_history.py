@@ -6,13 +6,13 @@ import json
 import pytest
 import torch
 
-from gradnorm import ArgumentError, History
+from gradnorm import ArgumentError, History, StepRecord
 
 
 def filled(steps, capacity):
     history = History(["a", "b"], capacity)
     for step in range(steps):
-        history.append(step, torch.full((2, 5), float(step)), torch.full((2, 2), step / 10))
+        history.append(StepRecord(step, torch.full((2, 5), float(step)), torch.full((2, 2), step / 10)))
     return history
 
 
