@@ -171,7 +171,10 @@ class ClosedForm(Update):
 
     `n̂_i` and `L̂_i`, from which `r̂_i` is made, are bias-corrected exponential averages of `‖∇_W L_i‖` (root mean
     square) and of `L_i`; `r̂_i` is kept within [1/10, 10]. There is no learning rate, weights are positive at any ratio
-    of the norms, and the first step is balanced already, so that the unit of a loss does not matter.
+    of the norms, and the first step is balanced already, so that the unit of a loss does not matter: it changes the
+    network's gradient by a factor common to all tasks, which Adam cancels and plain SGD takes for a learning rate.
+
+    A task that is absent keeps its averages, from which its weight is made all the same: tasks may come one per batch.
 
     Not in the paper. Parts of it are in Wang et al. 2021 and 2023 (weights of physics-informed networks), Esser et al.
     2021 (VQGAN's λ), Défossez et al. 2022 (encodec's balancer), He et al. 2022 (MetaBalance) and Lin et al. 2023
