@@ -133,7 +133,7 @@ class DetectedLayer(SharedLayer):
         self._here: list[SharedParameter] = []
 
     @property
-    def called(self) -> str:  # noqa: D102
+    def called(self) -> str:
         return f"the layer that was found ({', '.join(self.described)})"
 
     @property
