@@ -109,7 +109,7 @@ def written(node: Any) -> Written | None:
             node(torch.empty(output_shape(node, 0), dtype=output_dtype(node, 0), device="meta"))
     except _Enough:
         return Written(cutting.base, cutting.part, cutting.offset)
-    except (RuntimeError, NotImplementedError):  # an operation that needs data
+    except RuntimeError:  # more than a copy, or an operation that needs data
         pass
     return None
 
@@ -139,5 +139,5 @@ class _Cutting(TorchDispatchMode):
         elif self._is_cut and name == "_to_copy":  # the values' own gradient, as they were: nothing but a copy
             raise _Enough
         elif self._is_cut and name not in ("clone", "zeros_like"):
-            raise NotImplementedError(name)
+            raise RuntimeError(f"{name} is more than a copy")
         return function(*args, **(kwargs or {}))
