@@ -417,7 +417,7 @@ class GradNorm(nn.Module):
         return not self._frozen and self._loss_weights.awaits_opening(tasks, self._reduces)
 
     def _agree(self, layer: SharedLayer) -> None:
-        if self._reduces and not agree(" ".join(layer.described), self.process_group):
+        if self._reduces and not agree(" ".join(layer.described), self.process_group, self.weights.device):
             raise GraphError("the shared layer that was found is not the same on all processes; name it with shared=")
 
     def _open(self, sums: Sums, before: Sums | None) -> Tensor | None:

@@ -35,9 +35,9 @@ def reduce_sums(sums: Sums, group: dist.ProcessGroup | None) -> Sums:
     return Sums(*(piece.view_as(part).to(part.dtype) for piece, part in zip(pieces, sums, strict=True)))
 
 
-def agree(words: str, group: dist.ProcessGroup | None) -> bool:
+def agree(words: str, group: dist.ProcessGroup | None, device: torch.device) -> bool:
     """Whether all processes of `group` say the same; every rank must call this, and it synchronizes with the device."""
-    number = float(zlib.crc32(words.encode()))
-    found = torch.tensor([number, -number], dtype=torch.float64)
+    number = zlib.crc32(words.encode())
+    found = torch.tensor([number, -number], device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
     return bool(found[0] == -found[1])
