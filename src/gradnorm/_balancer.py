@@ -412,9 +412,15 @@ class GradNorm(nn.Module):
             self._step_opening = self._step_opening or Opening(self._reduce, self._agree, self._awaits, self._open)
         return self._step_opening
 
-    def _awaits(self, tasks: Sequence[int]) -> bool:
-        """Whether weights to start from are still wanted for one of these tasks."""
-        return not self._frozen and self._loss_weights.awaits_opening(tasks, self._reduces)
+    def _awaits(self, tasks: Sequence[int], has_begun: bool = False) -> bool:
+        """Whether weights to start from are still wanted for one of these tasks.
+
+        Where processes share the batch not in a step that has begun: each would go by what it has measured alone, and
+        their collectives would no longer match.
+        """
+        if self._frozen or (has_begun and self._reduces):
+            return False
+        return self._loss_weights.awaits_opening(tasks, self._reduces)
 
     def _agree(self, layer: SharedLayer) -> None:
         if self._reduces and not agree(" ".join(layer.described), self.process_group, self.weights.device):

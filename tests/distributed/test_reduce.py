@@ -198,6 +198,32 @@ def test_a_rank_without_tasks_takes_part_in_the_first_look(tmp_path):
     torch.testing.assert_close(first, first.mean().expand(3), msg="the first step is balanced")
 
 
+def overflowing(rank):
+    """The loss scale is too large for one rank's first micro-batch, and the step is skipped on both."""
+    model = Outputs()
+    balancer = GradNorm(NAMES, shared=model.net.last, update="closed-form")
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    balancer.attach(optimizer)
+    for step in range(3):
+        optimizer.zero_grad()
+        for i, part in enumerate(batch(step, SIZE).chunk(2)[rank].chunk(2)):
+            wrapped.require_backward_grad_sync = i == 1
+            scale = math.inf if (rank, step, i) == (0, 0, 0) else 1.0
+            (balancer(losses(wrapped(part))) / 2 * scale).backward()
+        if step:
+            optimizer.step()
+    return balancer.weights.clone(), [row["weight"] for row in balancer.history.rows()]
+
+
+def test_an_overflow_on_one_rank_leaves_the_collectives_in_step(tmp_path):
+    first, second = launch(overflowing, tmp_path)
+    assert torch.equal(first[0], second[0])
+    assert first[1] == second[1]
+    assert len(first[1]) == 2 * 3
+    assert min(first[1][:3]) < 0.1, "the first step that is made is balanced"
+
+
 def another_layer(rank):
     model, other = Outputs(), nn.Linear(8, 8 + rank)
     model.net.trunk.append(other)

@@ -101,7 +101,7 @@ class FirstLook:
         try:
             one.start(factor, torch.ones_like(one.mask))
             self._run(self._graph.losses, [shared.used for shared in one.shared], factor)
-            return self._opening.reduce(one.finish())
+            sums = one.finish()
         except RuntimeError as error:
             if isinstance(error, GraphError):
                 raise
@@ -112,6 +112,7 @@ class FirstLook:
         finally:
             one.measurement.is_looking = False
             one.unwatch()
+        return self._opening.reduce(sums)
 
     def _run(self, edges: Sequence[Edge], inputs: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor | None]:
         """The gradients of these losses together, in a backward of its own that leaves everything as it is."""

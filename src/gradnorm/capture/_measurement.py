@@ -53,7 +53,7 @@ class Opening:
     Attributes:
         reduce: The sums over all processes that share the batch.
         check: Raises if a detected layer is another one on another process.
-        awaits: Whether weights to start from are still wanted for one of these tasks.
+        awaits: Whether weights to start from are still wanted for one of these tasks, in a step that has begun or not.
         open: The weights to train with, by what was found and by what the step had measured before; `None` if nothing
             can be said yet.
         weights: What `open` said: whatever runs backward afterwards is weighted by it as well.
@@ -61,7 +61,7 @@ class Opening:
 
     reduce: Callable[[Sums], Sums]
     check: Callable[[SharedLayer], None]
-    awaits: Callable[[Sequence[int]], bool]
+    awaits: Callable[[Sequence[int], bool], bool]
     open: Callable[[Sums, Sums | None], Tensor | None]
     weights: Tensor | None = None
 
@@ -73,7 +73,9 @@ class Opening:
             before: What the step has measured before; an overflow among it is a step that will not be made.
             measure: Gives the sums at weights of one, or `None` where they cannot be had.
         """
-        if not self.awaits(tasks) or (before is not None and not bool(torch.isfinite(before.entries).all())):
+        if not self.awaits(tasks, before is not None) or (
+            before is not None and not bool(torch.isfinite(before.entries).all())
+        ):
             return
         if (sums := measure()) is not None and (weights := self.open(sums, before)) is not None:
             self.weights = weights
