@@ -181,7 +181,7 @@ class GradNorm(nn.Module):
         values = torch.stack([zero if loss is None else at_least(loss, zero.dtype) for loss in parsed])
         tasks = [task for task, loss in enumerate(parsed) if loss is not None]
         if is_measured and (self._due or (not torch.compiler.is_compiling() and self._awaits(tasks))):
-            balanced = self._balanced(parsed, values, weights)
+            balanced = self._balanced(parsed, tasks, values, weights)
         else:
             balanced = (weights * values).sum()
         self._called |= is_measured
@@ -379,12 +379,13 @@ class GradNorm(nn.Module):
             return AtBranches(self.tasks, layer, window, like=self.weights)
         return (AtLayer if self.at == "weights" else AtFeatures)(self.tasks, layer, window)
 
-    def _balanced(self, parsed: Sequence[Tensor | None], values: Tensor, weights: Tensor) -> Tensor:
+    def _balanced(
+        self, parsed: Sequence[Tensor | None], tasks: Sequence[int], values: Tensor, weights: Tensor
+    ) -> Tensor:
         """The balanced loss, whose backward will measure the tasks."""
-        present = [loss is not None for loss in parsed]
-        opening = partial(self._opening, [task for task, here in enumerate(present) if here])
-        if any(present):
-            balanced = self._measurement.balanced(parsed, values, weights, self._mask(present), opening)
+        opening = partial(self._opening, tasks)
+        if tasks:
+            balanced = self._measurement.balanced(parsed, values, weights, self._mask(tasks), opening)
             self._check_layer()
             return balanced
         nothing = self._measurement.nothing(weights)
@@ -470,12 +471,13 @@ class GradNorm(nn.Module):
     def _reduces(self) -> bool:
         return self.reduce is not None and data_parallel(self.process_group)
 
-    def _mask(self, present: Sequence[bool]) -> Tensor:
-        """[T], 1 for the tasks present."""
-        if all(present):
+    def _mask(self, tasks: Sequence[int]) -> Tensor:
+        """[T], 1 for these tasks."""
+        if len(tasks) == len(self.tasks):
             return torch.ones_like(self.weights)
         one, zero = self.weights.new_ones(()), self.weights.new_zeros(())
-        return torch.stack([one if here else zero for here in present])  # made on the device, not copied there
+        # Made on the device, not copied there.
+        return torch.stack([one if task in tasks else zero for task in range(len(self.tasks))])
 
     # ------------------------------------------------------------------------------------------- nn.Module, saving
 

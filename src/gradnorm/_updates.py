@@ -46,8 +46,6 @@ class Update(nn.Module, ABC):
     starts_balanced = False
     """Whether the first step is balanced unless `initial_weights` says otherwise."""
 
-    weights: Tensor
-
     def bound(self, weights: Tensor) -> Update:
         """A copy of this rule that updates `weights`, [T], in place."""
         mine = copy.deepcopy(self)

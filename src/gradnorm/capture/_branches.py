@@ -96,11 +96,9 @@ class AtBranches(Measurement):
         present = [loss for loss in losses if loss is not None]
         scaled = [factor.to(loss.dtype) for loss in present]
         (rows,) = torch.autograd.grad(present, [self._probe], scaled, retain_graph=True, allow_unused=True)
-        return (
-            None
-            if rows is None
-            else reduce(self._read(torch.cat([rows[:1], _shares(values, mask, factor, rows.dtype)])))
-        )
+        if rows is None:
+            return None
+        return reduce(self._read(torch.cat([rows[:1], _shares(values, mask, factor, rows.dtype)])))
 
     def _add(self, rows: Tensor) -> None:
         self._probe.grad = rows if self._probe.grad is None else self._probe.grad + rows
