@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from ._advice import describe
 from ._arguments import check_graphs, parse_count, parse_losses, parse_number, parse_tasks, refuse_transforms
 from ._distributed import agree, data_parallel, reduce_sums
-from ._errors import ArgumentError, GraphError, StateError
+from ._errors import ArgumentError, GraphError, StateError, warn
 from ._history import FIELDS, PAIRWISE_TASKS, History, StepRecord
 from ._loss_weights import InitialWeights, LossWeights
 from ._numerics import at_least, cosines
@@ -35,6 +35,7 @@ from .capture import (
     Opening,
     SharedLayer,
     Sums,
+    Wanted,
     Window,
     resolve_shared,
 )
@@ -73,6 +74,9 @@ class GradNorm(nn.Module):
         reduce: Where `torch.distributed` runs, "gradients" adds up the tasks' gradients over the processes in `step()`,
             in one collective; `None`: each process is on its own.
         process_group: The processes that share the batch; left out, all of them.
+        check: Whether the first measured step checks that measuring leaves the model's own gradient as it is, and
+            raises `GraphError` in its backward if not. It costs about one measurement more, once.
+        cosines_every: Take the cosines between the tasks' gradients in every `cosines_every`-th measured step.
         history: How many steps `history` keeps.
 
     Attributes:
@@ -122,6 +126,8 @@ class GradNorm(nn.Module):
         at: At = "weights",
         reduce: Literal["gradients"] | None = "gradients",
         process_group: ProcessGroup | None = None,
+        check: bool = True,
+        cosines_every: int = 10,
         history: int = 1000,
     ) -> None:
         super().__init__()
@@ -132,6 +138,7 @@ class GradNorm(nn.Module):
             raise ArgumentError(f'reduce must be "gradients" or None, got {reduce!r}')
         self.reduce = reduce
         self.process_group = process_group
+        self.cosines_every = parse_count("cosines_every", cosines_every, low=1)
         self.history = History(self.tasks, parse_count("history", history, low=0))
         self._loss_weights = LossWeights(
             self.tasks,
@@ -142,7 +149,7 @@ class GradNorm(nn.Module):
             initial_weights=initial_weights,
         )
         # Inside an object that is no module, or nn.Module would take the network's parameters for the balancer's.
-        self._measurement = self._measured_by(self._layer(shared, model), Window(data_parallel(process_group)))
+        self._measurement = self._measured_by(self._layer(shared, model), Window(), check)
         # Saved beside the weights; the host's own copies spare it synchronizing with the device.
         self.register_buffer("_step_count", torch.tensor(0))
         self.register_buffer("_is_frozen", torch.tensor(False))
@@ -151,7 +158,9 @@ class GradNorm(nn.Module):
         self._frozen = False
         self._called = False
         self._step_opening: Opening | None = None
-        self._last: StepRecord | None = None
+        self._warned_of_dropping = False
+        self._last: Tensor | None = None
+        self._cosines: Tensor | None = None
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -177,8 +186,9 @@ class GradNorm(nn.Module):
             self.to(device)
         # A copy: step() changes the weights in place, and backward may still need these.
         weights = self.weights.clone()
-        zero = weights.new_zeros(())
-        values = torch.stack([zero if loss is None else at_least(loss, zero.dtype) for loss in parsed])
+        values = torch.stack(
+            [weights.new_zeros(()) if loss is None else at_least(loss, weights.dtype) for loss in parsed]
+        )
         tasks = [task for task, loss in enumerate(parsed) if loss is not None]
         if is_measured and (self._due or (not torch.compiler.is_compiling() and self._awaits(tasks))):
             balanced = self._balanced(parsed, tasks, values, weights)
@@ -270,6 +280,11 @@ class GradNorm(nn.Module):
         self._forget()
         return self
 
+    def reset(self) -> Self:
+        """Forget what was measured since the last step, as where that step is dropped on purpose; weights stay."""
+        self._forget()
+        return self
+
     # ------------------------------------------------------------------------------------------------- reading
 
     @property
@@ -324,16 +339,16 @@ class GradNorm(nn.Module):
         """The last measured step as plain numbers for a logger; reading them synchronizes with the device.
 
         Holds `loss/…`, `weight/…`, `norm/…`, `target/…`, `rate/…` for each task that was present,
-        `cosine/…/…` for each pair of them, and `skipped`, the number of steps in which bad numbers kept the weights
-        from being updated.
+        `cosine/…/…` for each pair of them as it was when cosines were last taken, and `skipped`, the number of
+        steps whose numbers could not be used, so that weights stayed as they were.
         """
         logged = {f"{prefix}skipped": float(self._loss_weights.skipped)}
         if self._last is None:
             return logged
-        for task, values in zip(self.tasks, self._last.values.tolist(), strict=True):
+        for task, values in zip(self.tasks, self._last.tolist(), strict=True):
             logged |= {f"{prefix}{field}/{task}": value for field, value in zip(FIELDS, values, strict=True)}
-        if self._last.cosines is not None:
-            table = self._last.cosines.tolist()
+        if self._cosines is not None:
+            table = self._cosines.tolist()
             for i, first in enumerate(self.tasks):
                 for j in range(i + 1, len(self.tasks)):
                     logged[f"{prefix}cosine/{first}/{self.tasks[j]}"] = table[i][j]
@@ -374,10 +389,10 @@ class GradNorm(nn.Module):
             return DetectedLayer(self.tasks, names)
         return NamedLayer([] if shared is None else resolve_shared(shared, model), names)
 
-    def _measured_by(self, layer: SharedLayer, window: Window) -> Measurement:
+    def _measured_by(self, layer: SharedLayer, window: Window, check: bool) -> Measurement:
         if self.at == "branches":
             return AtBranches(self.tasks, layer, window, like=self.weights)
-        return (AtLayer if self.at == "weights" else AtFeatures)(self.tasks, layer, window)
+        return (AtLayer if self.at == "weights" else AtFeatures)(self.tasks, layer, window, check=check)
 
     def _balanced(
         self, parsed: Sequence[Tensor | None], tasks: Sequence[int], values: Tensor, weights: Tensor
@@ -385,7 +400,8 @@ class GradNorm(nn.Module):
         """The balanced loss, whose backward will measure the tasks."""
         opening = partial(self._opening, tasks)
         if tasks:
-            balanced = self._measurement.balanced(parsed, values, weights, self._mask(tasks), opening)
+            wanted = Wanted(rows=self._reduces, products=self._wants_cosines)
+            balanced = self._measurement.balanced(parsed, values, weights, self._mask(tasks), opening, wanted)
             self._check_layer()
             return balanced
         nothing = self._measurement.nothing(weights)
@@ -442,19 +458,41 @@ class GradNorm(nn.Module):
         self._loss_weights.note_step()
         sums = self._measurement.sums
         if self._due and sums is not None:
-            self._update(self._reduce(sums), found_inf)
+            if self._is_whole():
+                self._update(self._reduce(sums), found_inf)
+            else:
+                self._loss_weights.skipped += 1
         self._forget()
         self._steps += 1
         self._step_count += 1
 
+    def _is_whole(self) -> bool:
+        """Whether what was measured tells of the whole step; warns once where gradients were cleared within it."""
+        if self._measurement.dropped and not self._warned_of_dropping:
+            self._warned_of_dropping = True
+            warn(_DROPPED)
+        # Processes that share the batch do as one, and a gradient that is missing may be so on one of them alone.
+        return self._reduces or not self._measurement.is_partial
+
     def _update(self, sums: Sums, found_inf: Tensor | None) -> None:
         """The rule; tasks that were absent come out of the divisions as NaN."""
         norms = self._measurement.norms(sums)
-        raw_norms = norms.to(self.weights.dtype) / (sums.factors.abs() * self.weights)
-        values = self._loss_weights.update(sums.losses / sums.factors, raw_norms, sums.counts > 0, found_inf)
-        pairwise = self._measurement.has_cosines and len(self.tasks) <= PAIRWISE_TASKS
-        self._last = StepRecord(self._steps, values, cosines(sums.entries, norms) if pairwise else None)
-        self.history.append(self._last)
+        raw_norms = norms.to(self.weights.dtype) / (sums.factors * self.weights).abs()
+        present = None if sums.is_complete else sums.counts > 0
+        values = self._loss_weights.update(sums.losses / sums.factors, raw_norms, present, found_inf)
+        table = None
+        if self._wants_cosines:
+            products = sums.entries @ sums.entries.T if sums.products is None else sums.products
+            table = self._cosines = cosines(products, norms)
+        self.history.append(StepRecord(self._steps, values, table))
+        self._last = values
+
+    @property
+    def _wants_cosines(self) -> bool:
+        """Whether this step is one of those for which cosines are taken."""
+        if not self._measurement.has_cosines or len(self.tasks) > PAIRWISE_TASKS:
+            return False
+        return self._steps // self.every % self.cosines_every == 0  # in a compiled graph this would be a guard
 
     def _forget(self) -> None:
         """Nothing that was measured belongs to the next step."""
@@ -484,7 +522,7 @@ class GradNorm(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """As `nn.Module._apply`; what was measured elsewhere is forgotten."""
         super()._apply(fn, recurse)
-        self._measurement = self._measured_by(self._measurement.layer, self._measurement.window)
+        self._measurement.moved(self.weights)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -500,6 +538,11 @@ class GradNorm(nn.Module):
         self._forget()
 
 
+_DROPPED = (
+    "gradients were cleared between two backwards without a step, so that GradNorm knows only a part of this step and "
+    "leaves the loss weights as they are. Where a step was dropped on purpose, call balancer.reset() then; where "
+    "gradients are moved away after each micro-batch, let them add up in .grad until the step"
+)
 _UNKNOWN_LAYER = "this process {}, and processes that share a batch must measure at the same layer"
 
 

@@ -19,6 +19,7 @@ from .capture import (
     DetectedLayer,
     NamedLayer,
     SharedParameter,
+    entry_count,
     flat,
     heads_among,
     refusal,
@@ -123,9 +124,9 @@ def diagnose(losses: Losses, *, shared: Shared | None = None, model: nn.Module |
         tasks=tasks,
         losses=at_least_float32(torch.stack([loss.detach() for loss in values]).cpu()),
         norms=norms,
-        cosines=cosines(rows, norms),
+        cosines=cosines(rows @ rows.T, norms),
         layer=", ".join(NamedLayer(parts, names).described),
-        entries=sum(each.parameter.numel() for each in parts),
+        entries=sum(map(entry_count, (each.parameter for each in parts))),
         others=tuple(NamedLayer(others, names).described),
     )
 

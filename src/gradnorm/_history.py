@@ -32,7 +32,7 @@ class StepRecord(NamedTuple):
     Attributes:
         step: Its number.
         values: [T, 5], the `FIELDS` of each task; NaN where a task was absent.
-        cosines: [T, T] between the tasks' gradients, or `None`.
+        cosines: [T, T] between the tasks' gradients; `None` if they were not taken.
     """
 
     step: int
@@ -59,6 +59,7 @@ class History:
         self.tasks = tuple(tasks)
         self.capacity = capacity
         self._steps: deque[int] = deque(maxlen=capacity)
+        self._with_cosines: deque[int] = deque(maxlen=capacity)
         self._written = 0
         self._values: Tensor | None = None
         self._cosines: Tensor | None = None
@@ -73,6 +74,7 @@ class History:
         self._values = self._write(self._values, record.values)
         if record.cosines is not None:
             self._cosines = self._write(self._cosines, record.cosines)
+            self._with_cosines.append(record.step)
         self._steps.append(record.step)
         self._written += 1
 
@@ -85,12 +87,16 @@ class History:
         ]
 
     def cosines(self) -> list[Row]:
-        """One row a step and pair of tasks: `step`, `first`, `second`, `cosine`; empty above 16 tasks."""
+        """One row per step and pair of tasks: `step`, `first`, `second`, `cosine`.
+
+        Of the steps for which cosines were taken; empty above 16 tasks.
+        """
         if self._cosines is None:
             return []
         return [
             {"step": step, "first": self.tasks[i], "second": self.tasks[j], "cosine": table[i][j]}
             for step, table in zip(self._steps, self._read(self._cosines), strict=True)
+            if step in self._with_cosines
             for i in range(len(self.tasks))
             for j in range(i + 1, len(self.tasks))
         ]

@@ -58,7 +58,6 @@ class LossWeights(nn.Module):
     _initial_sums: Tensor
     _initial_counts: Tensor
     _weight_sums: Tensor
-    _bad: Tensor
     _opened: Tensor
     _priorities: Tensor | None
 
@@ -85,18 +84,21 @@ class LossWeights(nn.Module):
         self.register_buffer("_initial_counts", torch.full((count,), 0.0 if given is None else 1.0, dtype=float32))
         self.register_buffer("_weight_sums", torch.zeros(count, dtype=float32))
         self.register_buffer("skipped", torch.tensor(0))
-        self.register_buffer("_bad", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("_opened", torch.full((count,), not is_balanced))
         self.register_buffer("_priorities", p, persistent=False)
         self.rule = update.bound(self.weights)
         self._is_open = [not is_balanced] * count  # the host's copy, which spares it synchronizing
         self._openings = 0
+        self._looks = 0
+        self._knows_initial = given is not None  # the host's, likewise
         self._warned = False
         self.register_load_state_dict_post_hook(type(self)._take_over)
 
     @property
     def initial_losses(self) -> Tensor:
         """[T], `L_i(0)`; NaN where it is not known yet."""
+        if self._knows_initial:
+            return self._initial_sums / self._initial_counts
         known = self._initial_counts >= self._initial_steps
         return torch.where(known, self._initial_sums / self._initial_counts, torch.nan)
 
@@ -148,52 +150,77 @@ class LossWeights(nn.Module):
 
     # ---------------------------------------------------------------------------------------------------- each step
 
-    def update(self, losses: Tensor, raw_norms: Tensor, present: Tensor, found_inf: Tensor | None = None) -> Tensor:
+    def update(
+        self, losses: Tensor, raw_norms: Tensor, present: Tensor | None = None, found_inf: Tensor | None = None
+    ) -> Tensor:
         """`w(t) → w(t+1)`, from what a step measured.
 
         Args:
             losses: [T], `L_i`.
             raw_norms: [T], `‖∇_W L_i‖`.
-            present: bool, [T].
+            present: bool, [T]; left out, all are.
             found_inf: Not 0 where a fused optimizer has skipped this step on the device.
 
         Returns:
             [T, 5], the step's loss, weight, norm, target and rate per task, NaN where it was absent.
         """
         before = self.weights.clone()
-        ran = present if found_inf is None else present & (found_inf == 0)
-        initial, is_waiting = self._note_initial(torch.where(ran, losses, torch.nan))
-        ratios = rule.loss_ratios(losses, initial)
-        usable = torch.isfinite(losses) & torch.isfinite(before * raw_norms)
-        if self.alpha != 0:
-            usable &= (losses > 0) & torch.isfinite(ratios)
-        accepted = ran & (usable | ~present).all()
-        measured = Measured(losses, initial, raw_norms, accepted)
-        G, targets, rates = self.rule.step(self.weights, measured, self.alpha, self._priorities)
-        self._note_skips(ran & ~usable & ~is_waiting, losses)
+        if present is None and not self._knows_initial:
+            present = torch.ones_like(losses, dtype=torch.bool)
+        is_waiting = None if present is None else self._note_initial(losses, present, found_inf)
+        initial = self.initial_losses
+        G = rule.gradient_norms(before, raw_norms)
+        usable = self._usable(losses, rule.loss_ratios(losses, initial), G)
+        if present is None or is_waiting is None:
+            accepted = usable.all()
+            bad = ~accepted
+        else:
+            accepted = present & (usable | ~present).all()
+            bad = (present & ~usable & ~is_waiting).any()
+        if found_inf is not None:
+            accepted, bad = accepted & (found_inf == 0), bad & (found_inf == 0)
+        measured = Measured(before, losses, initial, raw_norms, G, accepted, is_complete=present is None)
+        targets, rates = self.rule.step(self.weights, measured, self.alpha, self._priorities)
+        self._note_skips(bad, usable if present is None else usable | ~present, losses)
         values = torch.stack([losses, before, G, targets, rates], 1)
-        return torch.where(present.unsqueeze(1), values, torch.nan)
+        return values if present is None else torch.where(present.unsqueeze(1), values, torch.nan)
 
-    def _note_initial(self, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """[T], `L_i(0)`; and whether this step's loss was taken in and more are wanted."""
+    def _usable(self, losses: Tensor, ratios: Tensor, G: Tensor) -> Tensor:
+        """bool, [T]: whether the rule can use a task's numbers."""
+        if self.alpha == 0:
+            return G + losses.abs() < torch.inf  # and so not NaN either
+        return (G + ratios < torch.inf) & (ratios > 0)
+
+    def _note_initial(self, losses: Tensor, present: Tensor, found_inf: Tensor | None) -> Tensor:
+        """bool, [T]: whether this step's loss was taken into `L_i(0)` and more are wanted."""
+        ran = present if found_inf is None else present & (found_inf == 0)
+        losses = torch.where(ran, losses, torch.nan)
         sums, counts = rule.initial_mean(losses, self._initial_sums, self._initial_counts, self._initial_steps)
         is_waiting = (counts > self._initial_counts) & (counts < self._initial_steps)
         self._initial_sums.copy_(sums)
         self._initial_counts.copy_(counts)
-        return self.initial_losses, is_waiting
+        if not self._knows_initial:
+            self._look_at_initial()
+        return is_waiting
 
-    def _note_skips(self, bad: Tensor, losses: Tensor) -> None:
-        self._bad += bad
-        self.skipped += bad.any()
+    def _look_at_initial(self) -> None:
+        """Whether all `L_i(0)` are known: asked less and less often where that synchronizes with the device."""
+        self._looks += 1
+        is_free, is_meta = self.weights.device.type == "cpu", self.weights.is_meta  # where there is nothing to read
+        if is_free or (not is_meta and self._looks & (self._looks - 1) == 0):
+            self._knows_initial = bool((self._initial_counts >= self._initial_steps).all())
+
+    def _note_skips(self, bad: Tensor, usable: Tensor, losses: Tensor) -> None:
+        self.skipped += bad
         # Reading the counter would synchronize with a GPU in every step; there, see `skipped` in log_dict().
-        if self._warned or bad.device.type != "cpu" or not bad.any():
+        if self._warned or bad.device.type != "cpu" or not bad:
             return
         self._warned = True
-        warn(self._reason(bad.tolist(), losses.tolist()))
+        warn(self._reason(usable.tolist(), losses.tolist()))
 
-    def _reason(self, bad: Sequence[bool], losses: Sequence[float]) -> str:
-        names = [task for task, is_bad in zip(self.tasks, bad, strict=True) if is_bad]
-        values = [loss for loss, is_bad in zip(losses, bad, strict=True) if is_bad]
+    def _reason(self, usable: Sequence[bool], losses: Sequence[float]) -> str:
+        names = [task for task, is_usable in zip(self.tasks, usable, strict=True) if not is_usable]
+        values = [loss for loss, is_usable in zip(losses, usable, strict=True) if not is_usable]
         if all(-math.inf < loss <= 0 for loss in values):
             what = "is not positive, and α > 0 compares losses with their first values"
             remedy = "Losses that may be zero or negative need alpha=0, which balances gradients alone"
@@ -217,6 +244,7 @@ class LossWeights(nn.Module):
         """After a state was loaded, perhaps by putting other tensors in place of these."""
         self.rule.rebind(self.weights)
         self._is_open = self._opened.tolist()
+        self._knows_initial = bool((self._initial_counts >= self._initial_steps).all())
 
 
 def _tensor(values: Sequence[float]) -> Tensor:

@@ -41,13 +41,13 @@ def row_norms(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1)
 
 
-def cosines(rows: Tensor, norms: Tensor) -> Tensor:
-    """Cosine of the angle between each pair of rows, [T, N] and their norms [T] → [T, T]; NaN beside a zero row.
+def cosines(products: Tensor, norms: Tensor) -> Tensor:
+    """Cosine of the angle between each pair of rows, from their inner products [T, T] and norms [T]; NaN beside zero.
 
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-        >>> cosines(x, row_norms(x))
+        >>> cosines(x @ x.T, row_norms(x))
         tensor([[1.0000, 0.7071],
                 [0.7071, 1.0000]])
     """
-    return (rows @ rows.T) / torch.outer(norms, norms)
+    return products / torch.outer(norms, norms)

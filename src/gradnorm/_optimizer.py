@@ -53,26 +53,26 @@ class WeightOptimizer(nn.Module):
         """The optimizer's own tensors by name: [T], or [] for a count of steps."""
         return {name.removeprefix("state_"): buffer for name, buffer in self._buffers.items() if buffer is not None}
 
-    def step(self, gradients: Tensor, finish: Callable[[Tensor], Tensor], accept: Tensor) -> None:
-        """`weights ← finish(optimizer's update)` where `accept`, and no change elsewhere or if a result is not finite.
+    def step(self, gradients: Tensor, finish: Callable[[Tensor], Tensor], accept: Tensor, before: Tensor) -> None:
+        """`weights ← finish(optimizer's update)` where `accept`, and no change elsewhere or if a result is no weight.
 
         Args:
             gradients: [T].
             finish: What follows the update, [T] → [T].
-            accept: bool, [T].
+            accept: bool, [T], or [] for all.
+            before: A copy of the weights.
         """
         weights = self._weights[0]
-        before = weights.clone()
         kept = [(value, value.clone()) for value in self.state.values()]
-        # Numbers that are not finite must not reach the state: a product with them cannot be put back.
-        weights.grad = torch.where(accept, gradients, 0.0)
+        # What an optimizer does with one entry may depend on the others, which must not meet numbers that are no such.
+        weights.grad = torch.where(accept, gradients, 0.0) if accept.dim() else gradients
         self.optimizer.step()
         weights.grad = None
-        after = torch.where(accept, finish(weights), before)
-        accept = accept & torch.isfinite(after.sum())
-        weights.copy_(torch.where(accept, after, before))
+        after = finish(weights)
+        accept = accept & (((after > 0) | ~accept).all() if accept.dim() else after.amin() > 0)
+        torch.where(accept, after, before, out=weights)
         for value, old in kept:
-            value.copy_(torch.where(accept if value.dim() else accept.any(), value, old))
+            torch.where(accept if value.dim() else accept.any(), value, old, out=value)
 
     def get_extra_state(self) -> Tensor:
         """The learning rate, which a scheduler may have changed."""

@@ -36,6 +36,11 @@ def current_backward() -> int:
     return torch._C._current_graph_task_id()
 
 
+def at_end_of_backward(function: Callable[[], None]) -> None:
+    """Call `function` when the backward that is running has ended, unless it raises; hooks of tensors come before."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def is_transformed(tensor: Tensor) -> bool:
     """Whether `tensor` lives inside a transform of `torch.func`, whose graphs are separate from autograd's."""
     if torch.compiler.is_compiling():

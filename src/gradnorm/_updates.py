@@ -28,16 +28,22 @@ class Measured(NamedTuple):
     """What a step measured, T numbers each; NaN for tasks that were absent.
 
     Attributes:
+        weights: `w_i`, those that the step trained with.
         losses: `L_i`.
         initial_losses: `L_i(0)`; NaN where not known yet.
         raw_norms: `‖∇_W L_i‖`.
-        accepted: bool, the tasks present, if the step counts; none otherwise.
+        gradient_norms: `G_i`.
+        accepted: bool, whether the step counts: [], or where tasks are absent [T], false for those.
+        is_complete: Whether no task is absent.
     """
 
+    weights: Tensor
     losses: Tensor
     initial_losses: Tensor
     raw_norms: Tensor
+    gradient_norms: Tensor
     accepted: Tensor
+    is_complete: bool
 
 
 class Update(nn.Module, ABC):
@@ -67,8 +73,8 @@ class Update(nn.Module, ABC):
     @abstractmethod
     def step(
         self, weights: Tensor, measured: Measured, alpha: float, priorities: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`w(t) → w(t+1)`, in place, where the step counts; returns `G_i`, the targets and the rates, [T] each."""
+    ) -> tuple[Tensor, Tensor]:
+        """`w(t) → w(t+1)`, in place, where the step counts; returns the targets and the rates, [T] each."""
 
     def open(
         self, weights: Tensor, raw_norms: Tensor, fresh: Tensor, priorities: Tensor | None, has_begun: bool
@@ -91,7 +97,7 @@ class Update(nn.Module, ABC):
         if has_begun:
             weights.copy_(torch.where(wanted > 0, wanted, weights))
         else:
-            _share(weights, torch.where(known > 0, weights, wanted))
+            weights.copy_(_share(weights, torch.where(known > 0, weights, wanted)))
 
     def _known_norms(self, raw_norms: Tensor) -> Tensor:
         """[T], those of tasks that were measured before, given what this batch has of them; NaN for the others."""
@@ -137,20 +143,20 @@ class Descent(Update):
 
     def step(
         self, weights: Tensor, measured: Measured, alpha: float, priorities: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         assert self._optimizer is not None
-        losses, initial_losses, raw_norms, accepted = measured
-        G = rule.gradient_norms(weights, raw_norms)
-        rates = rule.inverse_training_rates(rule.loss_ratios(losses, initial_losses))
-        targets = rule.target_norms(rule.mean_gradient_norm(G), rates, alpha, priorities)
+        before, losses, initial_losses, raw_norms, G, accepted, is_complete = measured
+        rates = rule.inverse_training_rates(rule.loss_ratios(losses, initial_losses), is_complete)
+        targets = rule.target_norms(rule.mean_gradient_norm(G, is_complete), rates, alpha, priorities)
         gradients = rule.weight_gradients(G, targets, raw_norms)
-        total = _total(weights, accepted)
+        total = float(len(weights)) if is_complete else _total(before, accepted)
 
         def finish(updated: Tensor) -> Tensor:
-            return rule.renormalize(torch.where(accepted, updated, torch.nan), total, self.min_weight)
+            present = updated if is_complete else torch.where(accepted, updated, torch.nan)
+            return rule.renormalize(present, total, self.min_weight, is_complete)
 
-        self._optimizer.step(gradients, finish, accepted)
-        return G, targets, rates
+        self._optimizer.step(gradients, finish, accepted, before)
+        return targets, rates
 
     def rebind(self, weights: Tensor) -> None:
         assert self._optimizer is not None
@@ -190,9 +196,7 @@ class ClosedForm(Update):
     """
 
     starts_balanced = True
-    _squares: Tensor
-    _losses: Tensor
-    _counts: Tensor
+    _averages: Tensor
 
     def __init__(self, smoothing: float = 0.9) -> None:
         super().__init__()
@@ -200,45 +204,44 @@ class ClosedForm(Update):
 
     def step(
         self, weights: Tensor, measured: Measured, alpha: float, priorities: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        losses, initial_losses, raw_norms, accepted = measured
+    ) -> tuple[Tensor, Tensor]:
+        before, losses, initial_losses, raw_norms, G, accepted, is_complete = measured
         seen = accepted & (raw_norms > 0)  # a gradient of zero says nothing of its scale
-        self._counts += seen
-        self._squares.copy_(self._average(self._squares, raw_norms.square(), seen))
-        self._losses.copy_(self._average(self._losses, losses, seen))
-        G = rule.gradient_norms(weights, raw_norms)
-        ratios = rule.loss_ratios(torch.where(self._counts > 0, self._losses, torch.nan), initial_losses)
+        values = torch.stack([raw_norms.square(), losses, torch.ones_like(losses)])
+        moved = torch.lerp(self._averages, values, 1 - self.smoothing)
+        torch.where(seen, moved, self._averages, out=self._averages)
+        squares, mean_losses = self._corrected()
+        ratios = rule.loss_ratios(mean_losses, initial_losses)
         rates = rule.bounded_rates(rule.inverse_training_rates(ratios))
-        targets = rule.target_norms(rule.mean_gradient_norm(G), rates, alpha, priorities)
-        wanted = rule.closed_form_weights(self._norms(), rates, alpha, priorities)
-        _share(weights, torch.where(accepted.any(), wanted, torch.nan))
-        return G, targets, rates
+        targets = rule.target_norms(rule.mean_gradient_norm(G, is_complete), rates, alpha, priorities)
+        wanted = rule.closed_form_weights(squares.sqrt(), rates, alpha, priorities)
+        shared = _share(before, wanted)
+        torch.where(accepted.any(), shared, before, out=weights)
+        return targets, rates
 
     def _known_norms(self, raw_norms: Tensor) -> Tensor:
-        return torch.where(self._counts > 0, self._norms(), raw_norms)
+        return torch.where(self._averages[2] > 0, self._corrected()[0].sqrt(), raw_norms)
 
-    def _norms(self) -> Tensor:
-        """[T], `n̂_i`, NaN for tasks that were never measured."""
-        return torch.where(self._counts > 0, self._squares, torch.nan).sqrt()
+    def _corrected(self) -> Tensor:
+        """[2, T], `n̂_i²` and `L̂_i`, NaN for tasks that were never measured.
 
-    def _average(self, average: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-        moved = rule.running_average(average, values, self._counts, self.smoothing)
-        return torch.where(seen, moved, average)
+        The average of ones beside them is what a bias-corrected average divides by.
+        """
+        return self._averages[:2] / self._averages[2]
 
     def _bind(self, weights: Tensor) -> None:
-        for name in ("_squares", "_losses", "_counts"):
-            self.register_buffer(name, torch.zeros_like(weights))
+        self.register_buffer("_averages", weights.new_zeros(3, len(weights)))
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
         return f"smoothing={self.smoothing:g}"
 
 
-def _share(weights: Tensor, wanted: Tensor) -> None:
-    """Give the tasks that have a wanted weight these proportions, in place; NaN keeps a weight as it is."""
+def _share(weights: Tensor, wanted: Tensor) -> Tensor:
+    """`weights`, in which the tasks that have a wanted weight get these proportions; NaN keeps a weight as it is."""
     known = wanted > 0
     shared = rule.renormalize(torch.where(known, wanted, torch.nan), _total(weights, known))
-    weights.copy_(torch.where(known & torch.isfinite(shared), shared, weights))
+    return torch.where(known & torch.isfinite(shared), shared, weights)
 
 
 def _total(weights: Tensor, known: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The rule: GradNorm's equations, one pure function each (Chen et al., ICML 2018, §3).
 
-Tensors of shape [T] hold one number a task, NaN for a task that a step lacks: means and sums run over the others.
-Nothing here knows of a graph, a module or a process group; nothing waits for the device. The symbols, in the paper's
-order:
+Tensors of shape [T] hold one number per task, NaN for a task that a step lacks: means and sums run over the others.
+Where no task is absent, `is_complete=True` spares looking for NaN. Nothing here knows of a graph, a module or a process
+group; nothing synchronizes with the device. The symbols, in the paper's order:
 
 | paper                | name                         | meaning                          |
 | ---                  | ---                          | ---                              |
@@ -18,7 +18,7 @@ order:
 | `∂L_grad/∂w_i`       | `weight_gradients`           | what the optimizer of `w` sees   |
 
 The closed form, which is ours, adds `closed_form_weights`, the point at which `L_grad` is zero up to a factor common to
-all tasks, and the averages that it is made of.
+all tasks, and a bound on the rates.
 
 Examples:
     The second task lags (its loss has hardly moved), so its weight must rise: its gradient is negative.
@@ -48,7 +48,6 @@ __all__ = [
     "loss_ratios",
     "mean_gradient_norm",
     "renormalize",
-    "running_average",
     "target_norms",
     "weight_gradients",
 ]
@@ -64,14 +63,14 @@ def gradient_norms(weights: Tensor, raw_norms: Tensor) -> Tensor:
     return weights * raw_norms
 
 
-def mean_gradient_norm(gradient_norms: Tensor) -> Tensor:
+def mean_gradient_norm(gradient_norms: Tensor, is_complete: bool = False) -> Tensor:
     """`Ḡ = mean_i G_i` (§3.1). [T] → [].
 
     Examples:
         >>> mean_gradient_norm(torch.tensor([2.0, 4.0, torch.nan]))
         tensor(3.)
     """
-    return gradient_norms.nanmean()
+    return _mean(gradient_norms, is_complete)
 
 
 def loss_ratios(losses: Tensor, initial_losses: Tensor) -> Tensor:
@@ -97,14 +96,14 @@ def initial_mean(losses: Tensor, sums: Tensor, counts: Tensor, steps: int) -> tu
     return torch.where(take, sums + losses, sums), counts + take.to(counts.dtype)
 
 
-def inverse_training_rates(loss_ratios: Tensor) -> Tensor:
+def inverse_training_rates(loss_ratios: Tensor, is_complete: bool = False) -> Tensor:
     """`r_i = L̃_i / mean_j L̃_j`: above 1 where a task lags behind the others (§3.1). [T] → [T].
 
     Examples:
         >>> inverse_training_rates(torch.tensor([0.5, 1.5]))
         tensor([0.5000, 1.5000])
     """
-    return loss_ratios / loss_ratios.nanmean()
+    return loss_ratios / _mean(loss_ratios, is_complete)
 
 
 def target_norms(mean_gradient_norm: Tensor, rates: Tensor, alpha: float, priorities: Tensor | None = None) -> Tensor:
@@ -170,21 +169,7 @@ def bounded_rates(rates: Tensor, bound: float = 10.0) -> Tensor:
     return rates.clamp(1 / bound, bound)
 
 
-def running_average(average: Tensor, values: Tensor, counts: Tensor, smoothing: float) -> Tensor:
-    """The bias-corrected exponential average after one value more, the `counts`-th. [T], [T], [T] → [T].
-
-    Kept corrected from step to step: `x̂ ← x̂ + (1 − β) / (1 − β^n) (x − x̂)`.
-
-    Examples:
-        >>> first = running_average(torch.zeros(1), torch.tensor([4.0]), torch.tensor([1.0]), smoothing=0.5)
-        >>> first, running_average(first, torch.tensor([1.0]), torch.tensor([2.0]), smoothing=0.5)
-        (tensor([4.]), tensor([2.]))
-    """
-    share = (1 - smoothing) / (1 - smoothing**counts)
-    return average + share * (values - average)
-
-
-def renormalize(weights: Tensor, total: Tensor | float, min_weight: float = 0.0) -> Tensor:
+def renormalize(weights: Tensor, total: Tensor | float, min_weight: float = 0.0, is_complete: bool = False) -> Tensor:
     """`w_i ← total · w_i / Σ_j w_j`: keeps the balance apart from the learning rate (Algorithm 1). [T] → [T].
 
     Weights are raised to `min_weight` first: the one deviation from the paper, which leaves open what a weight that an
@@ -195,4 +180,8 @@ def renormalize(weights: Tensor, total: Tensor | float, min_weight: float = 0.0)
         tensor([1.5000, 0.5000])
     """
     floored = weights.clamp(min=min_weight)
-    return floored * (total / floored.nansum())
+    return floored * (total / (floored.sum() if is_complete else floored.nansum()))
+
+
+def _mean(x: Tensor, is_complete: bool) -> Tensor:
+    return x.mean() if is_complete else x.nanmean()

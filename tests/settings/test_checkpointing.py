@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from gradnorm import GradNorm
+from gradnorm.capture._products import MOST_BATCHED
 
 from ..unit.networks import Net, batch, train
 
@@ -42,8 +43,9 @@ def test_the_same_weights_and_parameters(way, named, update):
     assert all(map(torch.equal, *found))
 
 
-@pytest.mark.parametrize(("at", "runs"), [("weights", 2 + 3), ("features", 2)])
-def test_the_segment_that_holds_w_runs_once_more_for_each_task(at, runs):
+@pytest.mark.parametrize(("at", "most", "runs"), [("weights", 0, 2 + 3), ("weights", 2**17, 2 + 1), ("features", 0, 2)])
+def test_the_segment_that_holds_w_runs_once_more_for_each_product(at, most, runs, monkeypatch):
+    monkeypatch.setitem(MOST_BATCHED, "cpu", most)
     net, count = Saving(FORWARDS["whole trunk"]), []
 
     class Counted(nn.Module):
@@ -52,7 +54,7 @@ def test_the_segment_that_holds_w_runs_once_more_for_each_task(at, runs):
             return x.clone()
 
     net.trunk[1] = nn.Sequential(Counted(), net.trunk[1])
-    balancer = GradNorm(["a", "b", "c"], shared=net.last, at=at)
+    balancer = GradNorm(["a", "b", "c"], shared=net.last, at=at, check=False)
     train(net, balancer, 1)
     assert len(count) == runs
 

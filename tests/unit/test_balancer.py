@@ -656,14 +656,14 @@ OPTIMISERS = [
 
 @pytest.mark.parametrize("factory", OPTIMISERS, ids=str)
 def test_the_state_that_is_made_at_once_is_the_one_that_torch_makes(factory):
-    ours, theirs = torch.ones(3), torch.ones(3)
+    ours, theirs = torch.full((3,), 10.0), torch.full((3,), 10.0)
     wrapped = WeightOptimizer(factory, ours, 0.1)
     optimizer = factory([theirs], lr=0.1)
     for step in range(4):
         gradients = torch.tensor([1.0, -2.0, 0.5]) * (step + 1)
         if step == 1:  # an update that does not count
-            wrapped.step(torch.full((3,), 7.0), lambda w: w, torch.zeros(3, dtype=torch.bool))
-        wrapped.step(gradients, lambda w: w, torch.ones(3, dtype=torch.bool))
+            wrapped.step(torch.full((3,), 7.0), lambda w: w, torch.zeros(3, dtype=torch.bool), ours.clone())
+        wrapped.step(gradients, lambda w: w, torch.ones(3, dtype=torch.bool), ours.clone())
         theirs.grad = gradients
         optimizer.step()
         torch.testing.assert_close(ours, theirs)
@@ -763,7 +763,7 @@ def test_double_keeps_the_state_of_the_optimiser():
 
 
 def test_log_dict_and_history_tell_the_same():
-    _, balancer = trained(4)
+    _, balancer = trained(4, cosines_every=1)
     logged = balancer.log_dict()
     last = balancer.history.rows()[-3:]
     for row in last:
@@ -775,7 +775,7 @@ def test_log_dict_and_history_tell_the_same():
 
 
 def test_norms_and_cosines_are_those_of_autograd():
-    net, balancer = trained(2)
+    net, balancer = trained(2, cosines_every=1)
     weights = balancer.weights.clone()
     losses = net.losses(batch(7))
     rows = torch.stack([torch.autograd.grad(v, net.last, retain_graph=True)[0].flatten() for v in losses.values()])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._errors import StateError
 from .._numerics import at_least_float32
-from ._measurement import BalancedLoss, FindOpening, Measurement, Opening, Present, Sums
+from ._measurement import BalancedLoss, FindOpening, Measurement, Opening, Present, Sums, Wanted
 
 
 class AtBranches(Measurement):
@@ -29,9 +29,8 @@ class AtBranches(Measurement):
 
     def __init__(self, *args: Any, like: Tensor) -> None:
         super().__init__(*args)
-        # [4, T], the leaf whose gradient holds squared norms, losses, factors and counts.
-        self._probe = like.new_zeros(4, len(like)).requires_grad_()
         self._branched = False
+        self.moved(like)
 
     @property
     def sums(self) -> Sums | None:
@@ -39,7 +38,13 @@ class AtBranches(Measurement):
         return None if self._probe.grad is None else self._read(self._probe.grad)
 
     def clear(self) -> None:
+        super().clear()
         self._probe.grad = None
+
+    def moved(self, like: Tensor) -> None:
+        # [4, T], the leaf whose gradient holds squared norms, losses, factors and counts.
+        self._probe = like.new_zeros(4, len(like)).requires_grad_()
+        super().moved(like)
 
     def branch(self, features: Tensor) -> tuple[Tensor, ...]:
         """The features once per task."""
@@ -50,7 +55,9 @@ class AtBranches(Measurement):
         if not self._branched:
             raise StateError('at="branches" measures in branch(), which the network never called: see its example')
 
-    def balanced(self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening) -> Tensor:
+    def balanced(
+        self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening, wanted: Wanted
+    ) -> Tensor:
         if torch.compiler.is_compiling():
             return WeightedSum.apply(values, weights, mask, self._probe)  # pyright: ignore[reportReturnType]
         found = opening()
@@ -62,7 +69,7 @@ class AtBranches(Measurement):
         return sums.entries.squeeze(1).sqrt()
 
     def add(self, sums: Sums) -> None:
-        self._add(torch.stack([sums.entries.squeeze(1), *sums[1:]]))
+        self._add(torch.stack([sums.entries.squeeze(1), *sums[1:4]]))
 
     def nothing(self, like: Tensor) -> Sums:
         return self._read(torch.zeros_like(self._probe))
@@ -80,7 +87,8 @@ class AtBranches(Measurement):
         factor: Tensor,
         weights: Tensor,
     ) -> Tensor:
-        self.begin()
+        if not self.begin(is_again=False):
+            return weights
         if opening is not None:
             tasks = [task for task, loss in enumerate(losses) if loss is not None]
             opening.look(tasks, self.sums, partial(self._looked, losses, values, mask, factor, opening.reduce))

@@ -10,7 +10,9 @@ DDP takes a backward that it has not prepared for its own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,12 +23,13 @@ from .._errors import GraphError, warn
 from .._torch_private import first_backward_still_to_come, output_dtype, output_shape
 from ._collectors import Edge
 from ._graph import AutogradGraph
-from ._measurement import Opening, Sums
+from ._measurement import Opening, Sums, looking
+from ._operations import TOLERANCE, Path, kind
 from ._products import refusal
 from ._shared import DetectedLayer, heads_among
 
 if TYPE_CHECKING:
-    from ._hooks import BackwardPass
+    from ._backward_pass import BackwardPass
 
 
 class FirstLook:
@@ -97,29 +100,48 @@ class FirstLook:
         """The sums at `one.shared` with all weights 1; `None` where the heads cannot run twice."""
         one.frontiers = self._graph.frontiers([shared.used for shared in one.shared])
         one.watch()
-        one.measurement.is_looking = True
         try:
-            one.start(factor, torch.ones_like(one.mask))
-            self._run(self._graph.losses, [shared.used for shared in one.shared], factor)
-            sums = one.finish()
-        except RuntimeError as error:
+            sums = self._look(one, factor)
+            if sums is not None and one.measurement.check and self._is_foreign:
+                self._compare(sums, self._look(one, factor))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
             if isinstance(error, GraphError):
                 raise
-            if refusal(error) is None:
+            if not isinstance(error, RuntimeError) or refusal(error) is None:
                 raise GraphError(_ONCE) from error
             warn(_UNSEEN)
             return None
         finally:
-            one.measurement.is_looking = False
             one.unwatch()
-        return self._opening.reduce(sums)
+        return None if sums is None else self._opening.reduce(sums)
 
-    def _run(self, edges: Sequence[Edge], inputs: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor | None]:
+    def _look(self, one: BackwardPass, factor: Tensor) -> Sums | None:
+        one.start(factor, torch.ones_like(one.mask), None)
+        self._run(self._graph.losses, one.edges(), factor)
+        return one.finish()
+
+    @functools.cached_property
+    def _is_foreign(self) -> bool:
+        """Whether a function is not torch's own, so that it may not be the same when it runs again."""
+        return any(kind(node) is Path.FOREIGN for node in self._graph.children_first)
+
+    def _compare(self, one: Sums, other: Sums | None) -> None:
+        if other is None or not bool(torch.isfinite(one.entries).all()):
+            return
+        apart = (one.entries - other.entries).norm(dim=1) > TOLERANCE * one.entries.norm(dim=1)
+        if bool(apart.any()):
+            raise GraphError(_ONCE)
+
+    def _run(
+        self, edges: Sequence[Edge], inputs: Sequence[Tensor | GradientEdge], factor: Tensor
+    ) -> Sequence[Tensor | None]:
         """The gradients of these losses together, in a backward of its own that leaves everything as it is."""
-        with first_backward_still_to_come(_below(edge.node for edge in edges)):
-            return torch.autograd.grad(
+        with first_backward_still_to_come(_below(edge.node for edge in edges)), _looking():
+            return torch.autograd.grad(  # pyright: ignore[reportCallIssue]
                 [GradientEdge(*edge) for edge in edges],
-                inputs,
+                inputs,  # pyright: ignore[reportArgumentType]
                 [factor.to(output_dtype(*edge)).expand(output_shape(*edge)) for edge in edges],
                 retain_graph=True,
                 allow_unused=True,
@@ -137,9 +159,20 @@ def _below(nodes: Iterator[Any]) -> list[Any]:
     return list(seen)
 
 
+@contextmanager
+def _looking() -> Iterator[None]:
+    before = getattr(looking, "now", False)
+    looking.now = True
+    try:
+        yield
+    finally:
+        looking.now = before
+
+
 _ONCE = (
-    "the first step runs the heads' backward twice, to find W and weights to start from, and a function there cannot; "
-    "give the layer with shared= and initial_weights=None"
+    "the first step runs the heads' backward twice, to find W and weights to start from, and a function there can run "
+    "only once, or overwrites what it saved; give the layer with shared= and initial_weights=None, which need no "
+    "second run"
 )
 
 _UNSEEN = (

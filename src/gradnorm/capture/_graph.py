@@ -23,6 +23,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from .._torch_private import output_shape
 from ._collectors import COLLECTING, Edge, origin
+from ._operations import Path, kind
 
 
 def _leaf_type() -> type:
@@ -45,17 +46,25 @@ class FrontierEdge(NamedTuple):
 
 @dataclass
 class TaskFrontier:
-    """All frontier edges of one task into one shared node, `at`; `root` is set where the loss itself is shared."""
+    """All frontier edges of one task into one shared node, `at`; `root` is set where the loss itself is shared.
+
+    `path` is the kind of the functions from `at` to `W`.
+    """
 
     task: int
     at: Any
+    path: Path
     edges: list[tuple[Any, FrontierEdge]] = field(default_factory=list)
     root: Edge | None = None
 
+    @property
+    def outputs(self) -> set[int]:
+        """The numbers of the outputs of `at` that the task reads."""
+        return {edge.nr for _, edge in self.edges} | ({self.root.nr} if self.root else set())
+
     def entries(self) -> int:
         """How many numbers flow over the frontier."""
-        numbers = {edge.nr for _, edge in self.edges} | ({self.root.nr} if self.root else set())
-        return sum(output_shape(self.at, nr).numel() for nr in numbers)
+        return sum(output_shape(self.at, nr).numel() for nr in self.outputs)
 
 
 class AutogradGraph:
@@ -113,23 +122,25 @@ class AutogradGraph:
         if mixing := self._passed_by & self.inner.keys():
             return AutogradGraph(self.losses, {*self._opaque, *mixing}).frontiers(shared)
         wanted = {id(tensor) for tensor in shared}
-        several = {node for node, mask in self.tasks.items() if mask & (mask - 1)}
-        leads: set[Any] = set()
+        leads: dict[Any, Path] = {}
         found: dict[tuple[int, Any], TaskFrontier] = {}
         for node in self.children_first:
             ends = [edge for edge in self.ends.get(node, ()) if id(edge.to.variable) in wanted]
             inner = [edge for edge in self.inner[node] if edge.to in leads]
             if not ends and not inner:
                 continue
-            leads.add(node)
-            if node not in several:
-                task = self.tasks[node].bit_length() - 1
-                for edge in ends + [edge for edge in inner if edge.to in several]:
-                    frontier = found.setdefault((task, edge.to), TaskFrontier(task, edge.to))
-                    frontier.edges.append((node, edge))
+            leads[node] = max([kind(node), *(leads[edge.to] for edge in inner)])
+            mask = self.tasks[node]
+            if mask & (mask - 1):  # several tasks
+                continue
+            task = mask.bit_length() - 1
+            for edge in [*ends, *(edge for edge in inner if self.tasks[edge.to] != mask)]:
+                path = leads.get(edge.to, Path.OWN)
+                frontier = found.setdefault((task, edge.to), TaskFrontier(task, edge.to, path))
+                frontier.edges.append((node, edge))
         for task, root in enumerate(self.roots):
-            if root is not None and root.node in several and root.node in leads:
-                found[task, root.node] = TaskFrontier(task, root.node, root=root)
+            if root is not None and root.node in leads and self.tasks[root.node].bit_count() > 1:
+                found[task, root.node] = TaskFrontier(task, root.node, leads[root.node], root=root)
         return list(found.values())
 
     def _walk(self) -> list[Any]:

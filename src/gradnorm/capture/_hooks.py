@@ -1,23 +1,12 @@
-"""Each task's gradient, measured inside the user's own backward.
+"""Measurements by hooks on the frontier: each task's gradient at `W`, or at the features.
 
-Hooks on the frontier (`_graph.py`) see a task's contribution before autograd adds the tasks up. As soon as a task's
-last contribution to a shared node has arrived, and so before that node runs and frees its buffers, one vector–Jacobian
-product takes it on to `W`; autograd prunes that product to the nodes between the two. Where the frontier leads straight
-into `W` the contribution is the gradient itself.
-
-What arrives is scaled by the weight and by whatever multiplied the balanced loss (a loss scale, 1 / accumulation
-steps). The gradient that reaches the balanced loss is exactly that factor, and is kept beside the sums.
-
-A hook may refer to nodes below its own only, never to itself or what is above: Python's garbage collector does not see
-a cycle through the graph, so it would leak. Hooks are therefore registered when the backward begins.
+How the tasks' gradients are collected in a backward is in `_backward_pass.py`; here is what becomes of them.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,155 +14,29 @@ from torch import Tensor
 
 from .._errors import GraphError, StateError
 from .._numerics import at_least_float32, row_norms
-from .._torch_private import never_compiled, output_dtype, output_shape, outside_compiled_graph
+from .._torch_private import outside_compiled_graph
+from ._backward_pass import BackwardPass, Meeting
 from ._first_look import FirstLook
-from ._graph import AutogradGraph, FrontierEdge, TaskFrontier
-from ._measurement import BalancedLoss, FindOpening, Measurement, Opening, Present, Sums
-from ._products import REENTRANT, products
-from ._shared import SharedParameter, flat, is_distributed, whole
-
-
-@dataclass
-class GradientBuffer:
-    """The contributions of one task to one shared node, until all of them are in."""
-
-    task: int
-    node: Any
-    expected: int
-    waiting: int = 0
-    gradients: dict[int, Tensor] = field(default_factory=dict)
-
-    def reset(self) -> None:
-        self.waiting = self.expected
-        self.gradients = {}
-
-    def add(self, edge: FrontierEdge, gradient: Tensor | None) -> None:
-        self.waiting -= 1
-        if gradient is None:
-            return
-        if not edge.is_direct:
-            gradient = gradient.reshape(output_shape(edge.to, edge.nr)).to(output_dtype(edge.to, edge.nr))
-        known = self.gradients.get(edge.nr)
-        self.gradients[edge.nr] = gradient if known is None else known + gradient
-
-
-class BackwardPass:
-    """One forward's losses: collects the tasks' gradients in its backward, then adds them to the measurement.
-
-    Args:
-        measurement: What it measures for.
-        tasks: The task of each loss in the graph.
-        losses: [T], detached; 0 for absent tasks.
-        mask: [T], 1 for the tasks present and 0 for the others.
-    """
-
-    def __init__(self, measurement: AtFrontier, tasks: Sequence[int], losses: Tensor, mask: Tensor) -> None:
-        self.measurement = measurement
-        self.tasks = tasks
-        self.losses = losses
-        self.mask = mask
-        self.shared: Sequence[SharedParameter] = ()
-        self.frontiers: Sequence[TaskFrontier] = ()
-        self.first_look: FirstLook | None = None
-        self.opening: Opening | None = None
-        self._buffers: list[GradientBuffer] = []
-        self._roots: list[tuple[GradientBuffer, FrontierEdge]] = []
-        self._handles: list[Any] = []
-        self._remaining = 0
-        self._factor: Tensor | None = None
-        self._entries: Tensor | None = None
-        self._is_running = False
-
-    def begin(self, factor: Tensor, weights: Tensor) -> Tensor:
-        """Runs first in the backward: the factor is known, nothing has arrived. Returns the weights to go on with."""
-        self.measurement.begin()
-        if self.first_look is not None:
-            look, self.first_look = self.first_look, None
-            look.take(self, factor)
-        if self.opening is not None and self.opening.weights is not None:
-            weights = self.opening.weights
-        if not self._handles:
-            self.watch()
-        self.start(factor, weights)
-        return weights
-
-    def watch(self) -> None:
-        """Register the hooks."""
-        edges: dict[Any, list[tuple[FrontierEdge, GradientBuffer]]] = {}
-        for frontier in self.frontiers:
-            expected = len(frontier.edges) + (frontier.root is not None)
-            buffer = GradientBuffer(self.tasks[frontier.task], frontier.at, expected)
-            self._buffers.append(buffer)
-            if frontier.root is not None:
-                self._roots.append((buffer, FrontierEdge(frontier.at, 0, frontier.root.nr, is_direct=False)))
-            for node, edge in frontier.edges:
-                edges.setdefault(node, []).append((edge, buffer))
-        crossed = never_compiled(self._crossed)
-        self._handles = [node.register_hook(partial(crossed, arriving)) for node, arriving in edges.items()]
-        self.frontiers = ()
-
-    def unwatch(self) -> None:
-        """Take the hooks off again."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._buffers, self._roots, self._is_running = [], [], [], False
-
-    def start(self, factor: Tensor, weights: Tensor) -> None:
-        """Wait for the tasks' gradients, which are scaled by `factor` and `weights`."""
-        self._factor = factor
-        self._is_running, self._entries = True, None
-        self._remaining = len(self._buffers)
-        for buffer in self._buffers:
-            buffer.reset()
-        for buffer, edge in self._roots:
-            spread = (factor * weights[buffer.task]).expand(output_shape(edge.to, edge.nr))
-            buffer.add(edge, spread)
-            self._measure_if_complete(buffer)
-
-    def finish(self) -> Sums:
-        """What was measured."""
-        assert self._factor is not None
-        if self._entries is None:  # every contribution was undefined: no gradient at all
-            self._entries = at_least_float32(self.losses.new_zeros(len(self.mask), 1))
-        factors = self._factor.to(self.mask.dtype) * self.mask
-        sums = Sums(self._entries, factors * self.losses, factors, self.mask)
-        self._is_running, self._entries = False, None
-        return sums
-
-    @torch.no_grad()
-    def _crossed(
-        self,
-        arriving: list[tuple[FrontierEdge, GradientBuffer]],
-        gradients: tuple[Tensor | None, ...],
-        _: object,
-    ) -> None:
-        """Runs after a frontier node of a task, with what it is about to pass on."""
-        if not self._is_running:
-            return  # this backward did not come through the balanced loss
-        for edge, buffer in arriving:
-            buffer.add(edge, gradients[edge.slot])
-            self._measure_if_complete(buffer)
-
-    def _measure_if_complete(self, buffer: GradientBuffer) -> None:
-        if buffer.waiting:
-            return
-        if buffer.gradients:
-            entries = self.measurement.entries(buffer, self.shared)
-            if self._entries is None:
-                self._entries = entries.new_zeros(len(self.mask), entries.numel())
-            self._entries[buffer.task] += entries
-            buffer.gradients = {}
-        self._remaining -= 1
-        if not self._remaining and not self.measurement.is_looking:
-            self.measurement.add(self.finish())
+from ._graph import AutogradGraph
+from ._measurement import BalancedLoss, FindOpening, Measurement, Present, Sums, Wanted
+from ._products import REENTRANT, Gradients, batched_product, can_be_batched, product
+from ._self_check import SelfCheck
+from ._shared import SharedParameter, entry_count, flat, is_distributed, whole
 
 
 class AtFrontier(Measurement):
-    """Measures by hooks on the frontier; what becomes of a task's gradient there is for the subclasses to say."""
+    """Measures by hooks on the frontier; what becomes of a task's gradient there is for the subclasses to say.
 
-    def __init__(self, *args: Any) -> None:
+    Attributes:
+        check: Whether the next measured backward is to check itself.
+        adds_up: Whether what further backwards measure can be added, or else only what one has measured is of use.
+    """
+
+    adds_up = True
+
+    def __init__(self, *args: Any, check: bool = True) -> None:
         super().__init__(*args)
-        self.is_looking = False
+        self.check = check
         self._sums: Sums | None = None
 
     @property
@@ -182,18 +45,23 @@ class AtFrontier(Measurement):
         return self._sums
 
     def clear(self) -> None:
+        super().clear()
         self._sums = None
 
     def add(self, sums: Sums) -> None:
         self._sums = sums if self._sums is None else self._sums.plus(sums)
 
-    def balanced(self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening) -> Tensor:
-        return outside_compiled_graph(self._balanced, losses, values, weights, mask, opening)
+    def balanced(
+        self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening, wanted: Wanted
+    ) -> Tensor:
+        return outside_compiled_graph(self._balanced, losses, values, weights, mask, opening, wanted)
 
-    def _balanced(self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening) -> Tensor:
+    def _balanced(
+        self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening, wanted: Wanted
+    ) -> Tensor:
         tasks = [task for task, loss in enumerate(losses) if loss is not None]
         graph = AutogradGraph([loss for loss in losses if loss is not None])
-        one = BackwardPass(self, tasks, values.detach().to(weights.dtype), mask)
+        one = BackwardPass(self, tasks, values.detach().to(weights.dtype), mask, wanted)
         one.shared = self.layer.locate(graph, tasks)
         if not one.shared:
             return (weights * values).sum()
@@ -224,8 +92,12 @@ class AtFrontier(Measurement):
         )
 
     @abstractmethod
-    def entries(self, buffer: GradientBuffer, shared: Sequence[SharedParameter]) -> Tensor:
-        """[N], what the contributions of one task add to its entries."""
+    def entries(self, meeting: Meeting, gradients: Sequence[Gradients], shared: Sequence[SharedParameter]) -> Tensor:
+        """[K, N], what the contributions of K tasks to one shared node add to their entries."""
+
+    def can_be_batched(self, meeting: Meeting, shared: Sequence[SharedParameter], device: torch.device) -> bool:
+        """Whether the contributions of all tasks are better measured together."""
+        return False
 
     def nothing(self, like: Tensor) -> Sums:
         if not self.layer.parameters:
@@ -241,25 +113,65 @@ class AtFrontier(Measurement):
 
 
 class AtLayer(AtFrontier):
-    """`at="weights"`: gradients at `W`, as in the paper."""
+    """`at="weights"`: gradients at `W`, as in the paper.
+
+    Whether steps consist of several backwards is learned from the first one. Where that has only one, further ones keep
+    norms only; a step that turns out to have more is not measured, and gradients are kept from then on.
+    """
 
     has_cosines = True
 
-    def entries(self, buffer: GradientBuffer, shared: Sequence[SharedParameter]) -> Tensor:
-        """[N], the task's gradient at `W`, flat."""
-        found = dict(
-            zip(map(id, shared), products(buffer.node, buffer.gradients, [part.used for part in shared]), strict=True)
-        )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._backwards = 0
+        self._has_learned = False
+        self._batches = True
+
+    def clear(self) -> None:
+        if self._backwards and not self._has_learned:
+            self._has_learned, self.adds_up = True, self._backwards > 1
+        self._backwards = 0
+        super().clear()
+
+    def add(self, sums: Sums) -> None:
+        self._backwards += 1
+        if self._backwards > 1 and not self.adds_up:
+            self.adds_up, self.is_partial = True, True
+        super().add(sums)
+
+    def entries(self, meeting: Meeting, gradients: Sequence[Gradients], shared: Sequence[SharedParameter]) -> Tensor:
+        """[K, N], the tasks' gradients at `W`, flat."""
+        used = [part.used for part in shared]
+        if len(gradients) > 1:
+            try:
+                return self._laid_out(batched_product(meeting.node, gradients, used), shared, (len(gradients),))
+            except RuntimeError:
+                self._batches = False
+        if self.check and meeting.check is None:
+            meeting.check = SelfCheck(meeting.node, used, meeting.path)
+        found = [_product(meeting, each, used) for each in gradients]
+        rows = [self._laid_out(each, shared) for each in found]
+        return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
+
+    def _laid_out(
+        self, found: Sequence[Tensor | None], shared: Sequence[SharedParameter], batch: Sequence[int] = ()
+    ) -> Tensor:
+        """[*, N], flat, in the order of all of `W`."""
+        by_part = dict(zip(map(id, shared), found, strict=True))
         parts = self.layer.parameters
-        return flat([found.get(id(part)) for part in parts], [part.used for part in parts])
+        return flat([by_part.get(id(part)) for part in parts], [part.used for part in parts], batch)
+
+    def can_be_batched(self, meeting: Meeting, shared: Sequence[SharedParameter], device: torch.device) -> bool:
+        usable = self._batches and not self.check and not any(is_distributed(part.used) for part in shared)
+        return usable and can_be_batched(meeting.node, meeting.outputs, meeting.path, len(meeting.buffers), device)
 
     def norms(self, sums: Sums) -> Tensor:
         return row_norms(sums.entries)
 
     def no_entries(self, like: Tensor) -> Tensor:
         parameters = self.layer.tensors
-        dtype = torch.promote_types(parameters[0].dtype, torch.float32)
-        return like.new_zeros(len(like), sum(tensor.numel() for tensor in parameters), dtype=dtype)
+        dtype = torch.promote_types(parameters[0].dtype.to_real(), torch.float32)
+        return like.new_zeros(len(like), sum(map(entry_count, parameters)), dtype=dtype)
 
 
 class AtFeatures(AtFrontier):
@@ -278,16 +190,27 @@ class AtFeatures(AtFrontier):
                     'measure at the layer with at="weights", or in the network with at="branches"'
                 )
 
-    def entries(self, buffer: GradientBuffer, shared: Sequence[SharedParameter]) -> Tensor:
-        """[1], the squared norm of the contributions themselves."""
-        squares = [at_least_float32(whole(gradient)).square().sum() for gradient in buffer.gradients.values()]
-        return torch.stack(squares).sum().unsqueeze(0)
+    def entries(self, meeting: Meeting, gradients: Sequence[Gradients], shared: Sequence[SharedParameter]) -> Tensor:
+        """[K, 1], the squared norms of the contributions themselves."""
+        return torch.stack([_square(each) for each in gradients]).unsqueeze(1)
 
     def norms(self, sums: Sums) -> Tensor:
         return sums.entries.squeeze(1).sqrt()
 
     def no_entries(self, like: Tensor) -> Tensor:
         return like.new_zeros(len(like), 1)
+
+
+def _product(meeting: Meeting, gradients: Gradients, used: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    has_run, meeting.has_run = meeting.has_run, True
+    if meeting.check is not None:
+        return meeting.check.product(gradients, has_run)
+    return product(meeting.node, gradients, used, meeting.path, has_run)
+
+
+def _square(gradients: Gradients) -> Tensor:
+    squares = [torch.linalg.vector_norm(at_least_float32(whole(each))).square() for each in gradients.values()]
+    return squares[0] if len(squares) == 1 else torch.stack(squares).sum()
 
 
 _UNREACHED = {

@@ -7,16 +7,18 @@ known in one place, the `Window`.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._errors import GraphError
-from .._torch_private import current_backward, in_compiled_autograd, never_compiled
+from .._torch_private import at_end_of_backward, current_backward, in_compiled_autograd, never_compiled
 from ._shared import SharedLayer
 
 At = Literal["weights", "features", "branches"]
@@ -29,13 +31,18 @@ class Sums(NamedTuple):
     """Entries that add up; zero for tasks that were absent. `c` is whatever multiplied the balanced loss."""
 
     entries: Tensor
-    """[T, N], `Σ c w_i ∇_W L_i` at a layer; [T, 1], `Σ ‖c w_i ∇_features L_i‖²` at features."""
+    """[T, N], `Σ c w_i ∇_W L_i` at a layer, or [T, 1], its norm, where nothing is to be added; [T, 1],
+    `Σ ‖c w_i ∇_features L_i‖²` at features."""
     losses: Tensor
     """[T], `Σ c L_i`."""
     factors: Tensor
     """[T], `Σ c`."""
     counts: Tensor
     """[T], how many losses."""
+    products: Tensor | None = None
+    """[T, T], the inner products of the rows, where only their norms are kept."""
+    is_complete: bool = False
+    """Whether no task was absent, as far as the host knows."""
 
     def plus(self, other: Sums) -> Sums:
         """The sum of both, in the memory of the first; entries that one of them lacks are zero in it."""
@@ -43,7 +50,20 @@ class Sums(NamedTuple):
         if mine.shape[1] < theirs.shape[1]:
             mine, theirs = theirs, mine
         mine[:, : theirs.shape[1]] += theirs
-        return Sums(mine, *(a + b for a, b in zip(self[1:], other[1:], strict=True)))
+        added = [a + b for a, b in zip(self[1:4], other[1:4], strict=True)]
+        return Sums(mine, *added, is_complete=self.is_complete and other.is_complete)
+
+
+class Wanted(NamedTuple):
+    """What a step needs of the tasks' gradients beside their norms.
+
+    Attributes:
+        rows: The gradients themselves, as those of other processes are to be added.
+        products: Their inner products.
+    """
+
+    rows: bool
+    products: bool
 
 
 @dataclass
@@ -83,21 +103,23 @@ class Opening:
 
 FindOpening = Callable[[], Opening | None]
 
+looking = threading.local()
+"""`now` is set while a first look runs in this thread: a nested backward that no balancer is to measure."""
+
 
 class Window:
-    """Which backwards belong to the step under way: those since gradients were last cleared.
+    """Which backwards belong to the step in progress: those since gradients were last cleared.
 
-    What was measured before that belongs to no step: a loss scaler skipped it, or the backward failed.
-
-    Args:
-        is_parallel: Whether processes share the batch. FSDP2 then may keep gradients elsewhere, so that clearing is
-            trusted only once a gradient was seen.
+    What was measured before that belongs to no step: a loss scaler skipped it, or the backward failed. Clearing shows
+    only where gradients stay in `.grad` until then; where something takes them away in the backward itself (FSDP2,
+    ZeRO, Megatron's `main_grad`, `torch.autograd.grad`), all backwards since the last step count.
     """
 
-    def __init__(self, is_parallel: bool) -> None:
+    def __init__(self) -> None:
         self._attached: list[Tensor] | None = None
-        self._sees_clearing = not is_parallel
+        self._stay = False
         self._backward = -1
+        self._has_ended = True
 
     def attach(self, parameters: Sequence[Tensor]) -> None:
         """Gradients are those of an optimizer's parameters."""
@@ -105,7 +127,7 @@ class Window:
 
     def stepped(self, shared: Sequence[Tensor]) -> None:
         """The user is about to step by hand, with gradients as they should be."""
-        self._sees_clearing = any(tensor.grad is not None for tensor in shared)
+        self._stay = any(tensor.grad is not None for tensor in shared)
 
     def opens(self, shared: Sequence[Tensor]) -> bool:
         """A balanced loss runs backward: whether what was measured before is void.
@@ -115,19 +137,30 @@ class Window:
         backward = current_backward()
         if backward == self._backward:
             return False
-        self._backward = backward
-        return self._cleared(list(shared))
+        watched = self._watched(list(shared))
+        is_cleared = self._stay and bool(watched) and all(parameter.grad is None for parameter in watched)
+        self._backward, self._has_ended = backward, False
+        at_end_of_backward(partial(self._ended, backward, watched))
+        return is_cleared
 
-    def _cleared(self, shared: list[Tensor]) -> bool:
-        if self._attached is not None:
-            # A gathered parameter of FSDP2 never shows its gradient, but the optimizer's parameters do.
-            known = {id(parameter) for parameter in self._attached}
-            if shared and all(id(parameter) in known for parameter in shared):
-                self._attached = shared
-            shared = self._attached
-        elif not self._sees_clearing:
-            return False
-        return bool(shared) and all(parameter.grad is None for parameter in shared)
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last backward raised."""
+        return not self._has_ended
+
+    def _ended(self, backward: int, watched: Sequence[Tensor]) -> None:
+        if backward == self._backward:
+            self._has_ended = True
+            self._stay = self._stay or any(parameter.grad is not None for parameter in watched)
+
+    def _watched(self, shared: list[Tensor]) -> list[Tensor]:
+        if self._attached is None:
+            return shared
+        # A gathered parameter of FSDP2 never shows its gradient, but the optimizer's parameters do.
+        known = {id(parameter) for parameter in self._attached}
+        if shared and all(id(parameter) in known for parameter in shared):
+            self._attached = shared
+        return self._attached
 
 
 class Measurement(ABC):
@@ -141,6 +174,8 @@ class Measurement(ABC):
     Attributes:
         sums: What the backwards since the last `clear` measured; `None` if there was none.
         has_cosines: Whether entries are gradients, between which there are angles.
+        is_partial: Whether backwards since the last step are left out of it, so that it does not tell of the step.
+        dropped: Whether that is so because gradients were cleared after one that was sound, and no step came.
     """
 
     has_cosines = False
@@ -149,17 +184,25 @@ class Measurement(ABC):
         self.names = tuple(names)
         self.layer = layer
         self.window = window
+        self.is_partial = False
+        self.dropped = False
 
     @property
     @abstractmethod
     def sums(self) -> Sums | None: ...
 
-    @abstractmethod
     def clear(self) -> None:
         """Forget what was measured, as after an optimizer step."""
+        self.is_partial = self.dropped = False
+
+    def moved(self, like: Tensor) -> None:
+        """The weights are as `like` now, perhaps elsewhere: what was measured is forgotten."""
+        self.clear()
 
     @abstractmethod
-    def balanced(self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening) -> Tensor:
+    def balanced(
+        self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening, wanted: Wanted
+    ) -> Tensor:
         """`Σ w_i L_i`, whose backward measures the tasks.
 
         Args:
@@ -168,6 +211,7 @@ class Measurement(ABC):
             weights: [T], those of this forward.
             mask: [T], 1 for the tasks present and 0 for the others.
             opening: Tells what is still to find out, if anything.
+            wanted: What the step needs beside norms.
 
         Raises:
             GraphError: The tasks cannot be measured in this graph.
@@ -195,12 +239,30 @@ class Measurement(ABC):
     def check_balanced(self) -> None:  # noqa: B027
         """Raise what is wrong with the losses that were balanced since the last step, if anything."""
 
-    def begin(self) -> None:
-        """A balanced loss runs backward: what was measured for a step that never came is forgotten."""
+    def begin(self, is_again: bool) -> bool:
+        """A balanced loss runs backward: what was measured for a step that never came is forgotten.
+
+        Args:
+            is_again: The same loss has run backward before, so that nothing is lost.
+
+        Returns:
+            Whether this backward is one to measure, and not another balancer's first look.
+        """
+        if getattr(looking, "now", False):
+            return False
         if in_compiled_autograd():
             raise GraphError(_COMPILED_AUTOGRAD)
+        has_failed = self.window.has_failed
         if self.window.opens(self.layer.tensors):
+            dropped = self.dropped or not (is_again or has_failed or not self._is_sound())
             self.clear()
+            self.is_partial = self.dropped = dropped
+        return True
+
+    def _is_sound(self) -> bool:
+        """Whether there is a measurement that no loss scaler can have skipped, as it does after an overflow."""
+        sums = self.sums
+        return sums is not None and bool(torch.isfinite(sums.entries).all() & (sums.factors <= sums.counts).all())
 
 
 class BalancedLoss(torch.autograd.Function):

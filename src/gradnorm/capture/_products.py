@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,36 +10,91 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .._errors import GraphError
+from .._torch_private import output_shape
 from ._graph import AccumulateGrad
+from ._operations import Path, foreign_below
+
+Gradients = Mapping[int, Tensor]
+"""The gradients of a shared node's outputs, by number."""
+
+MOST_BATCHED = {"cpu": 2**17, "cuda": 2**22}
+"""Up to how many numbers in all the gradients of several tasks are taken to `W` by one product, by type of device.
+Above, one product per task is as fast, and needs less memory: `benchmarks/products.py`."""
 
 
-def products(node: Any, gradients: Mapping[int, Tensor], used: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """From the gradients of a shared node's outputs, by number, to each tensor of `W`; `None` where no path leads.
+def product(
+    node: Any, gradients: Gradients, used: Sequence[Tensor], path: Path, is_again: bool
+) -> Sequence[Tensor | None]:
+    """From the gradients of a shared node's outputs to each tensor of `W`; `None` where no path leads.
+
+    Args:
+        node: Where the tasks meet.
+        gradients: Of one task.
+        used: The tensors of `W`.
+        path: What lies in between.
+        is_again: Whether it has been taken from there before.
 
     Raises:
-        GraphError: Autograd refuses it, for a reason that has a remedy.
+        GraphError: Autograd refuses it for a reason that has a remedy, or a function on the path can run only once.
     """
     if type(node) is AccumulateGrad:
         # A copy, since what arrives here may become, or be added into, the tensor's `.grad`.
         return [gradients[0].clone() if tensor is node.variable else None for tensor in used]
+    lent = [each.clone() if path is Path.FOREIGN else each for each in gradients.values()]
+    edges = [GradientEdge(node, nr) for nr in gradients]
     try:
-        return torch.autograd.grad(
-            [GradientEdge(node, nr) for nr in gradients],
-            used,
-            list(gradients.values()),
-            retain_graph=True,
-            allow_unused=True,
-        )
-    except RuntimeError as error:
-        if (remedy := refusal(error)) is None:
-            raise
-        raise GraphError(remedy) from error
+        return torch.autograd.grad(edges, used, lent, retain_graph=True, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and (remedy := refusal(error)) is not None:
+            raise GraphError(remedy) from error
+        if path is Path.FOREIGN and is_again:
+            raise GraphError(FAILS.format(foreign_below(node))) from error
+        raise
+
+
+def batched_product(node: Any, gradients: Sequence[Gradients], used: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The products of K tasks at once: [K, *] for each tensor of `W`.
+
+    Raises:
+        RuntimeError: `vmap` does not get through, as where a checkpointed segment draws random numbers again.
+    """
+    numbers = sorted({nr for each in gradients for nr in each})
+    like = {nr: each[nr] for each in gradients for nr in each}
+    lent = [
+        torch.stack([each[nr] if nr in each else torch.zeros_like(like[nr]) for each in gradients]) for nr in numbers
+    ]
+    edges = [GradientEdge(node, nr) for nr in numbers]
+    return torch.autograd.grad(edges, used, lent, retain_graph=True, allow_unused=True, is_grads_batched=True)
+
+
+def can_be_batched(node: Any, outputs: Collection[int], path: Path, tasks: int, device: torch.device) -> bool:
+    """Whether one product for all tasks is faster than one for each.
+
+    Args:
+        node: Where the tasks meet.
+        outputs: Numbers of the outputs that they read.
+        path: What lies between the node and `W`.
+        tasks: How many meet.
+        device: Of the gradients.
+    """
+    if path is not Path.BATCHED or tasks < 2 or type(node) is AccumulateGrad:
+        return False
+    entries = sum(output_shape(node, nr).numel() for nr in outputs)
+    return tasks * entries <= MOST_BATCHED.get(device.type, 0)
 
 
 def refusal(error: RuntimeError) -> str | None:
     """What to do about an error of autograd, if it is one of those that have a remedy."""
     return next((remedy for sign, remedy in _REFUSALS.items() if sign in str(error)), None)
 
+
+FAILS = (
+    "{} lies between where the tasks meet and W, and its backward failed when it ran once more for the measurement: it "
+    'can run only once, or overwrites what it saved; measure with at="features", which runs nothing twice, or name a '
+    "layer after it with shared="
+)
 
 REENTRANT = (
     "W lies in or before a segment that is checkpointed with use_reentrant=True, where autograd forbids gradients of "

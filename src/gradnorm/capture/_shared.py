@@ -235,7 +235,7 @@ def heads_among(gradients: Tensor, shared: Sequence[SharedParameter]) -> list[Te
     common = used.sum(0) > 1
     if not bool((used & common).any(1).all()):  # for some task no entry is anybody else's
         return [part.parameter for part in shared]
-    sizes = [part.parameter.numel() for part in shared]
+    sizes = [entry_count(part.parameter) for part in shared]
     return [part.parameter for part, both in zip(shared, common.split(sizes), strict=True) if not bool(both.any())]
 
 
@@ -324,13 +324,32 @@ def whole(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def flat(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    """[N], one task's gradients at `W` in a row, in float32 at least; `None` is a gradient of zero."""
+def flat(gradients: Sequence[Tensor | None], like: Sequence[Tensor], batch: Sequence[int] = ()) -> Tensor:
+    """[N], one task's gradients at `W` in a row, in float32 at least; `None` is a gradient of zero.
+
+    A complex number is two real ones.
+
+    Args:
+        gradients: One for each of `like`, perhaps with dimensions `batch` before its own, which stay.
+        like: The tensors of `W`.
+        batch: Sizes.
+    """
     rows = [
-        torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+        at_least_float32(torch.zeros(*batch, entry_count(tensor), dtype=tensor.dtype.to_real(), device=tensor.device))
         if gradient is None
-        else whole(gradient).reshape(-1)
+        else _numbers(gradient, batch)
         for tensor, gradient in zip(like, gradients, strict=True)
     ]
-    rows = [at_least_float32(row) for row in rows]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+    return rows[0] if len(rows) == 1 else torch.cat(rows, -1)
+
+
+def entry_count(tensor: Tensor) -> int:
+    """How many real numbers its gradient is."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+def _numbers(gradient: Tensor, batch: Sequence[int]) -> Tensor:
+    gradient = whole(gradient)
+    if gradient.is_complex():
+        gradient = torch.view_as_real(gradient.resolve_conj())
+    return at_least_float32(gradient.reshape(*batch, -1))

@@ -1,0 +1,245 @@
+"""Each task's gradient, measured inside the user's own backward.
+
+Hooks on the frontier (`_graph.py`) see a task's contribution before autograd adds the tasks up. As soon as a task's
+last contribution to a shared node has arrived, and so before that node runs and frees its buffers, one vector–Jacobian
+product takes it on to `W` (small ones wait for the last task, and are taken at once); autograd prunes that product to
+the nodes between the two. Where the frontier leads straight into `W` the contribution is the gradient itself.
+
+What arrives is scaled by the weight and by whatever multiplied the balanced loss (a loss scale, 1 / accumulation
+steps). The gradient that reaches the balanced loss is exactly that factor, and is kept beside the sums.
+
+A hook may refer to nodes below its own only, never to itself or what is above: Python's garbage collector does not see
+a cycle through the graph, so it would leak. Hooks are therefore registered when the backward begins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from .._torch_private import current_backward, never_compiled, output_dtype, output_shape
+from ._first_look import FirstLook
+from ._graph import AccumulateGrad, FrontierEdge, TaskFrontier
+from ._measurement import Opening, Sums, Wanted
+from ._operations import Path
+from ._rows import RowNorms, Rows, WholeRows
+from ._self_check import SelfCheck
+from ._shared import SharedParameter
+
+if TYPE_CHECKING:
+    from ._hooks import AtFrontier
+
+_NONE = -1
+"""No backward."""
+
+
+@dataclass
+class GradientBuffer:
+    """The contributions of one task to one shared node, until all of them are in."""
+
+    task: int
+    expected: int
+    waiting: int = 0
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, node: Any, edge: FrontierEdge, gradient: Tensor | None) -> None:
+        """One of them has arrived at `node`."""
+        self.waiting -= 1
+        if gradient is None:
+            return
+        if not edge.is_direct:
+            gradient = gradient.reshape(output_shape(node, edge.nr)).to(output_dtype(node, edge.nr))
+        known = self.gradients.get(edge.nr)
+        self.gradients[edge.nr] = gradient if known is None else known + gradient
+
+
+@dataclass
+class Meeting:
+    """A shared node, and the tasks that meet there."""
+
+    node: Any
+    path: Path
+    buffers: list[GradientBuffer] = field(default_factory=list)
+    outputs: set[int] = field(default_factory=set)
+    waiting: int = 0
+    is_batched: bool | None = None
+    check: SelfCheck | None = None
+    has_run: bool = False
+
+    def reset(self) -> None:
+        """Nothing has arrived."""
+        self.waiting, self.check, self.has_run = len(self.buffers), None, False
+        for buffer in self.buffers:
+            buffer.waiting, buffer.gradients = buffer.expected, {}
+
+
+Arriving = Sequence[tuple[FrontierEdge, GradientBuffer, Meeting]]
+
+
+class BackwardPass:
+    """One forward's losses: collects the tasks' gradients in its backward, then adds them to the measurement.
+
+    Args:
+        measurement: What it measures for.
+        tasks: The task of each loss in the graph.
+        losses: [T], detached; 0 for absent tasks.
+        mask: [T], 1 for the tasks present and 0 for the others.
+        wanted: What is needed beside norms.
+    """
+
+    def __init__(
+        self, measurement: AtFrontier, tasks: Sequence[int], losses: Tensor, mask: Tensor, wanted: Wanted
+    ) -> None:
+        self.measurement = measurement
+        self.tasks = tasks
+        self.losses = losses
+        self.mask = mask
+        self.wanted = wanted
+        self.shared: Sequence[SharedParameter] = ()
+        self.frontiers: Sequence[TaskFrontier] = ()
+        self.first_look: FirstLook | None = None
+        self.opening: Opening | None = None
+        self._meetings: list[Meeting] = []
+        self._roots: list[tuple[FrontierEdge, GradientBuffer, Meeting]] = []
+        self._handles: list[Any] = []
+        self._remaining = 0
+        self._factor: Tensor | None = None
+        self._rows: Rows | None = None
+        self._is_look = False
+        self._has_run = False
+        self._backward: int | None = _NONE
+
+    def begin(self, factor: Tensor, weights: Tensor) -> Tensor:
+        """Runs first in the backward: the factor is known, nothing has arrived. Returns the weights to go on with."""
+        if not self.measurement.begin(self._has_run):
+            return weights
+        self._has_run = True
+        if self.first_look is not None:
+            look, self.first_look = self.first_look, None
+            look.take(self, factor)
+        if self.opening is not None and self.opening.weights is not None:
+            weights = self.opening.weights
+        if self.frontiers:
+            self.watch()
+        self.start(factor, weights, current_backward())
+        return weights
+
+    def watch(self) -> None:
+        """Register the hooks."""
+        meetings: dict[Any, Meeting] = {}
+        edges: dict[Any, list[tuple[FrontierEdge, GradientBuffer, Meeting]]] = {}
+        for frontier in self.frontiers:
+            meeting = meetings.setdefault(frontier.at, Meeting(frontier.at, frontier.path))
+            buffer = GradientBuffer(self.tasks[frontier.task], len(frontier.edges) + (frontier.root is not None))
+            meeting.buffers.append(buffer)
+            meeting.outputs |= frontier.outputs
+            if frontier.root is not None:
+                self._roots.append((FrontierEdge(frontier.at, 0, frontier.root.nr, is_direct=False), buffer, meeting))
+            for node, edge in frontier.edges:
+                edges.setdefault(node, []).append((edge, buffer, meeting))
+        self._meetings = list(meetings.values())
+        crossed = never_compiled(self._crossed)
+        self._handles = [node.register_hook(partial(crossed, arriving)) for node, arriving in edges.items()]
+        self.frontiers = ()
+
+    def edges(self) -> list[GradientEdge | Tensor]:
+        """Where the tasks meet: what a backward must reach to measure them."""
+        return [
+            meeting.node.variable if type(meeting.node) is AccumulateGrad else GradientEdge(meeting.node, nr)
+            for meeting in self._meetings
+            for nr in sorted(meeting.outputs)
+        ]
+
+    def unwatch(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._meetings, self._roots, self._backward = [], [], [], _NONE
+
+    def start(self, factor: Tensor, weights: Tensor, backward: int | None) -> None:
+        """Wait for the tasks' gradients, which are scaled by `factor` and `weights`.
+
+        Args:
+            factor: [].
+            weights: [T].
+            backward: Its number; `None` for a first look, which is a backward of its own, still to begin.
+        """
+        self._factor = factor
+        self._backward = backward
+        self._is_look = backward is None
+        self._rows = None
+        self._remaining = 0
+        for meeting in self._meetings:
+            meeting.reset()
+            self._remaining += len(meeting.buffers)
+        for edge, buffer, meeting in self._roots:
+            buffer.add(edge.to, edge, (factor * weights[buffer.task]).expand(output_shape(edge.to, edge.nr)))
+            self._arrived(meeting, buffer)
+
+    def finish(self) -> Sums | None:
+        """What was measured; `None` if no gradient arrived, as in a backward to parts of the heads only."""
+        rows, self._rows, self._backward = self._rows, None, _NONE
+        if rows is None or self._factor is None:
+            return None
+        if not self._is_look and all(each.check is not None and each.check.has_passed for each in self._meetings):
+            self.measurement.check = False
+        factors = self._factor.to(self.mask.dtype) * self.mask
+        entries, products = rows.taken()
+        is_complete = len(self.tasks) == len(self.mask)
+        return Sums(entries, factors * self.losses, factors, self.mask, products, is_complete)
+
+    @torch.no_grad()
+    def _crossed(self, arriving: Arriving, gradients: tuple[Tensor | None, ...], _: object) -> None:
+        """Runs after a frontier node of a task, with what it is about to pass on."""
+        if self._backward != (backward := current_backward()):
+            if self._backward is not None:
+                return  # this backward did not come through the balanced loss
+            self._backward = backward
+        for edge, buffer, meeting in arriving:
+            buffer.add(meeting.node, edge, gradients[edge.slot])
+            self._arrived(meeting, buffer)
+
+    def _arrived(self, meeting: Meeting, buffer: GradientBuffer) -> None:
+        """Measure what can be measured, if this was a task's last contribution to a node."""
+        if buffer.waiting:
+            return
+        meeting.waiting -= 1
+        if not self._is_batched(meeting, buffer):
+            self._measure(meeting, [buffer])
+        elif not meeting.waiting:
+            self._measure(meeting, meeting.buffers)
+        self._remaining -= 1
+        if not self._remaining and not self._is_look and (sums := self.finish()) is not None:
+            self.measurement.add(sums)
+
+    def _is_batched(self, meeting: Meeting, buffer: GradientBuffer) -> bool:
+        if meeting.is_batched is None and buffer.gradients:
+            device = next(iter(buffer.gradients.values())).device
+            meeting.is_batched = self.measurement.can_be_batched(meeting, self.shared, device)
+        return bool(meeting.is_batched)
+
+    def _measure(self, meeting: Meeting, buffers: Sequence[GradientBuffer]) -> None:
+        """Add what the contributions of these tasks are at `W`."""
+        full = [buffer for buffer in buffers if buffer.gradients]
+        if full:
+            if self._rows is None:
+                self._rows = self._new_rows()
+            rows = self.measurement.entries(meeting, [buffer.gradients for buffer in full], self.shared)
+            self._rows.add([buffer.task for buffer in full], rows)
+            for buffer in full:
+                buffer.gradients = {}
+        if not meeting.waiting and meeting.check is not None:
+            meeting.check.finish()
+
+    def _new_rows(self) -> Rows:
+        if self._is_look or self.wanted.rows or self.measurement.adds_up:
+            return WholeRows(len(self.mask))
+        expected = Counter(buffer.task for meeting in self._meetings for buffer in meeting.buffers)
+        return RowNorms(len(self.mask), expected, self.wanted.products)

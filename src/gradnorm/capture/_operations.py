@@ -1,0 +1,63 @@
+"""What kind of functions lie between where the tasks meet and `W`, and what that allows.
+
+torch's own backward functions are pure: they can run once more, and leave what they are given as it was. One that is
+not torch's (a Python `autograd.Function`, a C++ extension, a scripted or compiled graph) may write its result into the
+gradient that it receives, as fused norms do. Some of torch's own also work on many gradients at once, under `vmap`.
+"""
+
+from __future__ import annotations
+
+import functools
+from enum import IntEnum
+from typing import Any
+
+from torch.autograd.function import BackwardCFunction
+
+TOLERANCE = 0.05
+"""How far, relatively, two runs of a pure function may be apart: far above what rounding does in bfloat16, far below
+what overwriting does."""
+
+
+class Path(IntEnum):
+    """The kind of a function; that of a path is the largest of its functions'."""
+
+    BATCHED = 0
+    """torch's own, and tested under `vmap`."""
+    OWN = 1
+    """torch's own."""
+    FOREIGN = 2
+    """Somebody else's: what it is given must be a copy."""
+
+
+def kind(node: Any) -> Path:
+    """The kind of a graph's node."""
+    return _kind(type(node))
+
+
+def foreign_below(node: Any) -> str:
+    """The name of the first function on the way down from a node that is not torch's own."""
+    pending, seen = [node], set()
+    for each in pending:
+        if kind(each) is Path.FOREIGN:
+            return each.name()
+        below = [child for child, _ in each.next_functions if child is not None and child not in seen]
+        seen.update(below)
+        pending.extend(below)
+    return "a function that is not torch's own"
+
+
+@functools.lru_cache(maxsize=1024)  # bounded, since classes of functions may be made without end
+def _kind(node_type: type) -> Path:
+    if issubclass(node_type, BackwardCFunction) or node_type.__name__ == "CppFunction":
+        return Path.FOREIGN
+    return Path.BATCHED if node_type.__name__.rstrip("0123456789") in _BATCHED else Path.OWN
+
+
+_BATCHED = {
+    f"{operation}Backward"
+    for operation in (
+        *("Add", "Addmm", "Clone", "Convolution", "Div", "Elu", "Expand", "Gelu", "LeakyRelu", "Mean", "Mm", "Mul"),
+        *("NativeLayerNorm", "Neg", "Permute", "Relu", "ReshapeAlias", "Sigmoid", "Silu", "Softplus", "Squeeze", "Sub"),
+        *("Sum", "T", "Tanh", "Transpose", "Unsqueeze", "UnsafeView", "View"),
+    )
+}

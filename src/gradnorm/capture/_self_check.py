@@ -1,0 +1,96 @@
+"""The first measured step checks itself.
+
+A measurement runs a part of the graph once more for every task, and lends it the tasks' gradients. That changes nothing
+where all functions in it are pure. Whether they are is seen by what they do: a product taken twice must give the same,
+what was lent must be as before, and the products of the tasks must add up to the product of their sum, which is what
+the model's own backward computes. It costs as much again as one measurement, once, and synchronizes with the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._errors import GraphError
+from ._operations import TOLERANCE, Path, foreign_below
+from ._products import Gradients, product
+from ._shared import flat
+
+
+class SelfCheck:
+    """Checks the products that are taken from one shared node.
+
+    Args:
+        node: Where the tasks meet.
+        used: The tensors of `W`.
+        path: What lies in between.
+    """
+
+    def __init__(self, node: Any, used: Sequence[Tensor], path: Path) -> None:
+        self._node = node
+        self._used = used
+        self._path = path
+        self._sum: dict[int, Tensor] = {}
+        self._found: Tensor | None = None
+        self._scale = torch.zeros(())
+
+    def product(self, gradients: Gradients, is_again: bool) -> Sequence[Tensor | None]:
+        """As `product`, and checked.
+
+        Raises:
+            GraphError: A function on the path is not pure.
+        """
+        before = {nr: each.clone() for nr, each in gradients.items()}
+        found = self._product(gradients, is_again)
+        row = flat(found, self._used)
+        if not bool(torch.isfinite(row).all()):
+            return found  # an overflow says nothing
+        if not all(torch.equal(each, before[nr]) for nr, each in gradients.items()):
+            raise GraphError(_OVERWRITES.format(foreign_below(self._node)))
+        self._compare(row, flat(self._product(before), self._used), row.norm(), _CHANGES)
+        self._sum = {nr: before[nr] + self._sum.get(nr, 0) for nr in before} | {
+            nr: each for nr, each in self._sum.items() if nr not in before
+        }
+        self._found = row if self._found is None else self._found + row
+        self._scale = self._scale.to(row.device) + row.norm()
+        return found
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether products were compared; numbers that are not finite say nothing."""
+        return self._found is not None
+
+    def finish(self) -> None:
+        """All tasks are in.
+
+        Raises:
+            GraphError: Their gradients do not add up to the model's.
+        """
+        if self._found is not None:
+            whole = flat(self._product(self._sum), self._used)
+            self._compare(self._found, whole, self._scale, _DO_NOT_ADD_UP)
+
+    def _product(self, gradients: Gradients, is_again: bool = True) -> Sequence[Tensor | None]:
+        return product(self._node, gradients, self._used, self._path, is_again)
+
+    def _compare(self, one: Tensor, other: Tensor, scale: Tensor, message: str) -> None:
+        if bool((one - other).norm() > TOLERANCE * scale):
+            raise GraphError(message.format(foreign_below(self._node)))
+
+
+_REMEDY = (
+    '; measure with at="features", which runs nothing twice, or name a layer after it with shared= (check=False leaves '
+    "this check out)"
+)
+_CHANGES = (
+    "the first measured step checks itself, and a gradient at W was another one when it was taken again: {} overwrites "
+    f"what it saved for its backward, or is random{_REMEDY}"
+)
+_OVERWRITES = f"the first measured step checks itself, and {{}} has overwritten the gradient that it was given{_REMEDY}"
+_DO_NOT_ADD_UP = (
+    "the first measured step checks itself, and the tasks' gradients at W do not add up to the model's: {}, or a hook "
+    f"between where the tasks meet and W, does not act on gradients linearly{_REMEDY}"
+)
