@@ -33,8 +33,10 @@ def reduce_sums(sums: Sums, group: dist.ProcessGroup | None) -> Sums:
     flat = torch.cat([part.reshape(-1).to(wide) for part in parts])
     dist.all_reduce(flat, group=group)
     pieces = flat.split([part.numel() for part in parts])
-    added = (piece.view_as(part).to(part.dtype) for piece, part in zip(pieces, parts, strict=True))
-    return Sums(**dict(zip(Sums._fields, added, strict=False)))  # pyright: ignore[reportArgumentType]
+    entries, losses, factors, counts = (
+        piece.view_as(part).to(part.dtype) for piece, part in zip(pieces, parts, strict=True)
+    )
+    return Sums(entries, losses, factors, counts)
 
 
 def agree(words: str, group: dist.ProcessGroup | None, device: torch.device) -> bool:

@@ -122,24 +122,31 @@ class AutogradGraph:
         if mixing := self._passed_by & self.inner.keys():
             return AutogradGraph(self.losses, {*self._opaque, *mixing}).frontiers(shared)
         wanted = {id(tensor) for tensor in shared}
+        tasks, inner, ends = self.tasks, self.inner, self.ends
         leads: dict[Any, Path] = {}
         found: dict[tuple[int, Any], TaskFrontier] = {}
         for node in self.children_first:
-            ends = [edge for edge in self.ends.get(node, ()) if id(edge.to.variable) in wanted]
-            inner = [edge for edge in self.inner[node] if edge.to in leads]
-            if not ends and not inner:
+            on_the_way = [edge for edge in inner[node] if edge.to in leads]
+            if node in ends:
+                on_the_way += [edge for edge in ends[node] if id(edge.to.variable) in wanted]
+            if not on_the_way:
                 continue
-            leads[node] = max([kind(node), *(leads[edge.to] for edge in inner)])
-            mask = self.tasks[node]
+            path = kind(node)
+            for edge in on_the_way:
+                if (below := leads.get(edge.to, path)) > path:
+                    path = below
+            leads[node] = path
+            mask = tasks[node]
             if mask & (mask - 1):  # several tasks
                 continue
-            task = mask.bit_length() - 1
-            for edge in [*ends, *(edge for edge in inner if self.tasks[edge.to] != mask)]:
-                path = leads.get(edge.to, Path.OWN)
-                frontier = found.setdefault((task, edge.to), TaskFrontier(task, edge.to, path))
-                frontier.edges.append((node, edge))
+            for edge in on_the_way:
+                if tasks.get(edge.to) != mask:
+                    key = mask.bit_length() - 1, edge.to
+                    if key not in found:
+                        found[key] = TaskFrontier(*key, leads.get(edge.to, Path.OWN))
+                    found[key].edges.append((node, edge))
         for task, root in enumerate(self.roots):
-            if root is not None and root.node in leads and self.tasks[root.node].bit_count() > 1:
+            if root is not None and root.node in leads and tasks[root.node].bit_count() > 1:
                 found[task, root.node] = TaskFrontier(task, root.node, leads[root.node], root=root)
         return list(found.values())
 
@@ -147,37 +154,37 @@ class AutogradGraph:
         """Every inner node once, children before parents; iterative, as graphs are deeper than Python's stack."""
         inner = self.inner
         order: list[Any] = []
-        finished: set[Any] = set()
         pending: list[Any] = [root.node for root in self.roots if root is not None]
         while pending:
             node = pending[-1]
-            if node not in inner:
+            if node is None:  # all below the one before is in
+                pending.pop()
+                order.append(pending.pop())
+            elif node in inner:
+                pending.pop()
+            else:
                 inner[node] = edges = self._expand(node)
-                pending.extend([edge.to for edge in edges if edge.to not in inner])
-                continue
-            pending.pop()
-            if node not in finished:
-                finished.add(node)
-                order.append(node)
+                pending.append(None)
+                pending += [edge.to for edge in edges if edge.to not in inner]
         return order
 
     def _expand(self, node: Any) -> list[FrontierEdge]:
         """The edges of `node` to inner nodes; notes those to leaves."""
         inner: list[FrontierEdge] = []
+        ends: list[FrontierEdge] = []
         for slot, (child, nr) in enumerate(node.next_functions):
             if child is None:
                 continue
-            is_direct = type(child).__name__ not in COLLECTING
-            if not is_direct:
-                if (end := origin(Edge(child, nr), self._opaque, self._passed_by)) is None:
-                    continue
-                is_direct = end.node is child
-                child, nr = end
-            edge = FrontierEdge(child, slot, nr, is_direct)
-            if type(child) is AccumulateGrad:
-                self.ends.setdefault(node, []).append(edge)
-            else:
-                inner.append(edge)
+            child_type = type(child)
+            if child_type is AccumulateGrad:
+                ends.append(FrontierEdge(child, slot, nr))
+            elif child_type.__name__ not in COLLECTING:
+                inner.append(FrontierEdge(child, slot, nr))
+            elif (end := origin(Edge(child, nr), self._opaque, self._passed_by)) is not None:
+                edge = FrontierEdge(end.node, slot, end.nr, end.node is child)
+                (ends if type(end.node) is AccumulateGrad else inner).append(edge)
+        if ends:
+            self.ends[node] = ends
         return inner
 
     def _reached_by(self) -> dict[Any, int]:
