@@ -1,0 +1,258 @@
+"""Functions that are not torch's own: what they are lent, and what the first measured step finds out about them."""
+
+import pytest
+import torch
+from torch import nn
+
+from gradnorm import GradNorm, GraphError
+from gradnorm.capture import _operations
+from gradnorm.capture._operations import Path
+
+
+def scaled(x):
+    return x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+
+
+class InPlaceRMS(torch.autograd.Function):
+    """Writes its result into the gradient that it receives, as fused norms do."""
+
+    @staticmethod
+    def forward(ctx, x):
+        r = x.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+        ctx.save_for_backward(x, r)
+        return x * r
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, r = ctx.saved_tensors
+        m = (dy * x).mean(-1, keepdim=True)
+        return dy.mul_(r).sub_(x * r**3 * m)
+
+
+class SavedInPlace(torch.autograd.Function):
+    """Overwrites what it saved, as fused activations do."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x.detach().clone()
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx, dy):
+        s = ctx.x.sigmoid()
+        return dy * ctx.x.mul_(1 - s).add_(1).mul_(s)
+
+
+class RunsOnce(torch.autograd.Function):
+    """Frees what it saved, as reversible networks do."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.y = x.detach().tanh()
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, dy):
+        y = ctx.y
+        del ctx.y
+        return dy * (1 - y * y)
+
+
+class SavesScaled(torch.autograd.Function):
+    """A loss whose gradient is made in the forward and scaled in place, as fused cross entropies do."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.gradient = 2 * x.detach() / x.numel()
+        return x.square().mean()
+
+    @staticmethod
+    def backward(ctx, factor):
+        return ctx.gradient.mul_(factor)
+
+
+class Net(nn.Module):
+    def __init__(self, function=None, loss=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 16)
+        self.heads = nn.ModuleList(nn.Linear(16, 1) for _ in range(2))
+        self.function = function or (lambda x: x)
+        self.loss = loss or (lambda x: x.square().mean())
+
+    def losses(self, x):
+        features = self.function(self.last(self.first(x).tanh()))
+        return [self.loss(self.heads[0](features) - 3), 10 * self.loss(self.heads[1](features) - x[:, :1])]
+
+
+def gradients(net, balance):
+    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
+    balance(net.losses(x)).backward()
+    return [parameter.grad.clone() for parameter in net.parameters()]
+
+
+WAYS = {
+    "descent": {},
+    "closed-form": {"update": "closed-form", "initial_weights": None},
+    "named": {"shared": "last.weight"},
+    "unchecked": {"check": False},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_function_that_writes_into_its_gradient_gets_a_copy(way):
+    net = Net(InPlaceRMS.apply)
+    balancer = GradNorm(2, model=net, **WAYS[way])
+    plain = gradients(Net(InPlaceRMS.apply), sum)
+    for ours, theirs in zip(gradients(net, balancer), plain, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    balancer.step()
+    reference = Net(scaled)
+    measured = GradNorm(2, model=reference, **WAYS[way])
+    gradients(reference, measured)
+    measured.step()
+    for one, other in zip(balancer.history.rows(), measured.history.rows(), strict=True):
+        assert one["norm"] == pytest.approx(other["norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("way", ["descent", "closed-form", "named"])
+@pytest.mark.parametrize("function", [SavedInPlace, RunsOnce])
+def test_one_that_cannot_run_again_is_refused_with_the_remedy(function, way):
+    with pytest.raises(GraphError, match=rf'{function.__name__}Backward.*at="features"'):
+        net = Net(function.apply)
+        gradients(net, GradNorm(2, model=net, **WAYS[way]))
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("function", [SavedInPlace, RunsOnce])
+def test_the_remedy_works(function, named):
+    net, plain = Net(function.apply), Net(function.apply)
+    balancer = GradNorm(2, at="features", model=net, shared="last.weight" if named else None)
+    for ours, theirs in zip(gradients(net, balancer), gradients(plain, sum), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+@pytest.mark.parametrize(("kwargs", "works"), [({"shared": "last.weight"}, True), ({"update": "closed-form"}, False)])
+def test_a_loss_that_scales_its_gradient_in_place(kwargs, works, scale):
+    """Heads run once, but for a first look."""
+    net = Net(loss=SavesScaled.apply)
+    balancer = GradNorm(2, model=net, **kwargs)
+    if works:
+        ours = gradients(net, lambda losses: scale * balancer(losses))
+        for mine, theirs in zip(ours, gradients(Net(), lambda losses: scale * sum(losses)), strict=True):
+            torch.testing.assert_close(mine, theirs)
+    else:
+        with pytest.raises(GraphError, match="initial_weights=None"):
+            gradients(net, lambda losses: scale * balancer(losses))
+
+
+def test_an_error_of_the_users_own_stays_what_it_is():
+    class Broken(RunsOnce):
+        @staticmethod
+        def backward(ctx, dy):
+            raise ValueError("broken")
+
+    net = Net(Broken.apply)
+    with pytest.raises(ValueError, match="broken"):
+        gradients(net, GradNorm(2, shared=net.last.weight))
+
+
+class NotLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy / dy.norm()
+
+
+def test_gradients_that_do_not_add_up_are_refused():
+    net = Net(NotLinear.apply)
+    with pytest.raises(GraphError, match="NotLinearBackward.*check=False"):
+        gradients(net, GradNorm(2, shared=net.last.weight))
+    net = Net(NotLinear.apply)
+    gradients(net, GradNorm(2, shared=net.last.weight, check=False))
+
+
+def test_a_hook_that_takes_the_gradient_away_is_refused():
+    class Taking(nn.Module):
+        def forward(self, x):
+            calls = []
+            y = x * 1.0
+            y.register_hook(lambda g: g if len(calls) < 1 and not calls.append(1) else 0 * g)
+            return y
+
+    net = Net(Taking())
+    with pytest.raises(GraphError, match="when it was taken again"):
+        gradients(net, GradNorm(2, shared=net.last.weight))
+
+
+@pytest.mark.parametrize("penalty", ["weights", "features", "head", "W"])
+def test_a_loss_of_the_users_own_does_not_trip_the_check(penalty):
+    net, plain = Net(), Net()
+    balancer = GradNorm(2, shared=net.last.weight)
+
+    def extra(of, losses):
+        terms = {
+            "weights": of.first.weight.square().sum(),
+            "W": of.last.weight.square().sum(),
+            "features": of.last(of.first(torch.ones(1, 8)).tanh()).sum(),
+            "head": of.heads[0](torch.ones(1, 16)).sum(),
+        }
+        return terms[penalty]
+
+    ours = gradients(net, lambda losses: balancer(losses) + extra(net, losses))
+    theirs = gradients(plain, lambda losses: sum(losses) + extra(plain, losses))
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+    balancer.step()
+
+
+def test_a_second_balancer_does_not_trip_the_check():
+    net, others = Net(), nn.ModuleList(nn.Linear(16, 1) for _ in range(2))
+    x = torch.randn(32, 8)
+    features = net.last(net.first(x).tanh())
+    losses = [[(head(features) - 1).square().mean() for head in heads] for heads in (net.heads, others)]
+    wanted = [
+        [torch.autograd.grad(loss, net.last.weight, retain_graph=True)[0].norm() for loss in each] for each in losses
+    ]
+    balancers = GradNorm(2), GradNorm(2, update="closed-form")
+    sum(balancer(each) for balancer, each in zip(balancers, losses, strict=True)).backward()
+    for balancer, norms in zip(balancers, wanted, strict=True):
+        balancer.step()
+        found = [row["norm"] / row["weight"] for row in balancer.history.rows()]
+        assert found == pytest.approx([norm.item() for norm in norms], rel=1e-4)
+
+
+def test_an_overflow_puts_the_check_off():
+    net = Net(SavedInPlace.apply)
+    balancer = GradNorm(2, shared=net.last.weight)
+    gradients(net, lambda losses: torch.inf * balancer(losses))
+    assert balancer._measurement.check
+    with pytest.raises(GraphError, match="taken again"):
+        gradients(net, balancer)
+
+
+def test_one_check_is_enough():
+    net = Net()
+    balancer = GradNorm(2, shared=net.last.weight)
+    assert balancer._measurement.check
+    gradients(net, balancer)
+    assert not balancer._measurement.check
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_scripted_function_is_foreign_and_torchs_own_are_not():
+    @torch.jit.script
+    def scripted(x):
+        return x.relu() * x.sigmoid()
+
+    x = torch.randn(3, 3, requires_grad=True)
+    for _ in range(3):
+        y = scripted(x)
+    assert _operations.kind(y.grad_fn) is Path.FOREIGN
+    assert _operations.kind(InPlaceRMS.apply(x).grad_fn) is Path.FOREIGN
+    assert _operations.kind(x.cumsum(0).grad_fn) is Path.OWN
+    assert _operations.kind((x @ x).grad_fn) is Path.BATCHED
