@@ -22,6 +22,8 @@ from ._errors import ArgumentError, GraphError, StateError
 from ._history import FIELDS, PAIRWISE_TASKS, History, StepRecord
 from ._loss_weights import InitialWeights, LossWeights
 from ._numerics import at_least, cosines
+from ._state import SealedModule, built_on_cpu
+from ._torch_private import is_exporting
 from ._types import Losses, PerTask, Shared
 from ._updates import Update, parse_update
 from .capture import (
@@ -46,7 +48,7 @@ DEFAULT_ALPHA = 0.12
 """For both rules, by the validation figures of `benchmarks/results/alpha.md`; the paper's own is 1.5 on NYUv2."""
 
 
-class GradNorm(nn.Module):
+class GradNorm(SealedModule):
     """Loss weights learned during training, by GradNorm (Chen et al., ICML 2018, Algorithm 1).
 
     Args:
@@ -105,8 +107,8 @@ class GradNorm(nn.Module):
 
     _step_count: Tensor
     _is_frozen: Tensor
-    _names: Tensor
 
+    @built_on_cpu
     def __init__(
         self,
         tasks: int | Iterable[str],
@@ -144,14 +146,14 @@ class GradNorm(nn.Module):
         # Inside an object that is no module, or nn.Module would take the network's parameters for the balancer's.
         self._measurement = self._measured_by(self._layer(shared, model), Window(data_parallel(process_group)))
         # Saved beside the weights; the host's own copies spare it synchronizing with the device.
-        self.register_buffer("_step_count", torch.tensor(0))
-        self.register_buffer("_is_frozen", torch.tensor(False))
-        self.register_buffer("_names", _encode(self.tasks))
+        self.register_buffer("_step_count", torch.tensor(0.0, dtype=torch.float32))
+        self.register_buffer("_is_frozen", torch.tensor(0.0, dtype=torch.float32))
         self._steps = 0
         self._frozen = False
         self._called = False
         self._step_opening: Opening | None = None
         self._last: StepRecord | None = None
+        self.seal(self.tasks)
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -166,11 +168,18 @@ class GradNorm(nn.Module):
 
         Raises:
             ArgumentError: Unknown names, a wrong number, something that is no scalar floating tensor, several devices.
-            GraphError: A loss without a graph, one that does not reach `W`, or one inside a transform of `torch.func`.
+            GraphError: A loss without a graph, one that does not reach `W`, one inside a transform of `torch.func`, or
+                in training inside `torch.export`.
+            StateError: A state was loaded that is not this balancer's, or only a part of one.
         """
+        self.check()
         parsed = parse_losses(losses, self.tasks, empty=self._reduces)
         is_measured = self.training and torch.is_grad_enabled() and not self._frozen
         if is_measured:
+            if is_exporting():
+                raise GraphError(
+                    "what torch.export makes cannot be measured; call eval() on the model before exporting it"
+                )
             check_graphs(parsed, self.tasks)
         device = next((loss.device for loss in parsed if loss is not None), self.weights.device)
         if device != self.weights.device:
@@ -266,9 +275,20 @@ class GradNorm(nn.Module):
     def freeze(self, frozen: bool = True) -> Self:
         """Stop measuring and updating; `freeze(False)` continues."""
         self._frozen = frozen
-        self._is_frozen.fill_(frozen)
+        self._value("_is_frozen").fill_(float(frozen))
         self._forget()
         return self
+
+    def reset_parameters(self) -> None:
+        """Back to the initial state: weights, `L(0)`, the optimizer's state, averages, counters, an empty history.
+
+        What tools call that build a model on the meta device. A layer that was detected and `freeze()` stay.
+        """
+        frozen = self._frozen
+        super().reset_parameters()
+        self.history = History(self.tasks, self.history.capacity)
+        self._last = None
+        self.freeze(frozen)
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -439,13 +459,14 @@ class GradNorm(nn.Module):
 
     @torch.no_grad()
     def _advance(self, found_inf: Tensor | None) -> None:
+        self.check()
         self._loss_weights.note_step()
         sums = self._measurement.sums
         if self._due and sums is not None:
             self._update(self._reduce(sums), found_inf)
         self._forget()
         self._steps += 1
-        self._step_count += 1
+        self._step_count.fill_(self._steps)
 
     def _update(self, sums: Sums, found_inf: Tensor | None) -> None:
         """The rule; tasks that were absent come out of the divisions as NaN."""
@@ -487,16 +508,16 @@ class GradNorm(nn.Module):
         self._measurement = self._measured_by(self._measurement.layer, self._measurement.window)
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        saved = state_dict.get(f"{prefix}_names")
-        if saved is not None and not torch.equal(saved.cpu(), self._names.cpu()):
-            raise StateError(
-                f"state_dict is of the tasks {', '.join(_decode(saved))}, this balancer's are {', '.join(self.tasks)}; "
-                "make the balancer with the saved names, in their order"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._steps = int(self._step_count)
-        self._frozen = bool(self._is_frozen)
+    def _read(self) -> None:
+        self._steps = round(self._value("_step_count").item())
+        self._frozen = bool(self._value("_is_frozen") > 0.5)
+
+    def _moved(self) -> None:
+        self._step_count.fill_(self._steps)
+        self._is_frozen.fill_(float(self._frozen))
+
+    def _after_load(self, *_: object) -> None:
+        super()._after_load()
         self._forget()
 
 
@@ -513,12 +534,3 @@ def _parse_at(at: At, shared: Shared | None) -> At:
 
 def _parse_alpha(alpha: float) -> float:
     return parse_number("alpha", alpha, low=0.0)
-
-
-def _encode(names: Sequence[str]) -> Tensor:
-    """The names as bytes, so that a state holds tensors only."""
-    return torch.tensor(list("\0".join(names).encode()), dtype=torch.uint8)
-
-
-def _decode(names: Tensor) -> list[str]:
-    return bytes(names.tolist()).decode().split("\0")
