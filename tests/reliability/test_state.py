@@ -326,13 +326,14 @@ def test_a_base_checkpoint_leaves_the_balancer_of_a_pretrained_model_as_it_was_m
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("update", UPDATES)
 def test_a_pretrained_model_s_balancer_comes_back(update, dtype, tmp_path):
-    model, base = _pretrained(update=update)
+    model, base = _pretrained(update=update, priorities=[1, 3])
     first = model(base.config)
     for _ in range(STEPS):
         first.step()
     first.save_pretrained(tmp_path)
     found = model.from_pretrained(tmp_path, dtype=dtype).train()
     torch.testing.assert_close(found.balancer.state_dict(), first.balancer.state_dict(), rtol=0, atol=0)
+    assert found.balancer._loss_weights._priorities.tolist() == [1, 3]
     if dtype is torch.float32:
         for each in (first, found):
             each.step()
@@ -448,6 +449,18 @@ def test_an_averaged_model_has_a_state_that_loads_and_trains(average, update):
     torch.testing.assert_close(other.balancer.initial_losses, before)
 
 
+def test_counts_that_an_average_made_fractions_of_still_count():
+    balancer = train(Model(alpha=0.5)).balancer
+    state = copy.deepcopy(balancer.state_dict())
+    for name in ("_loss_weights._initial_counts", "_loss_weights._initial_sums", "_step_count"):
+        state[name] *= 1 - 1e-6
+    model = Model(alpha=0.5)
+    model.balancer.load_state_dict(state)
+    assert model.balancer._steps == STEPS
+    train(model, 2)
+    torch.testing.assert_close(model.balancer.initial_losses, balancer.initial_losses)
+
+
 @pytest.mark.parametrize("decay", [0.9, 0.9999, 0.99999])
 def test_a_long_average_over_the_state_dict_still_names_its_tasks(decay):
     balancer = GradNorm(["clasificación", "任务"])
@@ -561,8 +574,14 @@ def test_functional_call_with_other_buffers_leaves_the_module_s_own():
     changed["balancer._loss_weights.weights"] = torch.tensor([3.0, 1e-6, 1e-6])
     found = torch.func.functional_call(model, changed, (batch(),))
     torch.testing.assert_close(found, 3 * model.losses(batch())["a"], rtol=1e-3, atol=1e-3)
-    model.balancer._forget()
-    assert_same(train(model, 2, STEPS), wanted)
+    model.zero_grad()
+    own = {name: value.clone() for name, value in model.named_buffers()}
+    torch.func.functional_call(model, own, (batch(STEPS),)).backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.01 * p.grad
+    model.balancer.step()
+    assert_same(train(model, 1, STEPS + 1), wanted)
 
 
 def test_an_ensemble_of_states_is_evaluated_in_one_vmap():
