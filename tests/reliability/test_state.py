@@ -315,6 +315,16 @@ def test_settings_made_on_the_meta_device_are_part_of_the_initial_state(leave):
     assert balancer.weights.tolist() == [0.5, 0.5, 2.0], "it was frozen"
 
 
+def test_reset_parameters_empties_the_history_and_leaves_it_frozen():
+    balancer = train(Model()).balancer.freeze()
+    balancer.reset_parameters()
+    assert balancer._frozen and balancer._is_frozen == 1
+    assert not balancer.history.rows() and set(balancer.log_dict()) == {"gradnorm/skipped"}
+    assert balancer.weights.tolist() == [1, 1, 1] and balancer.initial_losses.isnan().all()
+    with pytest.raises(StateError, match="no step"):
+        balancer.time_averaged_weights()
+
+
 def test_a_base_checkpoint_leaves_the_balancer_of_a_pretrained_model_as_it_was_made(tmp_path):
     model, base = _pretrained()
     base.save_pretrained(tmp_path)
@@ -457,7 +467,7 @@ def test_counts_that_an_average_made_fractions_of_still_count():
     model = Model(alpha=0.5)
     model.balancer.load_state_dict(state)
     assert model.balancer._steps == STEPS
-    train(model, 2)
+    train(model, 2, first=7)
     torch.testing.assert_close(model.balancer.initial_losses, balancer.initial_losses)
 
 
