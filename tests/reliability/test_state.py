@@ -318,9 +318,12 @@ def test_settings_made_on_the_meta_device_are_part_of_the_initial_state(leave):
 def test_reset_parameters_empties_the_history_and_leaves_it_frozen():
     balancer = train(Model()).balancer.freeze()
     balancer.reset_parameters()
-    assert balancer._frozen and balancer._is_frozen == 1
-    assert not balancer.history.rows() and set(balancer.log_dict()) == {"gradnorm/skipped"}
-    assert balancer.weights.tolist() == [1, 1, 1] and balancer.initial_losses.isnan().all()
+    assert balancer._frozen
+    assert balancer._is_frozen == 1
+    assert not balancer.history.rows()
+    assert set(balancer.log_dict()) == {"gradnorm/skipped"}
+    assert balancer.weights.tolist() == [1, 1, 1]
+    assert balancer.initial_losses.isnan().all()
     with pytest.raises(StateError, match="no step"):
         balancer.time_averaged_weights()
 
