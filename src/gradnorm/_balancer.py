@@ -145,6 +145,7 @@ class GradNorm(SealedModule):
         )
         # Inside an object that is no module, or nn.Module would take the network's parameters for the balancer's.
         self._measurement = self._measured_by(self._layer(shared, model), Window(data_parallel(process_group)))
+        self._measured_on = (self.weights.device, self.weights.dtype)
         # Saved beside the weights; the host's own copies spare it synchronizing with the device.
         self.register_buffer("_step_count", torch.tensor(0.0, dtype=torch.float32))
         self.register_buffer("_is_frozen", torch.tensor(0.0, dtype=torch.float32))
@@ -206,7 +207,7 @@ class GradNorm(SealedModule):
             features: Of any shape; what comes out must not be changed in place.
 
         Raises:
-            StateError: The balancer was made for another `at`.
+            StateError: The balancer was made for another `at`, or holds a state that is not its own.
             GraphError: Inside a transform of `torch.func`.
 
         Examples:
@@ -225,6 +226,9 @@ class GradNorm(SealedModule):
         if not self.training:
             return (features,) * len(self.tasks)
         refuse_transforms(features)
+        self.check()
+        if features.device != self.weights.device:
+            self.to(features.device)
         return self._measurement.branch(features)
 
     def step(self) -> None:
@@ -505,12 +509,19 @@ class GradNorm(SealedModule):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """As `nn.Module._apply`; what was measured elsewhere is forgotten."""
         super()._apply(fn, recurse)
-        self._measurement = self._measured_by(self._measurement.layer, self._measurement.window)
+        self._measure_here()
         return self
 
     def _read(self) -> None:
         self._steps = round(self._value("_step_count").item())
         self._frozen = bool(self._value("_is_frozen") > 0.5)
+        if self._measured_on != (self.weights.device, self.weights.dtype):
+            self._measure_here()
+
+    def _measure_here(self) -> None:
+        """Measure beside the weights; what was measured elsewhere is forgotten."""
+        self._measurement = self._measured_by(self._measurement.layer, self._measurement.window)
+        self._measured_on = (self.weights.device, self.weights.dtype)
 
     def _moved(self) -> None:
         self._step_count.fill_(self._steps)

@@ -390,6 +390,26 @@ def _pretrained(names=("cls", "reg"), **kwargs):
     return Two, Base(Config())
 
 
+@pytest.mark.parametrize("leave", ["forward", "to_empty", "assign"])
+def test_branches_measure_after_the_meta_device(leave):
+    def step(balancer):
+        model = Net()
+        features = model.trunk(batch())
+        outputs = [head(branch) for head, branch in zip(model.heads, balancer.branch(features), strict=True)]
+        balancer([10**i * (y - 1).square().mean() for i, y in enumerate(outputs)]).backward()
+        balancer.step()
+        return balancer
+
+    wanted, state = step(GradNorm(NAMES, at="branches")), GradNorm(NAMES).state_dict()
+    with torch.device("meta"):
+        balancer = GradNorm(NAMES, at="branches")
+    if leave == "to_empty":
+        balancer.to_empty(device="cpu")
+    elif leave == "assign":
+        balancer.load_state_dict(state, assign=True)
+    torch.testing.assert_close(step(balancer).state_dict(), wanted.state_dict(), rtol=0, atol=0)
+
+
 # ------------------------------------------------------------------------- what is not this balancer's state is refused
 
 
