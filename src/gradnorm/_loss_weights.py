@@ -87,7 +87,10 @@ class LossWeights(StatefulModule):
         self.register_buffer("skipped", torch.tensor(0.0, dtype=float32))
         self.register_buffer("_bad", torch.zeros(count, dtype=float32))
         self.register_buffer("_opened", torch.full((count,), 0.0 if is_balanced else 1.0, dtype=float32))
-        self.register_buffer("_priorities", p, persistent=False)
+        if p is None:
+            self._priorities = None  # not as a buffer: Accelerate takes each for a tensor
+        else:
+            self.register_buffer("_priorities", p, persistent=False)
         self.rule = update.bound(weights)
         self._is_open = [not is_balanced] * count  # the host's copy, which spares it synchronizing
         self._openings = 0

@@ -40,7 +40,7 @@ class StatefulModule(nn.Module):
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """As `nn.Module.register_buffer`; the first value is the initial one."""
-        if tensor is not None and name not in self._initial:  # setting an attribute comes here, too
+        if tensor is not None and not tensor.is_meta and name not in self._initial:  # attributes are set here, too
             self._initial[name] = tensor.detach().clone()
         super().register_buffer(name, tensor, persistent)
 
@@ -48,7 +48,7 @@ class StatefulModule(nn.Module):
         """Back to the initial values, in place."""
         with torch.inference_mode(False), torch.no_grad():
             for name, tensor in self._held():
-                tensor.copy_(self._initial[name])
+                tensor.copy_(self._initial.get(name, tensor))  # a subclass may hold what was never built
             self._loaded.clear()
             self._read()
 
@@ -72,12 +72,12 @@ class StatefulModule(nn.Module):
         """What a buffer holds, to read and to write: on the meta device its initial value."""
         tensor = self._buffers[name]
         assert tensor is not None
-        return self._initial[name] if tensor.is_meta else tensor
+        return self._initial.get(name, tensor) if tensor.is_meta else tensor
 
     def _settle(self) -> None:
         """Make buffers of whatever was put in their place: wide, writable, and the settings as they were given."""
         for name, tensor in self._held():
-            if name in self._non_persistent_buffers_set and not tensor.is_meta:
+            if name in self._initial and name in self._non_persistent_buffers_set and not tensor.is_meta:
                 tensor = self._initial[name].to(tensor.device, at_least_float32(tensor).dtype, copy=True)
             elif tensor.is_inference() or tensor.requires_grad or tensor.dtype != at_least_float32(tensor).dtype:
                 tensor = at_least_float32(tensor.detach().clone())
@@ -102,7 +102,7 @@ class StatefulModule(nn.Module):
                 assert new is not None
                 if new is not old:  # as it is in share_memory()
                     dtype = new.dtype if at_least_float32(new).dtype == new.dtype else old.dtype
-                    value = old if new.is_meta or not old.is_meta else self._initial[name]
+                    value = old if new.is_meta or not old.is_meta else self._initial.get(name, new)
                     self._buffers[name] = value.detach().to(new.device, dtype, copy=True)
         return self
 

@@ -600,6 +600,31 @@ def test_an_exported_model_is_the_weighted_sum_and_training_is_refused(strict):
             torch.export.export(model.train(), (batch(),), strict=False)
 
 
+def test_a_model_that_accelerate_offloads_is_the_weighted_sum():
+    from accelerate import cpu_offload
+
+    model = train(Model()).eval()
+    wanted = model(batch())
+    offloaded = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+    torch.testing.assert_close(offloaded(batch()), wanted)
+    with pytest.raises(StateError, match="only a part"):  # Accelerate brings back what a forward of its own uses
+        cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=True)(batch())
+
+
+def test_a_subclass_may_have_buffers_of_its_own():
+    class Mine(GradNorm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.register_buffer("own", torch.ones(2))
+
+    with torch.device("meta"):
+        balancer = Mine(NAMES)
+    balancer.to_empty(device="cpu").reset_parameters()
+    assert balancer.own.shape == (2,)
+    assert not balancer.own.is_meta
+    assert balancer.weights.tolist() == [1, 1, 1]
+
+
 def test_functional_call_with_other_buffers_leaves_the_module_s_own():
     model = train(Model())
     wanted = train(copy.deepcopy(model), 2, STEPS)
