@@ -154,7 +154,7 @@ class GradNorm(SealedModule):
         self._called = False
         self._step_opening: Opening | None = None
         self._last: StepRecord | None = None
-        self.seal(self.tasks)
+        self._seal(self.tasks)
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -173,7 +173,7 @@ class GradNorm(SealedModule):
                 in training inside `torch.export`.
             StateError: A state was loaded that is not this balancer's, or only a part of one.
         """
-        self.check()
+        self._check_state()
         parsed = parse_losses(losses, self.tasks, empty=self._reduces)
         is_measured = self.training and torch.is_grad_enabled() and not self._frozen
         if is_measured:
@@ -226,7 +226,7 @@ class GradNorm(SealedModule):
         if not self.training:
             return (features,) * len(self.tasks)
         refuse_transforms(features)
-        self.check()
+        self._check_state()
         if features.device != self.weights.device:
             self.to(features.device)
         return self._measurement.branch(features)
@@ -463,7 +463,7 @@ class GradNorm(SealedModule):
 
     @torch.no_grad()
     def _advance(self, found_inf: Tensor | None) -> None:
-        self.check()
+        self._check_state()
         self._loss_weights.note_step()
         sums = self._measurement.sums
         if self._due and sums is not None:

@@ -133,7 +133,7 @@ class SealedModule(StatefulModule):
         self._version = 0
         self._is_settled = False
 
-    def seal(self, names: Sequence[str]) -> None:
+    def _seal(self, names: Sequence[str]) -> None:
         """All buffers are there: from here on they are those of these names."""
         self._sealed = _SEPARATOR.join(names).encode()
         layout = " ".join(sorted(self._persistent()))
@@ -142,7 +142,7 @@ class SealedModule(StatefulModule):
         self.register_load_state_dict_post_hook(type(self)._after_load)
         self._bind()
 
-    def check(self) -> None:
+    def _check_state(self) -> None:
         """Take over tensors that were put in place of the buffers, or written into them, since the last check.
 
         Raises:
@@ -166,13 +166,13 @@ class SealedModule(StatefulModule):
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; loaders call it last, and a compiled forward does not check."""
-        self.check()
+        self._check_state()
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if not recurse:  # tools that go through the modules one by one leave a mixture until they are done
             return super()._apply(fn, recurse)
-        self.check()
+        self._check_state()
         was_meta = self._names.is_meta
         super()._apply(fn, recurse)
         if self._names.is_meta and not was_meta:
@@ -268,7 +268,7 @@ class SealedModule(StatefulModule):
     def _after_load(self, *_: object) -> None:
         self._bound = None
         if not self._not_loaded(self._persistent()):  # a loader may bring one tensor after the other
-            self.check()
+            self._check_state()
 
 
 _SEPARATOR = "\0"
