@@ -22,6 +22,8 @@ from ._errors import ArgumentError, GraphError, StateError, warn
 from ._history import FIELDS, PAIRWISE_TASKS, History, StepRecord
 from ._loss_weights import InitialWeights, LossWeights
 from ._numerics import at_least, cosines
+from ._state import SealedModule, built_on_cpu
+from ._torch_private import is_exporting
 from ._types import Losses, PerTask, Shared
 from ._updates import Update, parse_update
 from .capture import (
@@ -47,7 +49,7 @@ DEFAULT_ALPHA = 0.12
 """For both rules, by the validation figures of `benchmarks/results/alpha.md`; the paper's own is 1.5 on NYUv2."""
 
 
-class GradNorm(nn.Module):
+class GradNorm(SealedModule):
     """Loss weights learned during training, by GradNorm (Chen et al., ICML 2018, Algorithm 1).
 
     Args:
@@ -109,8 +111,8 @@ class GradNorm(nn.Module):
 
     _step_count: Tensor
     _is_frozen: Tensor
-    _names: Tensor
 
+    @built_on_cpu
     def __init__(
         self,
         tasks: int | Iterable[str],
@@ -150,10 +152,10 @@ class GradNorm(nn.Module):
         )
         # Inside an object that is no module, or nn.Module would take the network's parameters for the balancer's.
         self._measurement = self._measured_by(self._layer(shared, model), Window(), check)
+        self._measured_on = (self.weights.device, self.weights.dtype)
         # Saved beside the weights; the host's own copies spare it synchronizing with the device.
-        self.register_buffer("_step_count", torch.tensor(0))
-        self.register_buffer("_is_frozen", torch.tensor(False))
-        self.register_buffer("_names", _encode(self.tasks))
+        self.register_buffer("_step_count", torch.tensor(0.0, dtype=torch.float32))
+        self.register_buffer("_is_frozen", torch.tensor(0.0, dtype=torch.float32))
         self._steps = 0
         self._frozen = False
         self._called = False
@@ -161,6 +163,7 @@ class GradNorm(nn.Module):
         self._warned_of_dropping = False
         self._last: Tensor | None = None
         self._cosines: Tensor | None = None
+        self._seal(self.tasks)
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -175,11 +178,18 @@ class GradNorm(nn.Module):
 
         Raises:
             ArgumentError: Unknown names, a wrong number, something that is no scalar floating tensor, several devices.
-            GraphError: A loss without a graph, one that does not reach `W`, or one inside a transform of `torch.func`.
+            GraphError: A loss without a graph, one that does not reach `W`, one inside a transform of `torch.func`, or
+                in training inside `torch.export`.
+            StateError: A state was loaded that is not this balancer's, or only a part of one.
         """
+        self._check_state()
         parsed = parse_losses(losses, self.tasks, empty=self._reduces)
         is_measured = self.training and torch.is_grad_enabled() and not self._frozen
         if is_measured:
+            if is_exporting():
+                raise GraphError(
+                    "what torch.export makes cannot be measured; call eval() on the model before exporting it"
+                )
             check_graphs(parsed, self.tasks)
         device = next((loss.device for loss in parsed if loss is not None), self.weights.device)
         if device != self.weights.device:
@@ -207,7 +217,7 @@ class GradNorm(nn.Module):
             features: Of any shape; what comes out must not be changed in place.
 
         Raises:
-            StateError: The balancer was made for another `at`.
+            StateError: The balancer was made for another `at`, or holds a state that is not its own.
             GraphError: Inside a transform of `torch.func`.
 
         Examples:
@@ -226,6 +236,9 @@ class GradNorm(nn.Module):
         if not self.training:
             return (features,) * len(self.tasks)
         refuse_transforms(features)
+        self._check_state()
+        if features.device != self.weights.device:
+            self.to(features.device)
         return self._measurement.branch(features)
 
     def step(self) -> None:
@@ -276,7 +289,7 @@ class GradNorm(nn.Module):
     def freeze(self, frozen: bool = True) -> Self:
         """Stop measuring and updating; `freeze(False)` continues."""
         self._frozen = frozen
-        self._is_frozen.fill_(frozen)
+        self._value("_is_frozen").fill_(float(frozen))
         self._forget()
         return self
 
@@ -284,6 +297,17 @@ class GradNorm(nn.Module):
         """Forget what was measured since the last step, as where that step is dropped on purpose; weights stay."""
         self._forget()
         return self
+
+    def reset_parameters(self) -> None:
+        """Back to the initial state: weights, `L(0)`, the optimizer's state, averages, counters, an empty history.
+
+        What tools call that build a model on the meta device. A layer that was detected and `freeze()` stay.
+        """
+        frozen = self._frozen
+        super().reset_parameters()
+        self.history = History(self.tasks, self.history.capacity)
+        self._last = self._cosines = None
+        self.freeze(frozen)
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -455,6 +479,7 @@ class GradNorm(nn.Module):
 
     @torch.no_grad()
     def _advance(self, found_inf: Tensor | None) -> None:
+        self._check_state()
         self._loss_weights.note_step()
         sums = self._measurement.sums
         if self._due and sums is not None:
@@ -464,7 +489,7 @@ class GradNorm(nn.Module):
                 self._loss_weights.skipped += 1
         self._forget()
         self._steps += 1
-        self._step_count += 1
+        self._step_count.fill_(self._steps)
 
     def _is_whole(self) -> bool:
         """Whether what was measured tells of the whole step; warns once where gradients were cleared within it."""
@@ -522,19 +547,26 @@ class GradNorm(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """As `nn.Module._apply`; what was measured elsewhere is forgotten."""
         super()._apply(fn, recurse)
-        self._measurement.moved(self.weights)
+        self._measure_here()
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        saved = state_dict.get(f"{prefix}_names")
-        if saved is not None and not torch.equal(saved.cpu(), self._names.cpu()):
-            raise StateError(
-                f"state_dict is of the tasks {', '.join(_decode(saved))}, this balancer's are {', '.join(self.tasks)}; "
-                "make the balancer with the saved names, in their order"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._steps = int(self._step_count)
-        self._frozen = bool(self._is_frozen)
+    def _read(self) -> None:
+        self._steps = round(self._value("_step_count").item())
+        self._frozen = bool(self._value("_is_frozen") > 0.5)
+        if self._measured_on != (self.weights.device, self.weights.dtype):
+            self._measure_here()
+
+    def _measure_here(self) -> None:
+        """Measure beside the weights; what was measured elsewhere is forgotten."""
+        self._measurement.moved(self.weights)
+        self._measured_on = (self.weights.device, self.weights.dtype)
+
+    def _moved(self) -> None:
+        self._step_count.fill_(self._steps)
+        self._is_frozen.fill_(float(self._frozen))
+
+    def _after_load(self, *_: object) -> None:
+        super()._after_load()
         self._forget()
 
 
@@ -556,12 +588,3 @@ def _parse_at(at: At, shared: Shared | None) -> At:
 
 def _parse_alpha(alpha: float) -> float:
     return parse_number("alpha", alpha, low=0.0)
-
-
-def _encode(names: Sequence[str]) -> Tensor:
-    """The names as bytes, so that a state holds tensors only."""
-    return torch.tensor(list("\0".join(names).encode()), dtype=torch.uint8)
-
-
-def _decode(names: Tensor) -> list[str]:
-    return bytes(names.tolist()).decode().split("\0")

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import functional as rule
 from ._arguments import parse_count, parse_per_task
 from ._errors import ArgumentError, warn
-from ._numerics import at_least_float32
+from ._state import StatefulModule
 from ._types import PerTask
 from ._updates import Measured, Update
 
@@ -27,7 +27,7 @@ MOST_OPENINGS = 10
 """After so many first looks a task whose gradient is still zero starts from the weight that it has."""
 
 
-class LossWeights(nn.Module):
+class LossWeights(StatefulModule):
     """`w_i`, sum T, and the rule that updates them.
 
     Args:
@@ -83,30 +83,33 @@ class LossWeights(nn.Module):
         self.register_buffer("_initial_sums", torch.zeros(count, dtype=float32) if given is None else _tensor(given))
         self.register_buffer("_initial_counts", torch.full((count,), 0.0 if given is None else 1.0, dtype=float32))
         self.register_buffer("_weight_sums", torch.zeros(count, dtype=float32))
-        self.register_buffer("skipped", torch.tensor(0))
-        self.register_buffer("_opened", torch.full((count,), not is_balanced))
-        self.register_buffer("_priorities", p, persistent=False)
-        self.rule = update.bound(self.weights)
+        self.register_buffer("skipped", torch.tensor(0.0, dtype=float32))
+        self.register_buffer("_opened", torch.full((count,), 0.0 if is_balanced else 1.0, dtype=float32))
+        if p is None:
+            self._priorities = None  # not as a buffer: Accelerate takes each for a tensor
+        else:
+            self.register_buffer("_priorities", p, persistent=False)
+        self.rule = update.bound(weights)
         self._is_open = [not is_balanced] * count  # the host's copy, which spares it synchronizing
         self._openings = 0
         self._looks = 0
         self._knows_initial = given is not None  # the host's, likewise
         self._warned = False
-        self.register_load_state_dict_post_hook(type(self)._take_over)
 
     @property
     def initial_losses(self) -> Tensor:
         """[T], `L_i(0)`; NaN where it is not known yet."""
         if self._knows_initial:
             return self._initial_sums / self._initial_counts
-        known = self._initial_counts >= self._initial_steps
-        return torch.where(known, self._initial_sums / self._initial_counts, torch.nan)
+        return torch.where(
+            self._has_initial(self._initial_counts), self._initial_sums / self._initial_counts, torch.nan
+        )
 
     def assign(self, weights: PerTask) -> None:
         """Continue with these weights, rescaled to sum T."""
         numbers = _tensor(parse_per_task("weights", weights, self.tasks))
-        self.weights.copy_(rule.renormalize(numbers, float(len(self.tasks))))
-        self._opened.fill_(True)
+        self._value("weights").copy_(rule.renormalize(numbers, float(len(self.tasks))))
+        self._value("_opened").fill_(1.0)
         self._is_open = [True] * len(self.tasks)
 
     def averaged(self) -> Tensor:
@@ -139,13 +142,15 @@ class LossWeights(nn.Module):
             present: bool, [T], the tasks that run backward now.
             has_begun: Other tasks have run backward in this step, so that their weights stay until its end.
         """
-        fresh = present & ~self._opened
+        opened = self._opened > 0.5
+        fresh = present & ~opened
         if not bool(torch.isfinite(raw_norms[fresh]).all()) or not bool(fresh.any()):
             return None
         self._openings += 1
         self.rule.open(self.weights, raw_norms, fresh, self._priorities, has_begun)
-        self._opened |= fresh & (raw_norms > 0) if self._openings < MOST_OPENINGS else fresh
-        self._is_open = self._opened.tolist()
+        opened |= fresh & (raw_norms > 0) if self._openings < MOST_OPENINGS else fresh
+        self._opened.copy_(opened)
+        self._is_open = opened.tolist()
         return self.weights.clone()
 
     # ---------------------------------------------------------------------------------------------------- each step
@@ -196,19 +201,23 @@ class LossWeights(nn.Module):
         ran = present if found_inf is None else present & (found_inf == 0)
         losses = torch.where(ran, losses, torch.nan)
         sums, counts = rule.initial_mean(losses, self._initial_sums, self._initial_counts, self._initial_steps)
-        is_waiting = (counts > self._initial_counts) & (counts < self._initial_steps)
+        is_waiting = (counts > self._initial_counts) & (counts < self._initial_steps - 0.5)
         self._initial_sums.copy_(sums)
         self._initial_counts.copy_(counts)
         if not self._knows_initial:
             self._look_at_initial()
         return is_waiting
 
+    def _has_initial(self, counts: Tensor) -> Tensor:
+        """bool, [T]: whether `L_i(0)` is known; an average of whole numbers may miss them."""
+        return counts > self._initial_steps - 0.5
+
     def _look_at_initial(self) -> None:
         """Whether all `L_i(0)` are known: asked less and less often where that synchronizes with the device."""
         self._looks += 1
         is_free, is_meta = self.weights.device.type == "cpu", self.weights.is_meta  # where there is nothing to read
         if is_free or (not is_meta and self._looks & (self._looks - 1) == 0):
-            self._knows_initial = bool((self._initial_counts >= self._initial_steps).all())
+            self._knows_initial = bool(self._has_initial(self._initial_counts).all())
 
     def _note_skips(self, bad: Tensor, usable: Tensor, losses: Tensor) -> None:
         self.skipped += bad
@@ -234,17 +243,22 @@ class LossWeights(nn.Module):
 
     # --------------------------------------------------------------------------------------------- nn.Module, saving
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """As `nn.Module._apply`, but `half()` and `bfloat16()` leave the rule in float32."""
-        super()._apply(lambda tensor: _keep_wide(tensor, fn(tensor)), recurse)
-        self.rule.rebind(self.weights)
-        return self
+    def reset_parameters(self) -> None:
+        """Back to the initial state."""
+        super().reset_parameters()
+        self._openings = 0
+        self._warned = False
 
-    def _take_over(self, *_: object) -> None:
-        """After a state was loaded, perhaps by putting other tensors in place of these."""
+    def _read(self) -> None:
         self.rule.rebind(self.weights)
-        self._is_open = self._opened.tolist()
-        self._knows_initial = bool((self._initial_counts >= self._initial_steps).all())
+        self._is_open = (self._value("_opened") > 0.5).tolist()
+        self._knows_initial = bool(self._has_initial(self._value("_initial_counts")).all())
+
+    def _moved(self) -> None:
+        self.rule.rebind(self.weights)
+
+    def _damaged(self) -> list[str]:
+        return super()._damaged() + ([] if bool((self.weights > 0).all()) else ["weights"])
 
 
 def _tensor(values: Sequence[float]) -> Tensor:
@@ -269,9 +283,3 @@ def _parse_initial_weights(given: InitialWeights, tasks: Sequence[str], update: 
     if isinstance(given, str):
         raise ArgumentError(f'initial_weights must be "balanced", one number per task or None, got {given!r}')
     return rule.renormalize(_tensor(parse_per_task("initial_weights", given, tasks)), float(len(tasks))), False
-
-
-def _keep_wide(before: Tensor, after: Tensor) -> Tensor:
-    if not before.is_floating_point() or at_least_float32(after).dtype == after.dtype:
-        return after
-    return before.to(after.device)

@@ -9,16 +9,21 @@ The state is made at once and held as buffers, so that a saved model has the sam
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ._errors import ArgumentError
+from ._state import StatefulModule
 from ._types import OptimizerFactory
 
+OPTIONS = ("lr", "betas", "momentum", "weight_decay")
+"""What schedulers change, of what an optimizer may have."""
 
-class WeightOptimizer(nn.Module):
+
+class WeightOptimizer(StatefulModule):
     """Wraps the optimizer that `factory` makes.
 
     Args:
@@ -29,6 +34,8 @@ class WeightOptimizer(nn.Module):
     Raises:
         ArgumentError: `factory` does not make an optimizer, or one whose state cannot be held in tensors.
     """
+
+    options: Tensor
 
     def __init__(self, factory: OptimizerFactory, weights: Tensor, lr: float) -> None:
         super().__init__()
@@ -46,12 +53,13 @@ class WeightOptimizer(nn.Module):
         self._weights = [weights]  # in a list, so that nn.Module does not take it for a buffer of its own
         for name, value in _fresh_state(made, weights).items():
             self.register_buffer(f"state_{name}", value)
+        self.register_buffer("options", self._options())
         self.rebind(weights)
 
     @property
     def state(self) -> dict[str, Tensor]:
         """The optimizer's own tensors by name: [T], or [] for a count of steps."""
-        return {name.removeprefix("state_"): buffer for name, buffer in self._buffers.items() if buffer is not None}
+        return {name.removeprefix("state_"): value for name, value in self._held() if name.startswith("state_")}
 
     def step(self, gradients: Tensor, finish: Callable[[Tensor], Tensor], accept: Tensor, before: Tensor) -> None:
         """`weights ← finish(optimizer's update)` where `accept`, and no change elsewhere or if a result is no weight.
@@ -74,14 +82,6 @@ class WeightOptimizer(nn.Module):
         for value, old in kept:
             torch.where(accept if value.dim() else accept.any(), value, old, out=value)
 
-    def get_extra_state(self) -> Tensor:
-        """The learning rate, which a scheduler may have changed."""
-        return torch.tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take the learning rate back."""
-        self.optimizer.param_groups[0]["lr"] = float(state)
-
     def rebind(self, weights: Tensor) -> None:
         """Go on with another tensor in place of the weights, and the buffers as they are now, as after `Module.to`."""
         self.optimizer.state.clear()
@@ -91,6 +91,45 @@ class WeightOptimizer(nn.Module):
         for group in self.optimizer.param_groups:
             if "capturable" in group:  # keeps the count of steps beside the weights, so that nothing synchronizes
                 group["capturable"] = weights.is_cuda
+
+    def _options(self) -> Tensor:
+        """[N, 3], each number as a sum of three in float32, which is exact: a state is of one type everywhere."""
+        group = self.optimizer.param_groups[0]
+        numbers = [number for name in OPTIONS if name in group for number in _as_tuple(group[name])]
+        rest = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+        parts = []
+        for _ in range(3):
+            parts.append(rest.to(torch.float32))
+            rest = rest - parts[-1]
+        return torch.stack(parts, 1)
+
+    def _read(self) -> None:
+        self.rebind(self._weights[0])
+        group = self.optimizer.param_groups[0]
+        numbers = iter(self._value("options").to("cpu", torch.float64).sum(1).tolist())
+        for name in OPTIONS:
+            if name in group:
+                taken = tuple(next(numbers) for _ in _as_tuple(group[name]))
+                group[name] = taken if isinstance(group[name], tuple | list) else taken[0]
+
+    def _moved(self) -> None:
+        self.rebind(self._weights[0])
+        self._value("options").copy_(self._options())
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            self._value("options").copy_(self._options())
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if (lr := state_dict.pop(f"{prefix}_extra_state", None)) is not None:  # as it was saved before 0.2
+            self.optimizer.param_groups[0]["lr"] = float(lr)
+            state_dict[f"{prefix}options"] = self._options()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _as_tuple(option: float | tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(option) if isinstance(option, tuple | list) else (option,)
 
 
 def _fresh_state(optimizer: Optimizer, weights: Tensor) -> dict[str, Tensor]:

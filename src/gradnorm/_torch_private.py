@@ -48,6 +48,11 @@ def is_transformed(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` is running; torch 2.6 does not say so."""
+    return bool(getattr(torch.compiler, "is_exporting", lambda: False)())
+
+
 def in_compiled_autograd() -> bool:
     """Whether the backward that is running is one compiled graph; the module is loaded only by who compiles."""
     compiled = sys.modules.get("torch._dynamo.compiled_autograd")

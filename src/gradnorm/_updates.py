@@ -11,13 +11,14 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from . import functional as rule
 from ._arguments import parse_number
 from ._errors import ArgumentError
 from ._optimizer import WeightOptimizer
+from ._state import StatefulModule
 from ._types import OptimizerFactory
 
 LR = 0.025
@@ -46,7 +47,7 @@ class Measured(NamedTuple):
     is_complete: bool
 
 
-class Update(nn.Module, ABC):
+class Update(StatefulModule, ABC):
     """A rule by which loss weights are updated."""
 
     starts_balanced = False

@@ -92,7 +92,7 @@ def initial_mean(losses: Tensor, sums: Tensor, counts: Tensor, steps: int) -> tu
         >>> initial_mean(torch.tensor([3.0, 0.0]), torch.zeros(2), torch.zeros(2), steps=1)
         (tensor([3., 0.]), tensor([1., 0.]))
     """
-    take = (losses > 0) & (losses < torch.inf) & (counts < steps)
+    take = (losses > 0) & (losses < torch.inf) & (counts < steps - 0.5)
     return torch.where(take, sums + losses, sums), counts + take.to(counts.dtype)
 
 

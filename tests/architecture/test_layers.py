@@ -11,7 +11,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "gradnorm"
 
 LAYERS = [
     ["_types", "_errors", "_numerics", "_torch_private"],
-    ["functional", "capture", "_arguments", "_optimizer"],
+    ["functional", "capture", "_arguments", "_state"],
+    ["_optimizer"],
     ["_updates", "_history", "_distributed"],
     ["_loss_weights", "_advice"],
     ["_diagnosis"],

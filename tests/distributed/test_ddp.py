@@ -64,3 +64,48 @@ def test_capture_is_exact_and_gradients_are_still_averaged(mode, tmp_path):
         for *_, gradient in steps:
             torch.testing.assert_close(gradient.flatten(), mean)
     assert not torch.equal(ranks[0][0][0], ranks[1][0][0]), "the processes must see different data"
+
+
+class Balanced(Net):
+    """The network with its balancer, as one module."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed=seed)
+        self.balancer = GradNorm(["a", "b", "c"], every=2)
+        self.reads = 0
+        take_over = self.balancer._take_over
+
+        def counted():
+            self.reads += 1
+            take_over()
+
+        self.balancer._take_over = counted
+
+    def forward(self, x):
+        return self.balancer(self.losses(x))
+
+
+def loaded_by_one(rank, first):
+    def steps(model, first, last):
+        wrapped = DistributedDataParallel(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for step in range(first, last):
+            optimizer.zero_grad()
+            wrapped(batch(10 * step + rank)).backward()
+            optimizer.step()
+            model.balancer.step()
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    whole = Balanced()
+    state = steps(whole, 0, first)
+    wanted = steps(whole, first, first + 4)
+    model = Balanced(seed=9)
+    if rank == 0:
+        model.load_state_dict(state)
+    return steps(model, first, first + 4), wanted, model.reads
+
+
+def test_a_state_that_one_rank_loaded_is_every_rank_s_and_is_read_once(tmp_path):
+    for found, wanted, reads in launch(loaded_by_one, tmp_path, 3):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        assert reads == 1, "a step that reads synchronizes with the device"

@@ -274,3 +274,31 @@ def test_tensor_parallel_norms_are_those_of_the_full_gradient(plan, tmp_path):
 @pytest.mark.parametrize("update", ["descent", "closed-form"])
 def test_tensor_parallel_finds_the_layer(update, tmp_path):
     same(launch(tensor_parallel, tmp_path, "rows", "found", update), alone("found", update))
+
+
+# ------------------------------------------------------------------------------------------------------ the meta device
+
+
+def built_on_meta(rank):
+    with torch.device("meta"):
+        model = Outputs()
+        model.balancer = GradNorm(NAMES, update="closed-form")
+    shard(model, True)
+    model.to_empty(device="cpu")
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | GradNorm):
+            module.reset_parameters()
+    wanted = GradNorm(NAMES, update="closed-form")
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(model.balancer.state_dict()[name], value), name
+    train(model, model.balancer, 0, 3, share=lambda x: x.chunk(2)[rank])
+    return model.balancer.weights
+
+
+@pytest.mark.filterwarnings("default")  # torch's own
+def test_a_model_that_was_built_on_the_meta_device_balances(tmp_path):
+    one, other = launch(built_on_meta, tmp_path)
+    assert torch.equal(one, other)
+    assert torch.isfinite(one).all()
+    assert (one != 1).all()

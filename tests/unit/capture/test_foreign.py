@@ -118,8 +118,8 @@ def test_a_function_that_writes_into_its_gradient_gets_a_copy(way):
 @pytest.mark.parametrize("way", ["descent", "closed-form", "named"])
 @pytest.mark.parametrize("function", [SavedInPlace, RunsOnce])
 def test_one_that_cannot_run_again_is_refused_with_the_remedy(function, way):
+    net = Net(function.apply)
     with pytest.raises(GraphError, match=rf'{function.__name__}Backward.*at="features"'):
-        net = Net(function.apply)
         gradients(net, GradNorm(2, model=net, **WAYS[way]))
 
 
@@ -170,7 +170,7 @@ class NotLinear(torch.autograd.Function):
 
 def test_gradients_that_do_not_add_up_are_refused():
     net = Net(NotLinear.apply)
-    with pytest.raises(GraphError, match="NotLinearBackward.*check=False"):
+    with pytest.raises(GraphError, match=r"NotLinearBackward.*check=False"):
         gradients(net, GradNorm(2, shared=net.last.weight))
     net = Net(NotLinear.apply)
     gradients(net, GradNorm(2, shared=net.last.weight, check=False))
