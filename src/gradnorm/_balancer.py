@@ -259,7 +259,6 @@ class GradNorm(SealedModule):
                 "step() was called before a backward: call backward() on what balancer(losses) returned, with the "
                 "gradient reaching W, then step()"
             )
-        self._measurement.window.stepped(self._measurement.layer.tensors)
         self._advance(None)
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:

@@ -129,7 +129,7 @@ def measured(balancer):
 
 
 def pair():
-    return GradNorm(["near", "far"]), GradNorm(["near", "far"])
+    return [GradNorm(["near", "far"], cosines_every=1) for _ in range(2)]
 
 
 @pytest.mark.parametrize("name", MODELS)

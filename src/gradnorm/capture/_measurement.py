@@ -113,21 +113,23 @@ class Window:
     What was measured before that belongs to no step: a loss scaler skipped it, or the backward failed. Clearing shows
     only where gradients stay in `.grad` until then; where something takes them away in the backward itself (FSDP2,
     ZeRO, Megatron's `main_grad`, `torch.autograd.grad`), all backwards since the last step count.
+
+    Attributes:
+        has_moved: Whether parameters have changed since the backward before, as between the evaluations of one step of
+            L-BFGS or SAM, of which the last one counts.
     """
 
     def __init__(self) -> None:
+        self.has_moved = False
         self._attached: list[Tensor] | None = None
         self._stay = False
         self._backward = -1
         self._has_ended = True
+        self._version = 0
 
     def attach(self, parameters: Sequence[Tensor]) -> None:
         """Gradients are those of an optimizer's parameters."""
         self._attached = list(parameters)
-
-    def stepped(self, shared: Sequence[Tensor]) -> None:
-        """The user is about to step by hand, with gradients as they should be."""
-        self._stay = any(tensor.grad is not None for tensor in shared)
 
     def opens(self, shared: Sequence[Tensor]) -> bool:
         """A balanced loss runs backward: whether what was measured before is void.
@@ -140,6 +142,8 @@ class Window:
         watched = self._watched(list(shared))
         is_cleared = self._stay and bool(watched) and all(parameter.grad is None for parameter in watched)
         self._backward, self._has_ended = backward, False
+        version = sum(tensor._version for tensor in shared)
+        self.has_moved, self._version = version != self._version, version
         at_end_of_backward(partial(self._ended, backward, watched))
         return is_cleared
 
@@ -254,7 +258,7 @@ class Measurement(ABC):
             raise GraphError(_COMPILED_AUTOGRAD)
         has_failed = self.window.has_failed
         if self.window.opens(self.layer.tensors):
-            dropped = self.dropped or not (is_again or has_failed or not self._is_sound())
+            dropped = self.dropped or not (is_again or has_failed or self.window.has_moved or not self._is_sound())
             self.clear()
             self.is_partial = self.dropped = dropped
         return True
