@@ -22,6 +22,8 @@ from ._errors import ArgumentError, GraphError, StateError
 from ._history import FIELDS, PAIRWISE_TASKS, History, StepRecord
 from ._loss_weights import InitialWeights, LossWeights
 from ._numerics import at_least, cosines
+from ._silence import Silence, Situation
+from ._torch_private import is_registered
 from ._types import Losses, PerTask, Shared
 from ._updates import Update, parse_update
 from .capture import (
@@ -152,6 +154,8 @@ class GradNorm(nn.Module):
         self._called = False
         self._step_opening: Opening | None = None
         self._last: StepRecord | None = None
+        self._attachment: tuple[RemovableHandle, str] | None = None
+        self._silence = Silence()
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -185,6 +189,8 @@ class GradNorm(nn.Module):
         else:
             balanced = (weights * values).sum()
         self._called |= is_measured
+        if torch.is_grad_enabled():
+            self._silence.balanced(self.training, self._situation)
         return balanced
 
     def branch(self, features: Tensor) -> tuple[Tensor, ...]:
@@ -224,9 +230,16 @@ class GradNorm(nn.Module):
         Call it once after each optimizer step, or let `attach` do so. Without effect in `eval()` and when frozen.
 
         Raises:
-            StateError: No loss was balanced, or no backward has run, since the last step.
+            StateError: No loss was balanced, or no backward has run, since the last step; or the balancer is attached
+                to an optimizer and steps by itself.
         """
+        if (name := self._attached_to()) is not None:
+            raise StateError(
+                f"step() was called on a balancer that is attached to {name}, after each step of which it steps by "
+                "itself; remove this call, or remove() the handle that attach() returned"
+            )
         if not self.training or self._frozen:
+            self._silence.refused(self._situation)
             return
         if not self._called:
             raise StateError("step() was called before a loss: call balancer(losses) and its backward() first")
@@ -249,10 +262,31 @@ class GradNorm(nn.Module):
 
         Raises:
             ArgumentError: `optimizer` is not a `torch.optim.Optimizer`.
+            StateError: The balancer is attached already.
+
+        Examples:
+            >>> import torch
+            >>> trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
+            >>> optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()])
+            >>> balancer = GradNorm(["near", "far"], shared=trunk.weight)
+            >>> handle = balancer.attach(optimizer)
+            >>> for _ in range(3):
+            ...     features = trunk(torch.randn(16, 8)).relu()
+            ...     optimizer.zero_grad()
+            ...     balancer([head(features).square().mean() for head in heads]).backward()
+            ...     optimizer.step()
+            >>> len(balancer.history)
+            3
+            >>> handle.remove()
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps the real one
         if not isinstance(inner, Optimizer):
             raise ArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if (name := self._attached_to()) is not None:
+            raise StateError(
+                f"the balancer is attached to {name} already, and would step twice; remove() the handle that attach() "
+                "returned before attaching it again"
+            )
         self._measurement.window.attach([p for group in inner.param_groups for p in group["params"]])
 
         def after_step(optimizer: Optimizer, *_: object) -> None:
@@ -260,13 +294,18 @@ class GradNorm(nn.Module):
             if self.training and not self._frozen and self._called and ready:
                 # Fused optimizers skip on the device: the hook fires all the same, and this says whether they did.
                 self._advance(getattr(optimizer, "found_inf", None))
+            else:
+                self._silence.refused(self._situation)
 
-        return inner.register_step_post_hook(after_step)
+        handle = inner.register_step_post_hook(after_step)
+        self._attachment = handle, type(inner).__name__
+        return handle
 
     def freeze(self, frozen: bool = True) -> Self:
         """Stop measuring and updating; `freeze(False)` continues."""
         self._frozen = frozen
         self._is_frozen.fill_(frozen)
+        self._silence.is_meant = frozen
         self._forget()
         return self
 
@@ -439,6 +478,7 @@ class GradNorm(nn.Module):
 
     @torch.no_grad()
     def _advance(self, found_inf: Tensor | None) -> None:
+        self._silence.stepped()
         self._loss_weights.note_step()
         sums = self._measurement.sums
         if self._due and sums is not None:
@@ -449,6 +489,7 @@ class GradNorm(nn.Module):
 
     def _update(self, sums: Sums, found_inf: Tensor | None) -> None:
         """The rule; tasks that were absent come out of the divisions as NaN."""
+        self._silence.updates(self._loss_weights, found_inf)
         norms = self._measurement.norms(sums)
         raw_norms = norms.to(self.weights.dtype) / (sums.factors.abs() * self.weights)
         values = self._loss_weights.update(sums.losses / sums.factors, raw_norms, sums.counts > 0, found_inf)
@@ -471,6 +512,23 @@ class GradNorm(nn.Module):
     def _reduces(self) -> bool:
         return self.reduce is not None and data_parallel(self.process_group)
 
+    def _attached_to(self, if_gone: bool = False) -> str | None:
+        """The class of the optimizer that this is attached to; if it no longer exists, only `if_gone`."""
+        handle, name = self._attachment or (None, None)
+        return name if handle is not None and is_registered(handle, if_gone) else None
+
+    def _situation(self) -> Situation:
+        return Situation(
+            is_training=self.training,
+            is_frozen=self._frozen,
+            attached=self._attached_to(if_gone=True),
+            awaited=self._awaited,
+            is_due=self._due,
+            measurement=self._measurement,
+            last=self._last,
+            loss_weights=self._loss_weights,
+        )
+
     def _mask(self, tasks: Sequence[int]) -> Tensor:
         """[T], 1 for these tasks."""
         if len(tasks) == len(self.tasks):
@@ -480,6 +538,10 @@ class GradNorm(nn.Module):
         return torch.stack([one if task in tasks else zero for task in range(len(self.tasks))])
 
     # ------------------------------------------------------------------------------------------- nn.Module, saving
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing follows an optimizer in a copy."""
+        return {**self.__dict__, "_attachment": None, "_silence": Silence(self._silence.is_meant)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """As `nn.Module._apply`; what was measured elsewhere is forgotten."""

@@ -100,6 +100,11 @@ class LossWeights(nn.Module):
         known = self._initial_counts >= self._initial_steps
         return torch.where(known, self._initial_sums / self._initial_counts, torch.nan)
 
+    @property
+    def bad(self) -> list[str]:
+        """The tasks that have kept the weights from being updated; reading them synchronizes with the device."""
+        return [task for task, count in zip(self.tasks, self._bad.tolist(), strict=True) if count]
+
     def assign(self, weights: PerTask) -> None:
         """Continue with these weights, rescaled to sum T."""
         numbers = _tensor(parse_per_task("weights", weights, self.tasks))

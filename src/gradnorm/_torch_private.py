@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
 
 
 def output_shape(node: Any, nr: int) -> torch.Size:
@@ -34,6 +35,20 @@ def saved(node: Any, name: str) -> Any:
 def current_backward() -> int:
     """A number for the backward that is running: two losses may run backward as one, and only this says so."""
     return torch._C._current_graph_task_id()
+
+
+def changes(tensor: Tensor) -> int:
+    """How often `tensor` was changed in place, as by an optimizer; autograd counts, and nothing public tells."""
+    return tensor._version
+
+
+def is_registered(handle: RemovableHandle, if_gone: bool = False) -> bool:
+    """Whether a hook will still run, or `if_gone` where what it was registered on no longer exists.
+
+    Its handle knows, and has no public way to say so.
+    """
+    hooks = handle.hooks_dict_ref()
+    return if_gone if hooks is None else handle.id in hooks
 
 
 def is_transformed(tensor: Tensor) -> bool:

@@ -14,7 +14,7 @@ LAYERS = [
     ["functional", "capture", "_arguments", "_optimizer"],
     ["_updates", "_history", "_distributed"],
     ["_loss_weights", "_advice"],
-    ["_diagnosis"],
+    ["_diagnosis", "_silence"],
     ["_balancer"],
     ["__init__"],
     ["plots", "report"],

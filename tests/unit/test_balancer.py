@@ -175,11 +175,37 @@ def test_attach_can_be_undone_and_steps_once_per_optimizer_step():
     optimizer.step()  # nothing was measured: nothing happens
     balancer(net.losses(batch())).backward()
     optimizer.step()
-    with pytest.raises(StateError, match="was called before a loss"):
-        balancer.step()
+    assert len(balancer.history) == 1
     handle.remove()
     balancer(net.losses(batch())).backward()
     optimizer.step()
+    assert len(balancer.history) == 1
+    balancer.step()
+    assert len(balancer.history) == 2
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "freeze"])
+def test_attach_and_step_is_an_error_that_says_which_to_remove(mode):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    optimizer, other = (torch.optim.SGD(net.parameters(), lr=1e-3) for _ in range(2))
+    handle = balancer.attach(optimizer)
+    getattr(balancer, mode)()
+    balancer(net.losses(batch())).backward()
+    optimizer.step()
+    with pytest.raises(StateError, match=r"attached to SGD, .* remove this call, or remove\(\) the handle"):
+        balancer.step()
+    with pytest.raises(StateError, match=r"attached to SGD already, .* remove\(\) the handle"):
+        balancer.attach(other)
+    handle.remove()
+    balancer.step() if mode != "train" else balancer.attach(other)
+
+
+def test_an_attachment_ends_with_its_optimizer():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    balancer.attach(torch.optim.SGD(net.parameters(), lr=1e-3))
+    balancer(net.losses(batch())).backward()
     balancer.step()
 
 

@@ -105,7 +105,12 @@ class Window:
 
     def stepped(self, shared: Sequence[Tensor]) -> None:
         """The user is about to step by hand, with gradients as they should be."""
+        self._attached = None
         self._sees_clearing = any(tensor.grad is not None for tensor in shared)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is attached to nothing, and holds no copy of an optimizer's parameters."""
+        return {**self.__dict__, "_attached": None}
 
     def opens(self, shared: Sequence[Tensor]) -> bool:
         """A balanced loss runs backward: whether what was measured before is void.
