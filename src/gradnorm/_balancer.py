@@ -20,7 +20,7 @@ from ._arguments import check_graphs, parse_count, parse_losses, parse_number, p
 from ._distributed import agree, data_parallel, reduce_sums
 from ._errors import ArgumentError, GraphError, StateError
 from ._history import FIELDS, PAIRWISE_TASKS, History, StepRecord
-from ._loss_weights import InitialWeights, LossWeights
+from ._loss_weights import InitialWeights, LossWeights, Priorities
 from ._numerics import at_least, cosines
 from ._silence import Silence, Situation
 from ._torch_private import is_registered
@@ -68,7 +68,7 @@ class GradNorm(nn.Module):
         initial_losses: `L_i(0)`. Left out, the losses of the first step; a number n, the mean of the first n steps
             (weights stay until then, if α > 0); or one number per task, such as `{"segmentation": math.log(13)}`.
         every: Measure and update every `every` steps.
-        priorities: `p_i`, making the targets `p_i Ḡ r_i^α`; not in the paper.
+        priorities: `p_i`, making the targets `p_i Ḡ r_i^α`; not in the paper. They can be changed later.
         at: "weights" compares gradients at `W`, as in the paper; "features" where the tasks meet before `W`, which is
             cheaper and not the paper's rule; "branches" at the features that the network passes through `branch`, which
             costs as little and works inside a network that is compiled as a whole.
@@ -328,6 +328,25 @@ class GradNorm(nn.Module):
     @alpha.setter
     def alpha(self, alpha: float) -> None:
         self._loss_weights.alpha = _parse_alpha(alpha)
+
+    @property
+    def priorities(self) -> Priorities:
+        """`p_i` by task, which can be changed during training; 1 where none was given.
+
+        Writing does not synchronize with the device. They are settings, and so no part of `state_dict`.
+
+        Examples:
+            >>> balancer = GradNorm(["reconstruction", "kl"])
+            >>> balancer.priorities["kl"] = 0.5
+            >>> balancer.priorities
+            {'reconstruction': 1.0, 'kl': 0.5}
+            >>> balancer.priorities = {"reconstruction": 2.0, "kl": 1.0}
+        """
+        return self._loss_weights.priorities
+
+    @priorities.setter
+    def priorities(self, priorities: PerTask | None) -> None:
+        self._loss_weights.priorities = priorities
 
     @property
     def initial_losses(self) -> Tensor:

@@ -7,14 +7,14 @@ weights of it. Nothing here synchronizes with the device, but for warnings on th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from . import functional as rule
-from ._arguments import parse_count, parse_per_task
+from ._arguments import parse_count, parse_number, parse_per_task
 from ._errors import ArgumentError, warn
 from ._numerics import at_least_float32
 from ._types import PerTask
@@ -25,6 +25,40 @@ InitialWeights = Literal["auto", "balanced"] | PerTask | None
 
 MOST_OPENINGS = 10
 """After so many first looks a task whose gradient is still zero starts from the weight that it has."""
+
+
+class Priorities(MutableMapping[str, float]):
+    """`p_i` by task: read from the host, and written to the device without synchronizing.
+
+    Args:
+        values: As they are now, by task.
+        changed: Called after a change.
+    """
+
+    def __init__(self, values: dict[str, float], changed: Callable[[], None]) -> None:
+        self._values = values
+        self._changed = changed
+
+    def __getitem__(self, task: str) -> float:
+        return self._values[task]
+
+    def __setitem__(self, task: str, value: float) -> None:
+        if task not in self._values:
+            raise ArgumentError(f"priorities holds {task!r}, which is no task; the tasks are {', '.join(self._values)}")
+        self._values[task] = parse_number(f"priorities[{task!r}]", value, low=0.0, open_low=True)
+        self._changed()
+
+    def __delitem__(self, task: str) -> None:
+        raise ArgumentError(f"priorities[{task!r}] cannot be deleted; set it to 1, as for a task that was given none")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(self._values)
 
 
 class LossWeights(nn.Module):
@@ -78,7 +112,6 @@ class LossWeights(nn.Module):
         count = len(self.tasks)
         self._initial_steps, given = _parse_initial_losses(initial_losses, self.tasks)
         weights, is_balanced = _parse_initial_weights(initial_weights, self.tasks, update)
-        p = None if priorities is None else _tensor(parse_per_task("priorities", priorities, self.tasks))
         float32 = torch.float32
         self.register_buffer("weights", weights)
         self.register_buffer("_initial_sums", torch.zeros(count, dtype=float32) if given is None else _tensor(given))
@@ -87,7 +120,8 @@ class LossWeights(nn.Module):
         self.register_buffer("skipped", torch.tensor(0))
         self.register_buffer("_bad", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("_opened", torch.full((count,), not is_balanced))
-        self.register_buffer("_priorities", p, persistent=False)
+        self.register_buffer("_priorities", None, persistent=False)
+        self.priorities = priorities
         self.rule = update.bound(self.weights)
         self._is_open = [not is_balanced] * count  # the host's copy, which spares it synchronizing
         self._openings = 0
@@ -99,6 +133,27 @@ class LossWeights(nn.Module):
         """[T], `L_i(0)`; NaN where it is not known yet."""
         known = self._initial_counts >= self._initial_steps
         return torch.where(known, self._initial_sums / self._initial_counts, torch.nan)
+
+    @property
+    def priorities(self) -> Priorities:
+        """`p_i` by task, 1 unless given; assigning `None` makes all of them 1."""
+        return Priorities(self._priority_of, self._prioritize)
+
+    @priorities.setter
+    def priorities(self, priorities: PerTask | None) -> None:
+        numbers = (
+            [1.0] * len(self.tasks) if priorities is None else parse_per_task("priorities", priorities, self.tasks)
+        )
+        self._priority_of = dict(zip(self.tasks, numbers, strict=True))
+        self._priorities = None
+        if priorities is not None:
+            self._prioritize()
+
+    def _prioritize(self) -> None:
+        if self._priorities is None:
+            self._priorities = torch.ones_like(self.weights)
+        for place, value in zip(self._priorities, self._priority_of.values(), strict=True):
+            place.fill_(value)  # a copy from the host would synchronize
 
     @property
     def bad(self) -> list[str]:
