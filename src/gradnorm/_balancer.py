@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ._advice import describe
+from ._advice import Report, Training, describe
 from ._arguments import check_graphs, parse_count, parse_losses, parse_number, parse_tasks, refuse_transforms
 from ._distributed import agree, data_parallel, reduce_sums
 from ._errors import ArgumentError, GraphError, StateError
@@ -397,10 +397,11 @@ class GradNorm(nn.Module):
                     logged[f"{prefix}cosine/{first}/{self.tasks[j]}"] = table[i][j]
         return {key: value for key, value in logged.items() if value == value}
 
-    def report(self) -> str:
-        """What has been measured so far, as text: a table of the tasks, cosines between them, and plain advice.
+    def report(self) -> Report:
+        """What has been measured so far: a table of the tasks, cosines between them, and plain advice.
 
-        `print` it; `gradnorm.plots.training(balancer.history, path)` is the picture to it.
+        `print` it: it is a `str`, with its figures as attributes. `assert not balancer.report().advice` is a check for
+        a test; `gradnorm.plots.training(balancer.history, path)` is the picture to it.
 
         Raises:
             StateError: Nothing has been measured yet.
@@ -410,15 +411,19 @@ class GradNorm(nn.Module):
                 "no step is in the history: train first (with history=0 none is kept); before training, "
                 "gradnorm.diagnose(losses) looks at one batch"
             )
-        return describe(
-            self.history,
-            self.weights.tolist(),
-            self.time_averaged_weights().tolist(),
+        training = Training(
+            weights=self.weights.cpu().clone(),
+            averaged_weights=self.time_averaged_weights().cpu(),
+            initial_losses=self.initial_losses.cpu(),
             layer=", ".join(self._measurement.layer.described) or "where branch() is called",
             steps=self._steps,
             skipped=int(self._loss_weights.skipped),
+            bad=self._loss_weights.bad,
             min_weight=getattr(self._loss_weights.rule, "min_weight", 0.0),
+            is_frozen=self._frozen,
+            unbalanced=self._silence.no_effect(self._situation()),
         )
+        return describe(self.history, training)
 
     def extra_repr(self) -> str:
         """The settings, for `print`."""

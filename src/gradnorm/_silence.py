@@ -164,6 +164,10 @@ class Silence:
             return next(self._causes_of_no_effect(known), None)
         return next(self._causes_of_no_update(known))
 
+    def no_effect(self, known: Situation) -> str | None:
+        """As `cause`, where updates were made."""
+        return None if self._start is None else self.cause(known)
+
     def _causes_of_no_update(self, known: Situation) -> Iterator[str]:
         sums = known.measurement.sums
         if known.is_frozen:
