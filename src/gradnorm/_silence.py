@@ -265,7 +265,7 @@ _AWAITED = (
 )
 _CLOSURE = (
     "one step of {0} computes all of these losses, and weights are updated between steps. Train with Adam and the "
-    "balancer first, then call balancer.freeze() and continue with L-BFGS"
+    "balancer first; then balancer.weights = balancer.time_averaged_weights(), balancer.freeze(), and L-BFGS"
 )
 _OVERFLOW = (
     "the gradients at W are not finite, so that the loss scaler skips every step. Look for a loss or a gradient that "

@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from gradnorm import Descent, GradNorm
+from gradnorm import Descent, GradNorm, GraphError
 from gradnorm._errors import warn
 
 from .networks import Net, batch
@@ -476,6 +476,17 @@ def test_nothing_is_counted_any_more_once_a_weight_was_updated():
     run.train()
     assert run.balancer._silence._is_over
     assert not run.balancer._silence._watched
+
+
+@pytest.mark.parametrize("shared", ["named", "detected"])
+def test_a_layer_that_was_frozen_later_is_refused_with_the_remedy(shared):
+    run = Run(shared=None) if shared == "detected" else Run()
+    run.train(2)
+    run.net.trunk.requires_grad_(False)
+    with pytest.raises(GraphError, match=r"W \(shape \(8, 8\)\) was frozen after .* Call balancer.freeze\(\) to keep"):
+        run.backward(2)
+    run.balancer.freeze()
+    run.backward(2)
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda balancer: pickle.loads(pickle.dumps(balancer)), "saved"])

@@ -214,6 +214,8 @@ class AtFrontier(Measurement):
         used = [shared.used for shared in one.shared]
         if not reached:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in used)
+            if not any(tensor.requires_grad for tensor in used):
+                raise GraphError(f"shared: W (shape {shapes}) {_FROZEN}")
             raise GraphError(
                 f"shared: no loss reaches W (shape {shapes}); {_UNREACHED[any(map(is_distributed, used))]}"
             )
@@ -290,6 +292,10 @@ class AtFeatures(AtFrontier):
         return like.new_zeros(len(like), 1)
 
 
+_FROZEN = (
+    "was frozen after the balancer was made: requires_grad is False, so that no gradient reaches it. Call "
+    "balancer.freeze() to keep the loss weights as well, or make the balancer for a layer that trains"
+)
 _UNREACHED = {
     False: "give a layer that this forward used, or leave shared out to have the last shared layer found; where "
     "parameters are replaced (fully_shard, parallelize_module), make the balancer after that",
