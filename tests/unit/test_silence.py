@@ -295,6 +295,13 @@ def test_it_is_said_after_a_hundred_losses():
     assert StepForgotten().train(100)[0].startswith("GradNorm has balanced 100 losses and updated no weight:")
 
 
+def test_the_question_is_put_off_while_first_losses_are_averaged():
+    run = Run(update=Descent(1e-9), initial_losses=150, alpha=1.0)
+    (said,) = run.train(250)
+    assert said.startswith("GradNorm has balanced 200 losses")
+    assert TinyRate.cause in said
+
+
 # ------------------------------------------------------------------------------------------------- about to balance
 
 
@@ -423,6 +430,18 @@ class Validation(Run):
         self.balancer.train()
 
 
+class ValidationWhilePretraining(Run):
+    """The network is trained without the balancer, whose loss is looked at in eval()."""
+
+    def __init__(self):
+        super().__init__(attach=False)
+        self.balancer.eval()
+
+    def backward(self, step):
+        self.balancer(self.losses(step))
+        sum(self.losses(step).values()).backward()
+
+
 class ValidationInTraining(Run):
     """The same in training mode."""
 
@@ -459,6 +478,7 @@ LEGITIMATE = [
     Frozen,
     FrozenAndLoaded,
     Validation,
+    ValidationWhilePretraining,
     ValidationInTraining,
     ValidationWithoutGrad,
     EvenGradients,
