@@ -5,6 +5,7 @@ one function each.
 """
 
 from . import functional
+from ._advice import Report
 from ._balancer import GradNorm
 from ._diagnosis import Diagnosis, diagnose
 from ._errors import ArgumentError, GradNormError, GraphError, StateError
@@ -20,6 +21,7 @@ __all__ = [
     "GradNormError",
     "GraphError",
     "History",
+    "Report",
     "StateError",
     "StepRecord",
     "diagnose",

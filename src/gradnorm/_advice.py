@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,48 +21,127 @@ LEAST = LR
 """A step of the default optimizer of the weights, which cannot hold a weight below it steadily."""
 CONFLICT = -0.3
 """Below this cosine two tasks pull against each other."""
+ENOUGH = 20
+"""Recorded steps from which on a trend is one."""
+STUCK = 0.9
+"""A loss above this part of its first value has not fallen."""
+FALLEN = 0.7
+"""A loss below this part of its first value has."""
+
+Series = Mapping[str, Mapping[str, list[float]]]
 
 
-def describe(
-    history: History,
-    weights: Sequence[float],
-    averaged: Sequence[float],
-    *,
-    layer: str,
-    steps: int,
-    skipped: int,
-    min_weight: float,
-) -> str:
-    """What a balancer has recorded, in words: the text of `GradNorm.report`.
+class Report(str):
+    """What a balancer has recorded: a `str` to print, its figures as attributes. T is the number of tasks.
 
-    Args:
-        history: Its history.
+    Figures of a step are those of the last recorded one in which the task was present; NaN for a task that never was.
+
+    Attributes:
+        tasks: Their names.
         weights: [T], as they are now.
-        averaged: [T], over the steps made.
+        averaged_weights: [T], over all steps.
+        losses: [T].
+        loss_ratios: [T], the loss over `L_i(0)`.
+        norms: [T], `G_i`.
+        targets: [T], `Ḡ r_i^α`.
+        rates: [T], `r_i`.
+        cosines: [T, T], between the tasks' gradients, the mean over the recorded steps; `None` if there are none.
+        layer: `W`, in words.
+        steps: How many were made.
+        skipped: In how many of them bad numbers kept the weights from being updated.
+        findings: Plain sentences about what is as it should be, or not decided yet.
+        advice: Plain sentences about what to act on; empty where nothing is wrong.
+
+    Examples:
+        >>> import torch
+        >>> from gradnorm import GradNorm
+        >>> _ = torch.manual_seed(0)
+        >>> trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
+        >>> balancer = GradNorm(["near", "far"], shared=trunk.weight)
+        >>> for _ in range(40):
+        ...     features = trunk(torch.randn(16, 8))
+        ...     balancer([(scale * head(features)).square().mean() for scale, head in zip((1, 2), heads)]).backward()
+        ...     balancer.step()
+        >>> report = balancer.report()
+        >>> report.splitlines()[1]
+        '40 steps; the last 40 that were measured are recorded'
+        >>> report.tasks, report.skipped, bool(report.norms.isfinite().all())
+        (('near', 'far'), 0, True)
+    """
+
+    tasks: tuple[str, ...]
+    weights: Tensor
+    averaged_weights: Tensor
+    losses: Tensor
+    loss_ratios: Tensor
+    norms: Tensor
+    targets: Tensor
+    rates: Tensor
+    cosines: Tensor | None
+    layer: str
+    steps: int
+    skipped: int
+    findings: list[str]
+    advice: list[str]
+
+
+class Training(NamedTuple):
+    """What is known of a training beside its history; T numbers each.
+
+    Attributes:
+        weights: As they are now.
+        averaged_weights: Over the steps made.
+        initial_losses: `L_i(0)`; NaN where not known.
         layer: `W`, in words.
         steps: How many steps were made.
         skipped: How often bad numbers kept the weights from being updated.
-        min_weight: The floor under the weights.
+        needs_losses: Whether losses must be positive.
+        min_weight: The floor under the weights; 0 where there is none.
+        is_frozen: Weights are not updated any more.
+        unbalanced: Why no weight was ever updated, if so.
     """
-    series = _series(history)
+
+    weights: Tensor
+    averaged_weights: Tensor
+    initial_losses: Tensor
+    layer: str
+    steps: int
+    skipped: int
+    needs_losses: bool
+    min_weight: float
+    is_frozen: bool
+    unbalanced: str | None
+
+
+def describe(history: History, training: Training) -> Report:
+    """The text and the figures of `GradNorm.report`."""
+    tasks, series = history.tasks, _series(history)
+    last = {name: torch.tensor([series[task][name][-1] for task in tasks]) for name in FIELDS}
+    ratios = last["loss"] / training.initial_losses
     columns = {
-        "weight": [f"{weight:.3g}" for weight in weights],
-        "average": [f"{weight:.3g}" for weight in averaged],
-        **{
-            name: [f"{series[task][name][-1]:.3g}" for task in history.tasks]
-            for name in ("loss", "norm", "target", "rate")
-        },
-        "÷first": [f"{series[task]['loss'][-1] / series[task]['loss'][0]:.0%}" for task in history.tasks],
+        "weight": _cells(training.weights),
+        "average": _cells(training.averaged_weights),
+        **{name: _cells(last[name]) for name in ("loss", "norm", "target", "rate")},
+        "÷L(0)": ["–" if ratio != ratio else f"{ratio:.0%}" for ratio in ratios.tolist()],
     }
-    lines = [f"Shared layer: {layer}", f"{steps:,} steps, of which the last {len(history):,} measured ones are at hand"]
-    advice = [
-        *_skips(skipped, steps),
-        *_floor(history.tasks, weights, min_weight),
-        *_stuck(history.tasks, series),
-        *_settled(history.tasks, series),
+    lines = [
+        f"Shared layer: {training.layer}",
+        f"{training.steps:,} steps; the last {len(history):,} that were measured are recorded",
     ]
     table = _mean_cosines(history)
-    return page(lines, history.tasks, columns, table, [*advice, *conflicts(history.tasks, table)])
+    findings, advice = _progress(tasks, series, training)
+    advice += [*_floor(history, training), *_stuck(tasks, series, training), *conflicts(tasks, table)]
+    report = Report(page(lines, tasks, columns, table, [*advice, *findings]))
+    report.tasks, report.layer, report.steps = tasks, training.layer, training.steps
+    report.weights, report.averaged_weights = training.weights, training.averaged_weights
+    report.losses, report.loss_ratios, report.norms = last["loss"], ratios, last["norm"]
+    report.targets, report.rates, report.cosines = last["target"], last["rate"], table
+    report.skipped, report.findings, report.advice = training.skipped, findings, advice
+    return report
+
+
+def _cells(values: Tensor) -> list[str]:
+    return ["–" if math.isnan(value) else f"{value:.3g}" for value in values.tolist()]
 
 
 # ------------------------------------------------------------------------------------------------------------ advice
@@ -84,30 +164,46 @@ def bad_numbers(tasks: Sequence[str], losses: Sequence[float], norms: Sequence[f
             )
 
 
-def dominance(tasks: Sequence[str], norms: Sequence[float]) -> Iterator[str]:
-    """Whether one task's gradient is much larger than another's, and whether a weight can hold that."""
-    usable = [(norm, task) for norm, task in zip(norms, tasks, strict=True) if norm > 0]
-    if len(usable) < 2 or not all(math.isfinite(norm) for norm, _ in usable):
+def evenness(tasks: Sequence[str], norms: Sequence[float]) -> Iterator[str]:
+    """How far apart the gradients are, where that is nothing to worry about."""
+    if (found := _extremes(tasks, norms)) is None:
         return
-    (least, low), (most, high) = min(usable), max(usable)
-    ratio = most / least
-    compared = f"{high}'s gradient is {ratio:.3g} times that of {low}"
-    if ratio < EVEN:
+    least, low, most, high = found
+    if (ratio := most / least) < EVEN:
         yield f"All gradients are within a factor of {ratio:.2g}: equal weights are probably as good for a start."
     elif ratio < DOMINANT:
-        yield f"{compared}: GradNorm will even this out as far as the training rates say."
-    else:
         yield (
-            f"{compared}: with equal weights the shared layers train for {high} almost alone. GradNorm lowers its "
-            "weight until the norms are even."
+            f"{high}'s gradient is {ratio:.3g} times that of {low}: GradNorm will even this out as far as the training "
+            "rates say."
         )
-    even = len(usable) / max(usable)[0] / sum(1 / norm for norm, _ in usable)
+
+
+def dominance(tasks: Sequence[str], norms: Sequence[float]) -> Iterator[str]:
+    """Whether one task's gradient is much larger than another's, and whether a weight can hold that."""
+    if (found := _extremes(tasks, norms)) is None:
+        return
+    least, low, most, high = found
+    if (ratio := most / least) >= DOMINANT:
+        yield (
+            f"{high}'s gradient is {ratio:.3g} times that of {low}: with equal weights the shared layers train for "
+            f"{high} almost alone. GradNorm lowers its weight until the norms are even."
+        )
+    usable = [norm for norm in norms if norm > 0]
+    even = len(usable) / most / sum(1 / norm for norm in usable)
     if even < LEAST:
         yield (
             f"That takes a weight of about {even:.1g}, less than one step of the weights' Adam ({LEAST:g}), which "
             'cannot hold it steadily: take update="closed-form", or divide '
             f"{high}'s loss by about {float(f'{ratio:.0e}'):,.0f} first."
         )
+
+
+def _extremes(tasks: Sequence[str], norms: Sequence[float]) -> tuple[float, str, float, str] | None:
+    """The smallest and the largest norm that is not zero, each with its task."""
+    usable = [(norm, task) for norm, task in zip(norms, tasks, strict=True) if norm > 0]
+    if len(usable) < 2 or not all(math.isfinite(norm) for norm, _ in usable):
+        return None
+    return *min(usable), *max(usable)
 
 
 def conflicts(tasks: Sequence[str], table: Tensor | None) -> Iterator[str]:
@@ -122,41 +218,101 @@ def conflicts(tasks: Sequence[str], table: Tensor | None) -> Iterator[str]:
                 )
 
 
-def _skips(skipped: int, steps: int) -> Iterator[str]:
-    if skipped:
-        yield (
-            f"{skipped:,} of {steps:,} updates were skipped, since a loss, its first value or a gradient norm was not "
-            "a finite positive number."
+def _progress(tasks: Sequence[str], series: Series, training: Training) -> tuple[list[str], list[str]]:
+    """Whether the weights have come to where they should: what is so, and what to act on."""
+    if training.unbalanced is not None:
+        return [], [f"No weight has been updated: {training.unbalanced}."]
+    skips = list(_skips(training, series))
+    findings, advice = ([], skips) if 100 * training.skipped >= training.steps else (skips, [])
+    waiting = [task for task, first in zip(tasks, training.initial_losses.tolist(), strict=True) if first != first]
+    traces = {task: series[task] for task in tasks if len(series[task]["weight"]) >= ENOUGH}
+    if training.is_frozen:
+        findings.append("The weights are frozen.")
+    elif any(math.isnan(trace["target"][-1]) for trace in traces.values()) and waiting:
+        findings.append(f"The weights wait until the first losses of {', '.join(waiting)} are known.")
+    elif traces:
+        _settled(traces, training, findings, advice)
+    return findings, advice
+
+
+def _settled(traces: Series, training: Training, findings: list[str], advice: list[str]) -> None:
+    moves = {task: _move(trace["weight"]) for task, trace in traces.items()}
+    moved = max(moves, key=lambda task: abs(moves[task]))
+    off = {task: _recent(trace["norm"]) / (_recent(trace["target"]) or math.nan) for task, trace in traces.items()}
+    far = {task: ratio for task, ratio in off.items() if not 1 / EVEN < ratio < EVEN and math.isfinite(ratio)}
+    if abs(moves[moved]) > 0.1:
+        findings.append(
+            f"The weights are still moving: {moved}'s by {moves[moved]:+.0%} over the last tenth of the recorded steps."
+        )
+    elif not far and all(map(math.isfinite, off.values())):
+        findings.append(
+            "The weights have settled: over the last tenth of the recorded steps none has changed by more than 10%, "
+            "and gradient norms are near their targets."
+        )
+    elif far and training.min_weight > 0:
+        task = max(far, key=lambda task: abs(math.log(far[task])) if far[task] > 0 else math.inf)
+        advice.append(
+            f"The weights hardly move, but {task}'s gradient norm is {far[task]:.2g} times its target: raise "
+            'Descent(lr=), or take update="closed-form".'
         )
 
 
-def _floor(tasks: Sequence[str], weights: Sequence[float], min_weight: float) -> Iterator[str]:
-    for task, weight in zip(tasks, weights, strict=True):
-        if weight <= 2 * min_weight:
-            yield f'{task} sits at min_weight: take update="closed-form", divide its loss, or lower alpha.'
+def _skips(training: Training, series: Mapping[str, Mapping[str, list[float]]]) -> Iterator[str]:
+    if not training.skipped:
+        return
+    skipped = f"{training.skipped:,} of {training.steps:,} updates were skipped"
+    if bad := [task for task, values in series.items() if _is_bad(values, training.needs_losses)]:
+        yield (
+            f"{skipped}, since the loss of {', '.join(bad)} or its gradient norm was not finite, or its loss not "
+            "positive. Losses that may be zero or negative need alpha=0."
+        )
+    else:
+        yield f"{skipped}: numbers that could not be used, or steps of which only a part was measured."
 
 
-def _stuck(tasks: Sequence[str], series: Mapping[str, Mapping[str, list[float]]]) -> Iterator[str]:
-    for task in tasks:
-        loss, weight = series[task]["loss"], series[task]["weight"]
-        if len(loss) >= 20 and loss[-1] > 0.9 * loss[0] and weight[-1] > 1.5 * weight[0]:
+def _is_bad(values: Mapping[str, list[float]], needs_losses: bool) -> bool:
+    usable = all(map(math.isfinite, [*values["loss"], *values["norm"]]))
+    return not usable or (needs_losses and min(values["loss"]) <= 0)
+
+
+def _floor(history: History, training: Training) -> Iterator[str]:
+    lowest = history.lowest_weights()
+    for task, weight, low in zip(history.tasks, training.weights.tolist(), lowest, strict=True):
+        if min(weight, low) <= 2 * training.min_weight:
+            when = "sits at" if weight <= 2 * training.min_weight else "was at"
+            yield f'{task} {when} min_weight: take update="closed-form", divide its loss, or lower alpha.'
+
+
+def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator[str]:
+    """Tasks whose loss has not fallen, whatever their weight."""
+    ratios = {
+        task: _recent(series[task]["loss"]) / first
+        for task, first in zip(tasks, training.initial_losses.tolist(), strict=True)
+        if first == first and len(series[task]["loss"]) >= ENOUGH
+    }
+    if not ratios:
+        return
+    best = min(ratios, key=lambda task: ratios[task])
+    if ratios[best] > STUCK:
+        yield (
+            f"No loss has fallen: {best}'s, the lowest, is at {ratios[best]:.0%} of its first. Look at the training "
+            "itself, first at its learning rate; loss weights cannot help."
+        )
+    for task, ratio in ratios.items():
+        if ratio > STUCK and ratios[best] < FALLEN:
+            weight = series[task]["weight"]
             yield (
-                f"{task}'s loss is at {loss[-1] / loss[0]:.0%} of its first while its weight has gone from "
-                f"{weight[0]:.2g} to {weight[-1]:.2g}: a stuck task gets an ever larger weight, a limit that the paper "
-                "names. Look at the task itself."
+                f"{task} is stuck: its loss is at {ratio:.0%} of its first and {best}'s at {ratios[best]:.0%}; its "
+                f"weight has gone from {weight[0]:.2g} to {weight[-1]:.2g}. A stuck task gets an ever larger weight, a "
+                "limit that the paper names. Look at its labels and its head; if it cannot be learned, or its loss has "
+                "a high floor, lower alpha, call freeze(), or leave it out."
             )
 
 
-def _settled(tasks: Sequence[str], series: Mapping[str, Mapping[str, list[float]]]) -> Iterator[str]:
-    traces = {task: series[task]["weight"] for task in tasks if len(series[task]["weight"]) >= 20}
-    if not traces:
-        return
-    moves = {task: _move(trace) for task, trace in traces.items()}
-    task = max(moves, key=lambda name: abs(moves[name]))
-    if abs(moves[task]) > 0.1:
-        yield f"The weights are still moving: {task}'s by {moves[task]:+.0%} over the last tenth of the steps at hand."
-    else:
-        yield "The weights have settled: over the last tenth of the steps at hand none has changed by more than 10%."
+def _recent(trace: Sequence[float]) -> float:
+    """The mean over the last tenth."""
+    tenth = max(1, len(trace) // 10)
+    return sum(trace[-tenth:]) / tenth
 
 
 def _move(trace: Sequence[float]) -> float:
@@ -182,7 +338,7 @@ def _series(history: History) -> dict[str, dict[str, list[float]]]:
 
 
 def _mean_cosines(history: History) -> Tensor | None:
-    """[T, T] over the steps at hand."""
+    """[T, T] over the recorded steps."""
     rows = history.cosines()
     if not rows:
         return None

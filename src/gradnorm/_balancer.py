@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ._advice import describe
+from ._advice import Report, Training, describe
 from ._arguments import check_graphs, parse_count, parse_losses, parse_number, parse_tasks, refuse_transforms
 from ._distributed import agree, data_parallel, reduce_sums
 from ._errors import ArgumentError, GraphError, StateError, warn
 from ._history import FIELDS, PAIRWISE_TASKS, History, StepRecord
-from ._loss_weights import InitialWeights, LossWeights
+from ._loss_weights import InitialWeights, LossWeights, Priorities
 from ._numerics import at_least, cosines
+from ._silence import Silence, Situation
 from ._state import SealedModule, built_on_cpu
-from ._torch_private import is_exporting
+from ._torch_private import is_exporting, is_registered
 from ._types import Losses, PerTask, Shared
 from ._updates import Update, parse_update
 from .capture import (
@@ -69,7 +70,7 @@ class GradNorm(SealedModule):
         initial_losses: `L_i(0)`. Left out, the losses of the first step; a number n, the mean of the first n steps
             (weights stay until then, if α > 0); or one number per task, such as `{"segmentation": math.log(13)}`.
         every: Measure and update every `every` steps.
-        priorities: `p_i`, making the targets `p_i Ḡ r_i^α`; not in the paper.
+        priorities: `p_i`, making the targets `p_i Ḡ r_i^α`; not in the paper. They can be changed later.
         at: "weights" compares gradients at `W`, as in the paper; "features" where the tasks meet before `W`, which is
             cheaper and not the paper's rule; "branches" at the features that the network passes through `branch`, which
             costs as little and works inside a network that is compiled as a whole.
@@ -163,6 +164,8 @@ class GradNorm(SealedModule):
         self._warned_of_dropping = False
         self._last: Tensor | None = None
         self._cosines: Tensor | None = None
+        self._attachment: tuple[RemovableHandle, str] | None = None
+        self._silence = Silence()
         self._seal(self.tasks)
 
     # ------------------------------------------------------------------------------------------------ training
@@ -205,6 +208,8 @@ class GradNorm(SealedModule):
         else:
             balanced = (weights * values).sum()
         self._called |= is_measured
+        if torch.is_grad_enabled():
+            self._silence.balanced(self.training, self._situation)
         return balanced
 
     def branch(self, features: Tensor) -> tuple[Tensor, ...]:
@@ -247,12 +252,20 @@ class GradNorm(SealedModule):
         Call it once after each optimizer step, or let `attach` do so. Without effect in `eval()` and when frozen.
 
         Raises:
-            StateError: No loss was balanced, or no backward has run, since the last step.
+            StateError: No loss was balanced, or no backward has run, since the last step; or the balancer is attached
+                to an optimizer and steps by itself.
         """
+        if (name := self._attached_to()) is not None:
+            raise StateError(
+                f"step() was called on a balancer that is attached to {name}, after each step of which it steps by "
+                "itself; remove this call, or remove() the handle that attach() returned"
+            )
         if not self.training or self._frozen:
+            self._silence.refused(self._situation)
             return
         if not self._called:
             raise StateError("step() was called before a loss: call balancer(losses) and its backward() first")
+        self._measurement.window.detach()
         self._measurement.check_balanced()
         if self._due and self._measurement.sums is None and not self._awaited:
             raise StateError(
@@ -271,10 +284,31 @@ class GradNorm(SealedModule):
 
         Raises:
             ArgumentError: `optimizer` is not a `torch.optim.Optimizer`.
+            StateError: The balancer is attached already.
+
+        Examples:
+            >>> import torch
+            >>> trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
+            >>> optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()])
+            >>> balancer = GradNorm(["near", "far"], shared=trunk.weight)
+            >>> handle = balancer.attach(optimizer)
+            >>> for _ in range(3):
+            ...     features = trunk(torch.randn(16, 8)).relu()
+            ...     optimizer.zero_grad()
+            ...     balancer([head(features).square().mean() for head in heads]).backward()
+            ...     optimizer.step()
+            >>> len(balancer.history)
+            3
+            >>> handle.remove()
         """
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps the real one
         if not isinstance(inner, Optimizer):
             raise ArgumentError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if (name := self._attached_to()) is not None:
+            raise StateError(
+                f"the balancer is attached to {name} already, and would step twice; remove() the handle that attach() "
+                "returned before attaching it again"
+            )
         self._measurement.window.attach([p for group in inner.param_groups for p in group["params"]])
 
         def after_step(optimizer: Optimizer, *_: object) -> None:
@@ -282,13 +316,18 @@ class GradNorm(SealedModule):
             if self.training and not self._frozen and self._called and ready:
                 # Fused optimizers skip on the device: the hook fires all the same, and this says whether they did.
                 self._advance(getattr(optimizer, "found_inf", None))
+            else:
+                self._silence.refused(self._situation)
 
-        return inner.register_step_post_hook(after_step)
+        handle = inner.register_step_post_hook(after_step)
+        self._attachment = handle, type(inner).__name__
+        return handle
 
     def freeze(self, frozen: bool = True) -> Self:
         """Stop measuring and updating; `freeze(False)` continues."""
         self._frozen = frozen
         self._value("_is_frozen").fill_(float(frozen))
+        self._silence.is_meant = frozen
         self._forget()
         return self
 
@@ -327,6 +366,25 @@ class GradNorm(SealedModule):
     @alpha.setter
     def alpha(self, alpha: float) -> None:
         self._loss_weights.alpha = _parse_alpha(alpha)
+
+    @property
+    def priorities(self) -> Priorities:
+        """`p_i` by task, which can be changed during training; 1 where none was given.
+
+        Writing does not synchronize with the device. They are settings, and so no part of `state_dict`.
+
+        Examples:
+            >>> balancer = GradNorm(["reconstruction", "kl"])
+            >>> balancer.priorities["kl"] = 0.5
+            >>> balancer.priorities
+            {'reconstruction': 1.0, 'kl': 0.5}
+            >>> balancer.priorities = {"reconstruction": 2.0, "kl": 1.0}
+        """
+        return self._loss_weights.priorities
+
+    @priorities.setter
+    def priorities(self, priorities: PerTask | None) -> None:
+        self._loss_weights.priorities = priorities
 
     @property
     def initial_losses(self) -> Tensor:
@@ -377,10 +435,11 @@ class GradNorm(SealedModule):
                     logged[f"{prefix}cosine/{first}/{self.tasks[j]}"] = table[i][j]
         return {key: value for key, value in logged.items() if value == value}
 
-    def report(self) -> str:
-        """What has been measured so far, as text: a table of the tasks, cosines between them, and plain advice.
+    def report(self) -> Report:
+        """What has been measured so far: a table of the tasks, cosines between them, and plain advice.
 
-        `print` it; `gradnorm.plots.training(balancer.history, path)` is the picture to it.
+        `print` it: it is a `str`, with its figures as attributes. `assert not balancer.report().advice` is a check for
+        a test; `gradnorm.plots.training(balancer.history, path)` is the picture to it.
 
         Raises:
             StateError: Nothing has been measured yet.
@@ -390,15 +449,19 @@ class GradNorm(SealedModule):
                 "no step is in the history: train first (with history=0 none is kept); before training, "
                 "gradnorm.diagnose(losses) looks at one batch"
             )
-        return describe(
-            self.history,
-            self.weights.tolist(),
-            self.time_averaged_weights().tolist(),
+        training = Training(
+            weights=self.weights.cpu().clone(),
+            averaged_weights=self.time_averaged_weights().cpu(),
+            initial_losses=self.initial_losses.cpu(),
             layer=", ".join(self._measurement.layer.described) or "where branch() is called",
             steps=self._steps,
             skipped=int(self._loss_weights.skipped),
+            needs_losses=self.alpha > 0,
             min_weight=getattr(self._loss_weights.rule, "min_weight", 0.0),
+            is_frozen=self._frozen,
+            unbalanced=self._silence.no_effect(self._situation()),
         )
+        return describe(self.history, training)
 
     def extra_repr(self) -> str:
         """The settings, for `print`."""
@@ -479,6 +542,7 @@ class GradNorm(SealedModule):
     @torch.no_grad()
     def _advance(self, found_inf: Tensor | None) -> None:
         self._check_state()
+        self._silence.stepped()
         self._loss_weights.note_step()
         sums = self._measurement.sums
         if self._due and sums is not None:
@@ -500,6 +564,7 @@ class GradNorm(SealedModule):
 
     def _update(self, sums: Sums, found_inf: Tensor | None) -> None:
         """The rule; tasks that were absent come out of the divisions as NaN."""
+        self._silence.updates(self._loss_weights, found_inf)
         norms = self._measurement.norms(sums)
         raw_norms = norms.to(self.weights.dtype) / (sums.factors * self.weights).abs()
         present = None if sums.is_complete else sums.counts > 0
@@ -533,6 +598,23 @@ class GradNorm(SealedModule):
     def _reduces(self) -> bool:
         return self.reduce is not None and data_parallel(self.process_group)
 
+    def _attached_to(self, if_gone: bool = False) -> str | None:
+        """The class of the optimizer that this is attached to; if it no longer exists, only `if_gone`."""
+        handle, name = self._attachment or (None, None)
+        return name if handle is not None and is_registered(handle, if_gone) else None
+
+    def _situation(self) -> Situation:
+        return Situation(
+            is_training=self.training,
+            is_frozen=self._frozen,
+            attached=self._attached_to(if_gone=True),
+            awaited=self._awaited,
+            is_due=self._due,
+            measurement=self._measurement,
+            last=self._last,
+            loss_weights=self._loss_weights,
+        )
+
     def _mask(self, tasks: Sequence[int]) -> Tensor:
         """[T], 1 for these tasks."""
         if len(tasks) == len(self.tasks):
@@ -542,6 +624,10 @@ class GradNorm(SealedModule):
         return torch.stack([one if task in tasks else zero for task in range(len(self.tasks))])
 
     # ------------------------------------------------------------------------------------------- nn.Module, saving
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing follows an optimizer in a copy."""
+        return {**self.__dict__, "_attachment": None, "_silence": Silence(self._silence.is_meant)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """As `nn.Module._apply`; what was measured elsewhere is forgotten."""

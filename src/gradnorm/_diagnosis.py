@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ._advice import bad_numbers, conflicts, dominance, page, wrap
+from ._advice import bad_numbers, conflicts, dominance, evenness, page, wrap
 from ._arguments import check_graphs, parse_losses, parse_tasks
 from ._errors import GraphError
 from ._numerics import at_least_float32, cosines, row_norms
@@ -39,7 +39,8 @@ class Diagnosis:
         layer: `W`, by name where the model was given, and its shape.
         entries: How many numbers `W` holds.
         others: The other layers that all tasks reach, in the order of the forward.
-        advice: Plain sentences.
+        findings: Plain sentences about what needs nothing to be done.
+        advice: Plain sentences about what to act on; empty where nothing is wrong.
     """
 
     tasks: tuple[str, ...]
@@ -57,8 +58,13 @@ class Diagnosis:
         return (positive.max() / positive.min()).item() if len(positive) else math.nan
 
     @property
+    def findings(self) -> list[str]:
+        """Plain sentences about what needs nothing to be done: how even the gradients are."""
+        return list(evenness(self.tasks, self.norms.tolist()))
+
+    @property
     def advice(self) -> list[str]:
-        """Plain sentences: what is wrong, who dominates, who pulls against whom."""
+        """Plain sentences about what to act on: what is wrong, who dominates, who pulls against whom."""
         losses, norms = self.losses.tolist(), self.norms.tolist()
         return [
             *bad_numbers(self.tasks, losses, norms),
@@ -76,7 +82,7 @@ class Diagnosis:
         lines = [f"Shared layer: {self.layer}, {self.entries:,} numbers"]
         if self.others:
             lines += wrap(f"Other layers that all tasks reach: {', '.join(self.others)}")
-        return page(lines, self.tasks, columns, self.cosines, self.advice)
+        return page(lines, self.tasks, columns, self.cosines, [*self.advice, *self.findings])
 
 
 def diagnose(losses: Losses, *, shared: Shared | None = None, model: nn.Module | None = None) -> Diagnosis:

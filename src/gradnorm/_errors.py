@@ -5,13 +5,11 @@ A message names the argument, says what was found, and ends in the remedy.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 
-import torch
-
-_NOT_THE_USERS = (os.path.dirname(__file__), os.path.dirname(torch.__file__))
+_NOT_THE_USERS = {"gradnorm", "torch", "accelerate", "lightning", "pytorch_lightning", "transformers"}
+"""Packages whose lines are not where a user would look."""
 
 
 class GradNormError(Exception):
@@ -41,8 +39,22 @@ def missing_extra(package: str, extra: str) -> ImportError:
 
 
 def warn(message: str) -> None:
-    """Warn at the line of whoever uses this package: the innermost one that is neither ours nor PyTorch's own."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, RuntimeWarning, stacklevel=level)
+    """Warn at the user's line: the innermost one that is neither ours, PyTorch's nor a trainer's.
+
+    Without a registry of that line, in which Python would note that it has warned there and drop the same message of
+    the next balancer: once per cause is for each balancer to see to. Filters apply as ever.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _package(frame.f_globals) in _NOT_THE_USERS:
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message,
+        RuntimeWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__"),
+    )
+
+
+def _package(names: dict[str, object]) -> str:
+    return str(names.get("__name__")).partition(".")[0]

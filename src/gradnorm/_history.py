@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ class History:
         self._written = 0
         self._values: Tensor | None = None
         self._cosines: Tensor | None = None
+        self._lowest: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -77,9 +79,11 @@ class History:
             self._with_cosines.append(record.step)
         self._steps.append(record.step)
         self._written += 1
+        if self._written % self.capacity == 0:  # all of it will be overwritten
+            self._lowest = self._lowest_weights()
 
     def rows(self) -> list[Row]:
-        """One row a step and task: `step`, `task` and the `FIELDS`, oldest first."""
+        """One row per step and task: `step`, `task` and the `FIELDS`, oldest first."""
         return [
             {"step": step, "task": task, **dict(zip(FIELDS, values, strict=True))}
             for step, table in zip(self._steps, self._read(self._values), strict=True)
@@ -100,6 +104,18 @@ class History:
             for i in range(len(self.tasks))
             for j in range(i + 1, len(self.tasks))
         ]
+
+    def lowest_weights(self) -> list[float]:
+        """[T], each task's lowest weight in any step, recorded still or not; inf for tasks that never came."""
+        lowest = self._lowest_weights()
+        return [math.inf] * len(self.tasks) if lowest is None else lowest.tolist()
+
+    def _lowest_weights(self) -> Tensor | None:
+        if self._values is None:
+            return None
+        weights = self._values[..., FIELDS.index("weight")]
+        lowest = torch.where(weights.isnan(), math.inf, weights).amin(0)
+        return lowest if self._lowest is None else torch.minimum(lowest, self._lowest.to(lowest.device))
 
     def save(self, path: str | Path) -> None:
         """Write `rows()` to a `.csv`, `.jsonl` or `.parquet` file.

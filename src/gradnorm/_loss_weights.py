@@ -7,14 +7,14 @@ weights of it. Nothing here synchronizes with the device, but for warnings on th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from . import functional as rule
-from ._arguments import parse_count, parse_per_task
+from ._arguments import parse_count, parse_number, parse_per_task
 from ._errors import ArgumentError, warn
 from ._state import StatefulModule
 from ._types import PerTask
@@ -25,6 +25,40 @@ InitialWeights = Literal["auto", "balanced"] | PerTask | None
 
 MOST_OPENINGS = 10
 """After so many first looks a task whose gradient is still zero starts from the weight that it has."""
+
+
+class Priorities(MutableMapping[str, float]):
+    """`p_i` by task: read from the host, and written to the device without synchronizing.
+
+    Args:
+        values: As they are now, by task.
+        changed: Called after a change.
+    """
+
+    def __init__(self, values: dict[str, float], changed: Callable[[], None]) -> None:
+        self._values = values
+        self._changed = changed
+
+    def __getitem__(self, task: str) -> float:
+        return self._values[task]
+
+    def __setitem__(self, task: str, value: float) -> None:
+        if task not in self._values:
+            raise ArgumentError(f"priorities holds {task!r}, which is no task; the tasks are {', '.join(self._values)}")
+        self._values[task] = parse_number(f"priorities[{task!r}]", value, low=0.0, open_low=True)
+        self._changed()
+
+    def __delitem__(self, task: str) -> None:
+        raise ArgumentError(f"priorities[{task!r}] cannot be deleted; set it to 1, as for a task that was given none")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(self._values)
 
 
 class LossWeights(StatefulModule):
@@ -59,7 +93,7 @@ class LossWeights(StatefulModule):
     _initial_counts: Tensor
     _weight_sums: Tensor
     _opened: Tensor
-    _priorities: Tensor | None
+    _priorities: Tensor
 
     def __init__(
         self,
@@ -77,7 +111,6 @@ class LossWeights(StatefulModule):
         count = len(self.tasks)
         self._initial_steps, given = _parse_initial_losses(initial_losses, self.tasks)
         weights, is_balanced = _parse_initial_weights(initial_weights, self.tasks, update)
-        p = None if priorities is None else _tensor(parse_per_task("priorities", priorities, self.tasks))
         float32 = torch.float32
         self.register_buffer("weights", weights)
         self.register_buffer("_initial_sums", torch.zeros(count, dtype=float32) if given is None else _tensor(given))
@@ -85,10 +118,8 @@ class LossWeights(StatefulModule):
         self.register_buffer("_weight_sums", torch.zeros(count, dtype=float32))
         self.register_buffer("skipped", torch.tensor(0.0, dtype=float32))
         self.register_buffer("_opened", torch.full((count,), 0.0 if is_balanced else 1.0, dtype=float32))
-        if p is None:
-            self._priorities = None  # not as a buffer: Accelerate takes each for a tensor
-        else:
-            self.register_buffer("_priorities", p, persistent=False)
+        self.register_buffer("_priorities", torch.ones(count, dtype=float32), persistent=False)
+        self.priorities = priorities
         self.rule = update.bound(weights)
         self._is_open = [not is_balanced] * count  # the host's copy, which spares it synchronizing
         self._openings = 0
@@ -104,6 +135,38 @@ class LossWeights(StatefulModule):
         return torch.where(
             self._has_initial(self._initial_counts), self._initial_sums / self._initial_counts, torch.nan
         )
+
+    @property
+    def priorities(self) -> Priorities:
+        """`p_i` by task, 1 unless given; assigning `None` makes all of them 1."""
+        return Priorities(self._priority_of, self._prioritize)
+
+    @priorities.setter
+    def priorities(self, priorities: PerTask | None) -> None:
+        count = len(self.tasks)
+        numbers = [1.0] * count if priorities is None else parse_per_task("priorities", priorities, self.tasks)
+        self._priority_of = dict(zip(self.tasks, numbers, strict=True))
+        self._prioritize()
+
+    def _prioritize(self) -> None:
+        values = self._priority_of.values()
+        self._initial["_priorities"] = _tensor(list(values))
+        for place, value in zip(self._priorities, values, strict=True):
+            place.fill_(value)  # a copy from the host would synchronize
+
+    @property
+    def _p(self) -> Tensor | None:
+        """[T], `p_i`; `None` where all are 1."""
+        return None if all(value == 1.0 for value in self._priority_of.values()) else self._priorities
+
+    def unusable(self, values: Tensor) -> list[str]:
+        """The tasks whose numbers in a step could not be used; `values` is what `update` returned.
+
+        Reading them synchronizes with the device.
+        """
+        losses, weights, G, *_ = values.unbind(1)
+        bad = ~self._usable(losses, rule.loss_ratios(losses, self.initial_losses), G) & ~weights.isnan()
+        return [task for task, is_bad in zip(self.tasks, bad.tolist(), strict=True) if is_bad]
 
     def assign(self, weights: PerTask) -> None:
         """Continue with these weights, rescaled to sum T."""
@@ -147,7 +210,7 @@ class LossWeights(StatefulModule):
         if not bool(torch.isfinite(raw_norms[fresh]).all()) or not bool(fresh.any()):
             return None
         self._openings += 1
-        self.rule.open(self.weights, raw_norms, fresh, self._priorities, has_begun)
+        self.rule.open(self.weights, raw_norms, fresh, self._p, has_begun)
         opened |= fresh & (raw_norms > 0) if self._openings < MOST_OPENINGS else fresh
         self._opened.copy_(opened)
         self._is_open = opened.tolist()
@@ -185,7 +248,7 @@ class LossWeights(StatefulModule):
         if found_inf is not None:
             accepted, bad = accepted & (found_inf == 0), bad & (found_inf == 0)
         measured = Measured(before, losses, initial, raw_norms, G, accepted, is_complete=present is None)
-        targets, rates = self.rule.step(self.weights, measured, self.alpha, self._priorities)
+        targets, rates = self.rule.step(self.weights, measured, self.alpha, self._p)
         self._note_skips(bad, usable if present is None else usable | ~present, losses)
         values = torch.stack([losses, before, G, targets, rates], 1)
         return values if present is None else torch.where(present.unsqueeze(1), values, torch.nan)

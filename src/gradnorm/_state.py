@@ -76,9 +76,11 @@ class StatefulModule(nn.Module):
 
     def _settle(self) -> None:
         """Make buffers of whatever was put in their place: wide, writable, and the settings as they were given."""
+        homes = [tensor.device for _, tensor in self._held(persistent=True) if not tensor.is_meta]
         for name, tensor in self._held():
-            if name in self._initial and name in self._non_persistent_buffers_set and not tensor.is_meta:
-                tensor = self._initial[name].to(tensor.device, at_least_float32(tensor).dtype, copy=True)
+            device = homes[0] if homes and tensor.is_meta else tensor.device
+            if name in self._initial and name in self._non_persistent_buffers_set and device.type != "meta":
+                tensor = self._initial[name].to(device, at_least_float32(tensor).dtype, copy=True)
             elif tensor.is_inference() or tensor.requires_grad or tensor.dtype != at_least_float32(tensor).dtype:
                 tensor = at_least_float32(tensor.detach().clone())
             self._buffers[name] = tensor

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
 
 
 def output_shape(node: Any, nr: int) -> torch.Size:
@@ -39,6 +40,20 @@ def current_backward() -> int:
 def at_end_of_backward(function: Callable[[], None]) -> None:
     """Call `function` when the backward that is running has ended, unless it raises; hooks of tensors come before."""
     torch.autograd.Variable._execution_engine.queue_callback(function)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def changes(tensor: Tensor) -> int:
+    """How often `tensor` was changed in place, as by an optimizer; autograd counts, and nothing public tells."""
+    return tensor._version
+
+
+def is_registered(handle: RemovableHandle, if_gone: bool = False) -> bool:
+    """Whether a hook will still run, or `if_gone` where what it was registered on no longer exists.
+
+    Its handle knows, and has no public way to say so.
+    """
+    hooks = handle.hooks_dict_ref()
+    return if_gone if hooks is None else handle.id in hooks
 
 
 def is_transformed(tensor: Tensor) -> bool:

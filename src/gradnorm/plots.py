@@ -221,7 +221,7 @@ def training(history: History, path: str | Path) -> Path:
     panels = [
         ("weight $w_i$", table["weight"], False),
         ("gradient norm $G_i$; dotted: its target", table["norm"], True),
-        ("loss over the first at hand", table["loss"] / _first_present(table["loss"]), True),
+        ("loss over the first recorded", table["loss"] / _first_present(table["loss"]), True),
         ("inverse training rate $r_i$: above 1 lags", table["rate"], False),
     ]
     with plt.rc_context(STYLE):

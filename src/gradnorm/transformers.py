@@ -79,7 +79,15 @@ class GradNormTrainer(Trainer):
         _check_usable(self)
         # Nothing here is normalised by `num_items_in_batch`; versions without `loss_is_scaled_for_ga` go by this.
         self.model_accepts_loss_kwargs = False
-        self.add_callback(_Attach(balancer))
+        self._attach = _Attach(balancer)
+        self.add_callback(self._attach)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; the balancer is attached while it runs, and free afterwards, even if it raised."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._attach.detach()
 
     def compute_losses(self, model: nn.Module, inputs: dict[str, Any]) -> Losses | tuple[Losses, Any]:
         """The task losses of one batch, each a mean over it; override it where the model does not return them.
@@ -147,9 +155,13 @@ class _Attach(TrainerCallback):
         self._handle = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._handle is not None:  # train() was called before
-            self._handle.remove()
+        self.detach()  # a smaller batch may be tried in the same run
         self._handle = self._balancer.attach(kwargs["optimizer"])
+
+    def detach(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
 
 def _check_usable(trainer: Trainer) -> None:

@@ -15,7 +15,7 @@ LAYERS = [
     ["_optimizer"],
     ["_updates", "_history", "_distributed"],
     ["_loss_weights", "_advice"],
-    ["_diagnosis"],
+    ["_diagnosis", "_silence"],
     ["_balancer"],
     ["__init__"],
     ["plots", "report"],

@@ -291,13 +291,29 @@ def test_a_model_made_in_train_is_the_one_measured(tmp_path):
     torch.testing.assert_close(states(trainer.model, ours), states(reference, theirs), rtol=0, atol=0)
 
 
+class Failing(TrainerCallback):
+    def on_step_end(self, *_, **__):
+        raise KeyboardInterrupt
+
+
 def test_training_again_goes_on(tmp_path):
     balancer, _ = pair()
     trainer = trainer_of(seeded("module"), balancer, tmp_path, rows())
     trainer.train()
     trainer.train()
     assert [row["step"] for row in balancer.history.rows()][::2] == list(range(2 * STEPS))
-    assert len(trainer.optimizer.optimizer._optimizer_step_post_hooks) == 1
+    assert not trainer.optimizer.optimizer._optimizer_step_post_hooks
+
+
+def test_a_balancer_is_free_for_another_trainer_after_training_that_failed(tmp_path):
+    balancer, _ = pair()
+    failing = trainer_of(seeded("module"), balancer, tmp_path, rows())
+    failing.add_callback(Failing())
+    with pytest.raises(KeyboardInterrupt):
+        failing.train()
+    before = len(balancer.history)
+    trainer_of(seeded("module"), balancer, tmp_path, rows()).train()
+    assert len(balancer.history) == before + STEPS
 
 
 def test_errors_name_the_remedy(tmp_path):

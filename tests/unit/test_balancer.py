@@ -175,11 +175,37 @@ def test_attach_can_be_undone_and_steps_once_per_optimizer_step():
     optimizer.step()  # nothing was measured: nothing happens
     balancer(net.losses(batch())).backward()
     optimizer.step()
-    with pytest.raises(StateError, match="was called before a loss"):
-        balancer.step()
+    assert len(balancer.history) == 1
     handle.remove()
     balancer(net.losses(batch())).backward()
     optimizer.step()
+    assert len(balancer.history) == 1
+    balancer.step()
+    assert len(balancer.history) == 2
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "freeze"])
+def test_attach_and_step_is_an_error_that_says_which_to_remove(mode):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    optimizer, other = (torch.optim.SGD(net.parameters(), lr=1e-3) for _ in range(2))
+    handle = balancer.attach(optimizer)
+    getattr(balancer, mode)()
+    balancer(net.losses(batch())).backward()
+    optimizer.step()
+    with pytest.raises(StateError, match=r"attached to SGD, .* remove this call, or remove\(\) the handle"):
+        balancer.step()
+    with pytest.raises(StateError, match=r"attached to SGD already, .* remove\(\) the handle"):
+        balancer.attach(other)
+    handle.remove()
+    balancer.step() if mode != "train" else balancer.attach(other)
+
+
+def test_an_attachment_ends_with_its_optimizer():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    balancer.attach(torch.optim.SGD(net.parameters(), lr=1e-3))
+    balancer(net.losses(batch())).backward()
     balancer.step()
 
 
@@ -203,6 +229,57 @@ def test_priorities_scale_the_targets():
     row = {r["task"]: r["target"] for r in balancer.history.rows()[-3:]}
     assert row["a"] == pytest.approx(2 * row["b"])
     assert row["c"] == pytest.approx(0.5 * row["b"])
+
+
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
+@pytest.mark.parametrize("way", ["one by one", "all", "update", "sequence"])
+def test_priorities_that_are_changed_are_those_that_were_given(way, update):
+    _, given = trained(3, update=update, priorities=[2.0, 1.0, 0.5], initial_weights=[1.0, 1.0, 1.0])
+    other = Net()
+    balancer = GradNorm(NAMES, shared=other.last, update=update, initial_weights=[1.0, 1.0, 1.0])
+    assert dict(balancer.priorities) == {"a": 1.0, "b": 1.0, "c": 1.0}
+    if way == "one by one":
+        balancer.priorities["a"] = 2
+        balancer.priorities["c"] = 0.5
+    elif way == "update":
+        balancer.priorities.update(a=2, c=0.5)
+    else:
+        balancer.priorities = {"c": 0.5, "b": 1.0, "a": 2.0} if way == "all" else [2.0, 1.0, 0.5]
+    train(other, balancer, 3)
+    assert dict(balancer.priorities) == dict(given.priorities) == {"a": 2.0, "b": 1.0, "c": 0.5}
+    assert torch.equal(balancer.weights, given.weights)
+    balancer.priorities = None
+    assert dict(balancer.priorities) == {"a": 1.0, "b": 1.0, "c": 1.0}
+
+
+def test_priorities_follow_the_balancer():
+    _, balancer = trained(2, priorities=[2.0, 1.0, 0.5])
+    twin = copy.deepcopy(balancer.double())
+    twin.priorities["a"] = 3
+    assert twin._loss_weights._priorities.tolist() == [3.0, 1.0, 0.5]
+    assert twin._loss_weights._priorities.dtype is torch.float64
+    assert balancer._loss_weights._priorities.tolist() == [2.0, 1.0, 0.5]
+    assert balancer.priorities["a"] == 2
+    assert not any("priorit" in name for name in balancer.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.update(kl=1.0), "priorities holds 'kl', which is no task; the tasks are a, b, c"),
+        (lambda p: p.update(a=0.0), r"priorities\['a'\] must be a finite number above 0, got 0.0"),
+        (lambda p: p.update(a=math.nan), r"priorities\['a'\] must be a finite number"),
+        (lambda p: p.pop("a"), r"priorities\['a'\] cannot be deleted"),
+    ],
+)
+def test_a_bad_priority_is_refused_before_anything_changes(change, message):
+    balancer = GradNorm(NAMES, priorities=[2.0, 1.0, 0.5])
+    with pytest.raises(ArgumentError, match=message):
+        change(balancer.priorities)
+    with pytest.raises(ArgumentError, match="priorities lacks 'b'"):
+        balancer.priorities = {"a": 1.0}
+    assert dict(balancer.priorities) == {"a": 2.0, "b": 1.0, "c": 0.5}
+    assert balancer._loss_weights._priorities.tolist() == [2.0, 1.0, 0.5]
 
 
 def test_other_optimisers_of_the_weights():

@@ -1,12 +1,14 @@
 """`diagnose` before training and `report` during it: the numbers, the advice, the graph left alone."""
 
 import math
+import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
-from gradnorm import ArgumentError, Descent, GradNorm, GraphError, StateError, diagnose, plots
+from gradnorm import ArgumentError, Descent, GradNorm, GraphError, Report, StateError, diagnose, plots
 
 from .networks import Net, batch, train, trained
 
@@ -77,11 +79,17 @@ def test_a_half_precision_model_is_measured_in_float32():
 
 def test_even_gradients_need_no_balancer_and_a_dominant_task_is_named():
     net = Net()
-    assert diagnose(even(net)).advice[0].startswith("All gradients are within a factor of 1: equal weights")
     losses = even(net)
-    some = diagnose({**losses, "a": 5 * losses["a"]}).advice
-    assert some[0].startswith("a's gradient is 5 times that of ")
-    assert "even this out" in some[0]
+    found = diagnose(losses)
+    assert found.findings[0].startswith("All gradients are within a factor of 1: equal weights")
+    assert not any("gradient" in line for line in found.advice if "pull against" not in line)
+    assert "- All gradients are within a factor of 1" in str(found)
+    some = diagnose({**losses, "a": 5 * losses["a"]})
+    assert some.findings[0].startswith("a's gradient is 5 times that of ")
+    assert "even this out" in some.findings[0]
+    assert some.advice == found.advice
+    assert diagnose({**losses, "a": 30 * losses["a"]}).findings == []
+    assert diagnose({"up": losses["a"], "too": losses["a"]}).advice == []
     much = diagnose({**losses, "a": 30 * losses["a"]}).advice
     assert much[0].startswith("a's gradient is 30 times that of ")
     assert "for a almost alone" in much[0]
@@ -137,6 +145,21 @@ def test_what_cannot_be_diagnosed_is_refused():
         diagnose("losses")
 
 
+@pytest.mark.filterwarnings("default")  # torch's own, while it compiles
+def test_a_compiled_network_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    """A backward that was compiled for a single run, as torch does by default, cannot run once per task."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+    net = Net()
+    compiled = torch.compile(net.trunk)
+    with torch._functorch.config.patch(donated_buffer=True):
+        sum(head(compiled(batch())).square().mean() for head in net.heads).backward()  # compiles it
+        features = compiled(batch())
+        losses = [head(features).square().mean() for head in net.heads]
+        with pytest.raises(GraphError, match=r"set its donated_buffer to False before compiling, or leave the block"):
+            diagnose(losses, shared=net.last)
+
+
 # ------------------------------------------------------------------------------------------------------------ report
 
 
@@ -154,37 +177,130 @@ def test_a_report_holds_what_was_measured():
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_a_report_is_its_text_and_its_figures():
+    _, balancer = trained(5)
+    report = balancer.report()
+    logged = balancer.log_dict()
+    assert isinstance(report, Report)
+    assert report == str(report) == "" + report
+    assert report.tasks == tuple(NAMES)
+    assert report.steps == 5
+    assert report.skipped == 0
+    assert report.layer == "a parameter (8, 8)"
+    torch.testing.assert_close(report.weights, balancer.weights)
+    torch.testing.assert_close(report.averaged_weights, balancer.time_averaged_weights())
+    for name, field in (("losses", "loss"), ("norms", "norm"), ("targets", "target"), ("rates", "rate")):
+        assert getattr(report, name).tolist() == pytest.approx([logged[f"gradnorm/{field}/{t}"] for t in NAMES])
+    torch.testing.assert_close(report.loss_ratios, report.losses / balancer.initial_losses)
+    assert report.cosines.shape == (3, 3)
+    again = pickle.loads(pickle.dumps(report))
+    assert again == report
+    assert again.advice == report.advice
+    balancer.weights = [1.0, 1.0, 1.0]
+    assert not torch.equal(report.weights, balancer.weights)
+
+
+def constant(count=60, factors=None, update=None, **options):
+    """A balancer that has seen the same gradients again and again, and losses `factors(step)` times the first."""
+    W = torch.nn.Parameter(torch.ones(2, 2))
+    balancer = GradNorm(NAMES, shared=W, update=update or Descent(0.01), **options)
+    for step in range(count):
+        W.grad = None
+        z = W.sum() - W.sum().detach()
+        values = factors(step) if factors else [1.0] * 3
+        balancer([z + value for value in values]).backward()
+        balancer.step()
+    return balancer
+
+
+def test_losses_are_compared_with_the_first_ones_not_with_the_oldest_recorded():
+    balancer = constant(60, lambda step: [1 - step / 100] * 3, history=10, initial_losses=[2.0, 1.0, 1.0])
+    assert balancer.report().loss_ratios.tolist() == pytest.approx([0.41 / 2, 0.41, 0.41])
+    assert "20%" in balancer.report()
+    given = constant(30, lambda step: [-1.0] * 3, alpha=0.0).report()
+    assert given.loss_ratios.isnan().all()
+    assert "–" in given
+    assert "nan" not in given.split("cosine")[0]
+
+
 def test_a_report_says_whether_the_weights_have_settled():
     net = Net()
     balancer = GradNorm(NAMES, shared=net.last, update=Descent(0.1))
     train(net, balancer, 20)
-    assert "weights are still moving" in balancer.report()
+    assert any("weights are still moving" in line for line in balancer.report().findings)
     still = GradNorm(NAMES, shared=net.last, update=Descent(1e-6))
     train(net, still, 40)
-    assert "weights have settled" in still.report()
+    assert "settled" not in still.report()
+    assert any("weights hardly move, but" in line and "times its target" in line for line in still.report().advice)
+    even = constant(factors=lambda step: [0.9**step] * 3, alpha=0.5).report()
+    assert any("weights have settled" in line for line in even.findings)
+    assert even.advice == []
 
 
-def test_a_report_names_a_weight_at_its_floor_skips_and_a_stuck_task():
+def test_nothing_has_settled_before_it_was_balanced():
+    waiting = constant(30, initial_losses=200, alpha=1.0).report()
+    assert "settled" not in waiting
+    assert waiting.findings == ["The weights wait until the first losses of a, b, c are known."]
+    frozen = constant(30)
+    assert "frozen" in frozen.freeze().report()
+    assert "settled" not in frozen.report()
+    alone = GradNorm(NAMES, shared=(net := Net()).last)
+    for step in range(30):
+        alone({"a": net.losses(batch(step))["a"]}).backward()
+        alone.step()
+    assert alone.report().advice[0].startswith("No weight has been updated: each step measured one task")
+    assert "settled" not in alone.report()
+
+
+def test_a_report_names_a_weight_at_its_floor_and_skips():
     net = Net()
     balancer = GradNorm(NAMES, shared=net.last, alpha=3.0, update=Descent(1.0, min_weight=0.01))
     train(net, balancer, 10)
     assert "sits at min_weight" in balancer.report()
 
     skipping = GradNorm(NAMES, shared=net.last)
-    losses = net.losses(batch())
-    skipping({**losses, "a": losses["a"] * math.nan}).backward()
-    with pytest.warns(RuntimeWarning, match="unchanged"):
-        skipping.step()
-    net.zero_grad()
-    assert "1 of 1 updates were skipped" in skipping.report()
-
-    stuck = GradNorm(NAMES, shared=net.last)  # nothing trains: every loss stays
-    for _ in range(60):
-        stuck(net.losses(batch())).backward()
-        stuck.step()
+    for step in range(2):
+        losses = net.losses(batch(step))
+        skipping({**losses, "a": losses["a"] * (math.nan if step else 1)}).backward()
+        with pytest.warns(RuntimeWarning, match="unchanged") if step else nullcontext():
+            skipping.step()
         net.zero_grad()
-    assert "a's loss is at 100% of its first while its weight has gone from 1 to" in stuck.report()
-    assert "stuck task" not in trained(30)[1].report()
+    assert "1 of 2 updates were skipped, since the loss of a or" in " ".join(skipping.report().advice)
+    skipping._steps = 1000
+    assert "1 of 1,000 updates were skipped" in " ".join(skipping.report().findings)
+    assert not any("skipped" in line for line in skipping.report().advice)
+
+
+@pytest.mark.parametrize("history", [1000, 7])
+def test_a_floor_that_was_touched_is_remembered(history):
+    balancer = constant(10, history=history, update=Descent(0.01, min_weight=0.01))
+    assert "min_weight" not in balancer.report()
+    balancer.weights = [0.01, 1.0, 1.99]
+    assert min(balancer.history.lowest_weights()) > 0.9
+    run_on(balancer, 1)
+    balancer.weights = [1.0, 1.0, 1.0]
+    run_on(balancer, 20)
+    assert "a was at min_weight" in " ".join(balancer.report().advice)
+    assert not any(line.startswith(("b", "c")) for line in balancer.report().advice)
+
+
+def run_on(balancer, count):
+    (W,) = balancer.shared
+    for _ in range(count):
+        W.grad = None
+        balancer([W.sum() - W.sum().detach() + 1] * 3).backward()
+        balancer.step()
+
+
+def test_a_stuck_task_is_named_by_its_loss():
+    report = constant(factors=lambda step: [1.0, 0.95**step, 0.95**step], update="closed-form", alpha=0.0).report()
+    (stuck,) = [line for line in report.advice if "stuck" in line]
+    assert stuck.startswith("a is stuck: its loss is at 100% of its first and ")
+    assert "lower alpha, call freeze(), or leave it out" in stuck
+    nothing = constant().report()
+    assert [line for line in nothing.advice if line.startswith("No loss has fallen")]
+    assert "is stuck" not in nothing
+    assert "stuck" not in trained(30)[1].report()
 
 
 def test_a_report_needs_a_step():
@@ -198,7 +314,8 @@ def test_a_task_that_never_came_is_reported_too():
     losses = net.losses(batch())
     balancer({"a": losses["a"], "b": losses["b"]}).backward()
     balancer.step()
-    assert "nan" in balancer.report()
+    (row,) = [line for line in balancer.report().splitlines() if line.startswith("c ")][:1]
+    assert row.split()[3:] == ["–"] * 5
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures

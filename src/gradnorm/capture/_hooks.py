@@ -82,6 +82,8 @@ class AtFrontier(Measurement):
         used = [shared.used for shared in one.shared]
         if not reached:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in used)
+            if not any(tensor.requires_grad for tensor in used):
+                raise GraphError(f"shared: W (shape {shapes}) {_FROZEN}")
             raise GraphError(
                 f"shared: no loss reaches W (shape {shapes}); {_UNREACHED[any(map(is_distributed, used))]}"
             )
@@ -213,6 +215,10 @@ def _square(gradients: Gradients) -> Tensor:
     return squares[0] if len(squares) == 1 else torch.stack(squares).sum()
 
 
+_FROZEN = (
+    "was frozen after the balancer was made: requires_grad is False, so that no gradient reaches it. Call "
+    "balancer.freeze() to keep the loss weights as well, or make the balancer for a layer that trains"
+)
 _UNREACHED = {
     False: "give a layer that this forward used, or leave shared out to have the last shared layer found; where "
     "parameters are replaced (fully_shard, parallelize_module), make the balancer after that",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._errors import GraphError
-from .._torch_private import at_end_of_backward, current_backward, in_compiled_autograd, never_compiled
+from .._torch_private import at_end_of_backward, changes, current_backward, in_compiled_autograd, never_compiled
 from ._shared import SharedLayer
 
 At = Literal["weights", "features", "branches"]
@@ -131,6 +131,14 @@ class Window:
         """Gradients are those of an optimizer's parameters."""
         self._attached = list(parameters)
 
+    def detach(self) -> None:
+        """Gradients are those at `W` again."""
+        self._attached = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is attached to nothing, and holds no copy of an optimizer's parameters."""
+        return {**self.__dict__, "_attached": None}
+
     def opens(self, shared: Sequence[Tensor]) -> bool:
         """A balanced loss runs backward: whether what was measured before is void.
 
@@ -142,7 +150,7 @@ class Window:
         watched = self._watched(list(shared))
         is_cleared = self._stay and bool(watched) and all(parameter.grad is None for parameter in watched)
         self._backward, self._has_ended = backward, False
-        version = sum(tensor._version for tensor in shared)
+        version = sum(map(changes, shared))
         self.has_moved, self._version = version != self._version, version
         at_end_of_backward(partial(self._ended, backward, watched))
         return is_cleared

@@ -1,0 +1,285 @@
+"""Whether training balances anything: a run in which no weight is ever updated says so once, with the likely cause.
+
+Nothing fails where `step()` was forgotten, or where every batch holds one task: the network trains, with the weights
+that it began with. So balanced losses are counted, and the hundredth asks whether a weight has been updated. Only then
+is the device read, and the question is put off where an update may still come: while gradients are accumulated, while
+`L(0)` is averaged, while few steps were measured. Whether the network itself is trained shows in `W`, whose changes
+autograd counts.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._errors import warn
+from ._loss_weights import LossWeights
+from ._torch_private import changes
+from .capture import Measurement, Sums
+
+PATIENCE = 100
+"""Balanced losses after which an update is missed."""
+MOST_MICRO_BATCHES = 1600
+"""No step is accumulated over more losses than this."""
+FEWEST_UPDATES = 20
+"""Fewer updates without effect may be those with which a loss scaler begins."""
+
+
+class Situation(NamedTuple):
+    """What a balancer knows when somebody asks why no weight was updated.
+
+    Attributes:
+        is_training: Not in `eval()`.
+        is_frozen: By `freeze()` or by a state that was loaded.
+        attached: The class of the optimizer that it is attached to, if any.
+        awaited: Tasks without which the layer cannot be detected.
+        is_due: Whether this step is one of each `every` that are measured.
+        measurement: `W` as far as it is known, and what was measured since the last step.
+        last: [T, 5], what `LossWeights.update` returned in the last step that was measured.
+        loss_weights: The weights, and all that is known of them.
+    """
+
+    is_training: bool
+    is_frozen: bool
+    attached: str | None
+    awaited: Sequence[str]
+    is_due: bool
+    measurement: Measurement
+    last: Tensor | None
+    loss_weights: LossWeights
+
+
+class Silence:
+    """Counts balanced losses until a weight is updated; one for each balancer.
+
+    Args:
+        is_meant: Whether weights are kept on purpose: `freeze()` was called.
+    """
+
+    def __init__(self, is_meant: bool = False) -> None:
+        self.is_meant = is_meant
+        self._count = 0
+        self._limit = PATIENCE
+        self._is_over = False
+        self._is_pending = False
+        self._was_refused = False
+        self._has_stepped = False
+        self._overflows = 0
+        self._watched: list[tuple[Tensor, int]] = []
+        self._updates = 0
+        self._start: tuple[Tensor, Tensor] | None = None
+        self._found_inf: Tensor | None = None
+
+    # Nothing here is done while a compiler traces: it would compile again for each count.
+
+    def balanced(self, is_training: bool, situation: Callable[[], Situation]) -> None:
+        """A loss was balanced that can run backward."""
+        if self._is_over or torch.compiler.is_compiling():
+            return
+        if not is_training:  # this is for validation, unless a step follows
+            self._is_pending = True
+            return
+        if not self._watched:
+            self._watched = [(tensor, changes(tensor)) for tensor in situation().measurement.layer.tensors]
+        self._count += 1
+        self._ask(situation)
+
+    def refused(self, situation: Callable[[], Situation]) -> None:
+        """A step was made that updates nothing, as in `eval()`."""
+        if self._is_over or torch.compiler.is_compiling():
+            return
+        self._count += self._is_pending
+        self._was_refused |= self._count > 0
+        if self._is_pending:
+            self._is_pending = False
+            self._ask(situation)
+
+    def stepped(self) -> None:
+        """A step was made, whether or not it was measured."""
+        if not self._is_over:
+            self._has_stepped = True
+
+    def updates(self, loss_weights: LossWeights, found_inf: Tensor | None) -> None:
+        """The weights are about to be updated; whether they will change is known on the device only."""
+        if self._is_over or torch.compiler.is_compiling():
+            return
+        if self._start is None:
+            self._start = loss_weights.weights.clone(), loss_weights.skipped.clone()
+        self._updates += 1
+        self._found_inf = found_inf
+
+    def _ask(self, situation: Callable[[], Situation]) -> None:
+        if self._count < self._limit:
+            return
+        known = situation()
+        if known.is_frozen and self.is_meant:
+            self._count = 0
+        elif self._has_updated(known):
+            self._end()
+        elif self._is_early(known):
+            self._limit += 1 if self._overflows == 1 else self._limit
+        else:
+            self._end()
+            if (cause := self.cause(known)) is not None:
+                warn(_MESSAGE.format(count=self._count, cause=cause))
+
+    def _end(self) -> None:
+        self._is_over, self._watched = True, []
+
+    def _has_updated(self, known: Situation) -> bool:
+        if self._start is None:  # what was measured without being seen here, a compiled step() has measured
+            return self._has_stepped and known.last is not None
+        return not torch.allclose(known.loss_weights.weights.cpu(), self._start[0].cpu(), rtol=1e-6, atol=0.0)
+
+    def _is_early(self, known: Situation) -> bool:
+        """Whether the first update may still come."""
+        if self._start is not None:
+            is_lost = self._is_skipped_on_device() or self._skips_all(known)
+            return self._updates < FEWEST_UPDATES or (not is_lost and _awaits_losses(known))
+        if self._has_stepped and not known.is_due:
+            return True
+        sums = known.measurement.sums
+        if sums is not None and not _is_finite(sums):
+            # Accumulated, they may be those of one step. Two losses in a row, each alone in its step, are not.
+            self._overflows = self._overflows + 1 if bool(sums.counts.max() <= 1) else 0
+            return self._overflows < 2 and self._count < MOST_MICRO_BATCHES
+        if self._was_refused or any(changes(tensor) != count for tensor, count in self._watched):
+            return False
+        # Optimizers that write into `.data` are not counted, and W may not be known.
+        return self._count < MOST_MICRO_BATCHES or (bool(self._watched) and sums is None)
+
+    # -------------------------------------------------------------------------------------------------------- causes
+
+    def cause(self, known: Situation) -> str | None:
+        """Why no weight was updated so far, and what to do; `None` if one was, or if nothing is wrong."""
+        if self._has_updated(known):
+            return None
+        if self._start is not None:
+            return next(self._causes_of_no_effect(known), None)
+        return next(self._causes_of_no_update(known))
+
+    def no_effect(self, known: Situation) -> str | None:
+        """As `cause`, where updates were made."""
+        return None if self._start is None else self.cause(known)
+
+    def _causes_of_no_update(self, known: Situation) -> Iterator[str]:
+        sums = known.measurement.sums
+        if known.is_frozen:
+            yield _FROZEN
+        if not known.is_training:
+            yield _EVAL
+        if known.awaited:
+            yield _AWAITED.format(", ".join(known.awaited))
+        if (name := _closure_of()) is not None:
+            yield _CLOSURE.format(name)
+        if sums is not None and not _is_finite(sums):
+            yield _OVERFLOW
+        if sums is None and known.is_due:
+            yield _NO_BACKWARD
+        yield _NO_STEP if known.attached is None else _NO_OPTIMIZER_STEP.format(known.attached)
+
+    def _causes_of_no_effect(self, known: Situation) -> Iterator[str]:
+        assert known.last is not None
+        weights = known.loss_weights
+        _, before, norms, *_ = known.last.unbind(1)
+        present = ~before.isnan()
+        if self._skips_all(known):
+            yield _SKIPPED.format(_times(self._updates), ", ".join(weights.unusable(known.last)) or "a task")
+        if self._is_skipped_on_device():
+            yield _OVERFLOW
+        if int(present.sum()) < 2:
+            names = ", ".join(task for task, here in zip(weights.tasks, present.tolist(), strict=True) if here)
+            yield _ONE_TASK if weights.rule.optimizer is not None else _NO_OTHER_TASK.format(names)
+        if not bool(norms[present].any()):
+            yield _NO_GRADIENT
+        if (lr := _lr(weights)) < 1e-7:
+            yield _NO_RATE.format(lr)
+
+    def _is_skipped_on_device(self) -> bool:
+        return self._found_inf is not None and bool(self._found_inf)
+
+    def _skips_all(self, known: Situation) -> bool:
+        return self._start is not None and int(known.loss_weights.skipped - self._start[1]) == self._updates
+
+
+def _is_finite(sums: Sums) -> bool:
+    return bool(torch.isfinite(sums.entries).all())
+
+
+def _awaits_losses(known: Situation) -> bool:
+    """Whether `L(0)` of a task that is present is still averaged, which keeps the weights until then."""
+    assert known.last is not None
+    present = ~known.last[:, 1].isnan()
+    return known.loss_weights.alpha > 0 and bool(known.loss_weights.initial_losses[present].isnan().any())
+
+
+def _lr(loss_weights: LossWeights) -> float:
+    optimizer = loss_weights.rule.optimizer
+    return math.inf if optimizer is None else float(optimizer.param_groups[0]["lr"])
+
+
+def _closure_of() -> str | None:
+    """The L-BFGS optimizer in whose step this runs: it calls the loss as often as its `max_iter` allows."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = type(frame.f_locals.get("self")).__name__ if frame.f_code.co_name == "step" else ""
+        if "lbfgs" in name.lower():
+            return name
+        frame = frame.f_back
+    return None
+
+
+def _times(count: int) -> str:
+    return "the only update" if count == 1 else f"each of {count:,} updates"
+
+
+_MESSAGE = (
+    "GradNorm has balanced {count:,} losses and updated no weight: {cause}. Training continues with the weights as "
+    "they are; if that is meant, balancer.freeze() says so."
+)
+_NO_STEP = (
+    "step() was never called, and the balancer is attached to no optimizer (a copy of an attached balancer is not). "
+    "Call balancer.step() after each optimizer.step(), or balancer.attach(optimizer) once"
+)
+_NO_OPTIMIZER_STEP = (
+    "it was attached to {0}, whose step() has not completed since. Attach it to the optimizer that steps (for SAM its "
+    "base_optimizer)"
+)
+_NO_BACKWARD = (
+    "no backward has come through what balancer(losses) returned. Call backward() on that loss, not on another sum"
+)
+_EVAL = (
+    "the balancer is in eval(), as every part of a model in eval() is. Call balancer.train(); to freeze batch "
+    "normalization, put those layers alone in eval()"
+)
+_FROZEN = "it is frozen, by a state_dict that was saved so. Call balancer.freeze(False) after loading it"
+_AWAITED = (
+    "the shared layer is detected once every task has been seen, and {0} has not. Name the layer with shared=, or "
+    "leave out tasks that never come"
+)
+_CLOSURE = (
+    "one step of {0} computes all of these losses, and weights are updated between steps. Train with Adam and the "
+    "balancer first; then balancer.weights = balancer.time_averaged_weights(), balancer.freeze(), and L-BFGS"
+)
+_OVERFLOW = (
+    "the gradients at W are not finite, so that the loss scaler skips every step. Look for a loss or a gradient that "
+    "overflows"
+)
+_SKIPPED = (
+    "{0} was skipped, since the loss of {1} or its gradient norm was not finite, or its loss not positive. Losses that "
+    "may be zero or negative need alpha=0"
+)
+_ONE_TASK = (
+    "each step measured one task, and Algorithm 1 compares the tasks of one step. Accumulate the gradients of a batch "
+    'of each task before optimizer.step(), or take update="closed-form", which remembers the others'
+)
+_NO_OTHER_TASK = "no task but {0} was ever present. Check the names under which the other losses are given"
+_NO_GRADIENT = (
+    "every gradient at W is exactly zero. Look at how the losses depend on W, or name another layer with shared="
+)
+_NO_RATE = "the learning rate of the weights is {0:g}, which is too small to change one. Raise it: Descent(lr=0.025)"

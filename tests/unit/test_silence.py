@@ -1,0 +1,582 @@
+"""A run in which nothing is balanced says so once, with its cause; a run that is about to balance is left alone."""
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from gradnorm import Descent, GradNorm, GraphError
+from gradnorm._errors import warn
+
+from .networks import Net, batch
+
+NAMES = ["a", "b", "c"]
+MORE = 130
+"""Losses, somewhat more than after which an update is missed."""
+
+
+class Run:
+    """A training loop, each part of which a test may leave out or replace."""
+
+    def __init__(self, attach=True, **options):
+        self.net = Net()
+        self.balancer = GradNorm(NAMES, **{"shared": self.net.last, **options})
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-4)
+        self.handle = self.balancer.attach(self.optimizer) if attach else None
+
+    def losses(self, step):
+        return self.net.losses(batch(step))
+
+    def backward(self, step):
+        self.balancer(self.losses(step)).backward()
+
+    def step(self):
+        self.optimizer.step()
+
+    def train(self, steps=MORE):
+        """What was said in the meantime."""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for step in range(steps):
+                self.optimizer.zero_grad()
+                self.backward(step)
+                self.step()
+        return [str(each.message) for each in said if each.category is RuntimeWarning]
+
+
+class StepForgotten(Run):
+    cause = "step() was never called"
+
+    def __init__(self):
+        super().__init__(attach=False)
+
+
+class StepForgottenInBranches(StepForgotten):
+    """`W` is not known, so that only the number of losses tells."""
+
+    steps = 1700
+
+    def __init__(self):
+        Run.__init__(self, attach=False, at="branches", shared=None)
+
+    def losses(self, step):
+        features = self.balancer.branch(self.net.trunk(batch(step)))
+        return {name: head(x).square().mean() for (name, head), x in zip(self.net.named(), features, strict=True)}
+
+
+class GradientsKeptAsZeros(StepForgotten):
+    def train(self, steps=MORE):
+        self.optimizer.zero_grad = lambda: torch.optim.Optimizer.zero_grad(self.optimizer, set_to_none=False)
+        return super().train(steps)
+
+
+class CopyOfAnAttached(StepForgotten):
+    def __init__(self):
+        Run.__init__(self)
+        super().train(3)
+        self.net, self.balancer = copy.deepcopy((self.net, self.balancer))
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-4)
+
+
+class AnotherOptimizerSteps(Run):
+    """SAM, say, whose base optimizer steps."""
+
+    cause = "it was attached to Adam, whose step() has not completed"
+
+    def __init__(self):
+        super().__init__(attach=False)
+        self.sam = torch.optim.Adam(self.net.parameters())
+        self.balancer.attach(self.sam)
+
+
+class OptimizerGone(AnotherOptimizerSteps):
+    def __init__(self):
+        super().__init__()
+        del self.sam
+
+
+class InEval(Run):
+    cause = "the balancer is in eval()"
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.balancer.eval()
+
+
+class InEvalByHand(InEval):
+    def __init__(self):
+        super().__init__(attach=False)
+
+    def step(self):
+        super().step()
+        self.balancer.step()
+
+
+class LoadedFrozen(Run):
+    cause = "it is frozen, by a state_dict that was saved so"
+
+    def __init__(self):
+        super().__init__()
+        other = GradNorm(NAMES).freeze()
+        self.balancer.load_state_dict(other.state_dict())
+
+
+class OneTaskPerBatch(Run):
+    cause = "each step measured one task"
+
+    def losses(self, step):
+        name = NAMES[step % 3]
+        return {name: super().losses(step)[name]}
+
+
+class OneTaskWhenMeasured(Run):
+    """Batches hold one task in turn, and each second is measured."""
+
+    cause = "each step measured one task"
+
+    def __init__(self):
+        super().__init__(every=2)
+
+    def losses(self, step):
+        name = "ab"[step % 2]
+        return {name: super().losses(step)[name]}
+
+
+class OneTaskAtAll(Run):
+    cause = "no task but a was ever present"
+
+    def __init__(self):
+        super().__init__(update="closed-form")
+
+    def losses(self, step):
+        return {"a": super().losses(step)["a"]}
+
+
+class TaskThatNeverComes(Run):
+    cause = "detected once every task has been seen, and c has not"
+
+    def __init__(self):
+        super().__init__(shared=None)
+
+    def losses(self, step):
+        return super().losses(step) | {"c": None}
+
+
+class EveryStepSkipped(Run):
+    cause = "was skipped, since the loss of b or"
+
+    def losses(self, step):
+        losses = super().losses(step)
+        return losses | {"b": losses["b"] - losses["b"].detach() - 1}
+
+
+class ScalerSkipsEveryStep(Run):
+    cause = "the gradients at W are not finite"
+
+    def __init__(self):
+        super().__init__()
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+
+    def backward(self, step):
+        (self.scaler.scale(self.balancer(self.losses(step))) * torch.inf).backward()
+
+    def step(self):
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+class ScalerSkipsOnTheDevice(Run):
+    """As a fused optimizer, whose hooks run all the same."""
+
+    cause = "the gradients at W are not finite"
+
+    def __init__(self):
+        super().__init__(attach=False)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-4, fused=True)
+        self.balancer.attach(self.optimizer)
+
+    def step(self):
+        self.optimizer.found_inf = torch.tensor(1.0)
+        super().step()
+
+
+class BackwardElsewhere(Run):
+    cause = "no backward has come through"
+
+    def backward(self, step):
+        losses = self.losses(step)
+        self.balancer(losses)
+        sum(losses.values()).backward()
+
+
+class OneLongStep(Run):
+    cause = "one step of LBFGS computes all of these losses"
+
+    def __init__(self):
+        super().__init__(attach=False)
+        self.optimizer = torch.optim.LBFGS(self.net.parameters(), lr=1e-3, max_iter=300, tolerance_change=0)
+        self.balancer.attach(self.optimizer)
+
+    def train(self, steps=1):
+        return super().train(1)
+
+    def backward(self, step):
+        pass
+
+    def step(self):
+        def closure():
+            self.optimizer.zero_grad()
+            loss = self.balancer(self.losses(0))
+            loss.backward()
+            return loss
+
+        self.optimizer.step(closure)
+
+
+class TinyRate(Run):
+    cause = "the learning rate of the weights is 1e-09"
+
+    def __init__(self):
+        super().__init__(update=Descent(1e-9))
+
+
+class NoGradient(Run):
+    cause = "every gradient at W is exactly zero"
+
+    def losses(self, step):
+        return {name: 0 * loss + 1 for name, loss in super().losses(step).items()}
+
+
+SILENT = [
+    StepForgotten,
+    StepForgottenInBranches,
+    GradientsKeptAsZeros,
+    CopyOfAnAttached,
+    AnotherOptimizerSteps,
+    OptimizerGone,
+    InEval,
+    InEvalByHand,
+    LoadedFrozen,
+    OneTaskPerBatch,
+    OneTaskWhenMeasured,
+    OneTaskAtAll,
+    TaskThatNeverComes,
+    EveryStepSkipped,
+    ScalerSkipsEveryStep,
+    ScalerSkipsOnTheDevice,
+    BackwardElsewhere,
+    OneLongStep,
+    TinyRate,
+    NoGradient,
+]
+
+
+def name_of(kind):
+    return kind.__name__
+
+
+@pytest.mark.parametrize("kind", SILENT, ids=name_of)
+def test_a_run_without_an_update_names_the_cause_once(kind):
+    run = kind()
+    said = run.train(getattr(run, "steps", MORE)) + run.train(MORE)
+    said = [text for text in said if text.startswith("GradNorm has balanced")]
+    assert len(said) == 1
+    assert run.cause in said[0]
+    assert "balancer.freeze()" in said[0]
+
+
+def test_it_is_said_after_a_hundred_losses():
+    assert StepForgotten().train(99) == []
+    assert StepForgotten().train(100)[0].startswith("GradNorm has balanced 100 losses and updated no weight:")
+
+
+def test_the_question_is_put_off_while_first_losses_are_averaged():
+    run = Run(update=Descent(1e-9), initial_losses=150, alpha=1.0)
+    (said,) = run.train(250)
+    assert said.startswith("GradNorm has balanced 200 losses")
+    assert TinyRate.cause in said
+
+
+# ------------------------------------------------------------------------------------------------- about to balance
+
+
+class Ordinary(Run):
+    pass
+
+
+class ByHand(Run):
+    def __init__(self):
+        super().__init__(attach=False)
+
+    def step(self):
+        super().step()
+        self.balancer.step()
+
+
+class Accumulation(Run):
+    """150 micro-batches per step."""
+
+    steps = 320
+
+    def train(self, steps=320):
+        self.optimizer.zero_grad, self.clear = (lambda: None), self.optimizer.zero_grad
+        self.micro = 0
+        return super().train(steps)
+
+    def step(self):
+        self.micro += 1
+        if self.micro % 150 == 0:
+            super().step()
+            self.clear()
+
+
+class AccumulationByHand(Accumulation):
+    def __init__(self):
+        super().__init__(attach=False)
+
+    def step(self):
+        super().step()
+        if self.micro % 150 == 0:
+            self.balancer.step()
+
+
+class AccumulationOverflows(Accumulation):
+    """The first step's loss scale is too large."""
+
+    def backward(self, step):
+        (self.balancer(self.losses(step)) * (torch.inf if step < 149 else 1)).backward()
+
+    def step(self):
+        if self.micro == 148:
+            self.clear()
+        super().step()
+
+
+class AccumulationOfADetectedLayer(Accumulation):
+    """The first backward looks further up for `W`, which is another tensor from then on."""
+
+    def __init__(self):
+        super().__init__(shared=None)
+
+    def losses(self, step):
+        x = self.net.trunk(batch(step))
+        y = torch.cat([head(x) for head in self.net.heads], 1)
+        return {name: y[:, 2 * i].square().mean() for i, name in enumerate(NAMES)}
+
+
+class ManyFirstLosses(Run):
+    def __init__(self):
+        super().__init__(initial_losses=250, alpha=1.0)
+
+
+class Rarely(Run):
+    def __init__(self):
+        super().__init__(every=1000)
+
+
+class RarelyAndResumed(Rarely):
+    def __init__(self):
+        super().__init__()
+        other = Rarely()
+        other.train(3)
+        self.balancer.load_state_dict(other.balancer.state_dict())
+
+
+class FirstStepBad(Rarely):
+    """The one step that is measured in a thousand has a loss that overflows."""
+
+    def losses(self, step):
+        return {name: loss if step else loss * torch.inf for name, loss in super().losses(step).items()}
+
+    def train(self, steps=MORE):
+        return [text for text in super().train(steps) if "left the loss weights unchanged" not in text]
+
+
+class MissingTasks(Run):
+    def losses(self, step):
+        return super().losses(step) | {NAMES[step % 3]: None}
+
+
+class TasksInTurnInClosedForm(OneTaskPerBatch):
+    def __init__(self):
+        Run.__init__(self, update="closed-form", initial_weights=None)
+
+
+class Frozen(Run):
+    def __init__(self):
+        super().__init__()
+        self.balancer.freeze()
+
+
+class FrozenAndLoaded(LoadedFrozen):
+    def __init__(self):
+        super().__init__()
+        self.balancer.freeze()
+
+
+class Validation(Run):
+    """Two hundred batches before training, in eval() without no_grad."""
+
+    def __init__(self):
+        super().__init__()
+        self.balancer.eval()
+        for step in range(200):
+            self.balancer(self.losses(step))
+        self.balancer.train()
+
+
+class ValidationWhilePretraining(Run):
+    """The network is trained without the balancer, whose loss is looked at in eval()."""
+
+    def __init__(self):
+        super().__init__(attach=False)
+        self.balancer.eval()
+
+    def backward(self, step):
+        self.balancer(self.losses(step))
+        sum(self.losses(step).values()).backward()
+
+
+class ValidationInTraining(Run):
+    """The same in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        for step in range(200):
+            self.balancer(self.losses(step))
+
+
+class ValidationWithoutGrad(InEval):
+    @torch.no_grad()
+    def backward(self, step):
+        self.balancer(self.losses(step))
+
+
+class EvenGradients(Run):
+    def losses(self, step):
+        return dict.fromkeys(NAMES, super().losses(step)["a"])
+
+
+LEGITIMATE = [
+    Ordinary,
+    ByHand,
+    Accumulation,
+    AccumulationByHand,
+    AccumulationOverflows,
+    AccumulationOfADetectedLayer,
+    ManyFirstLosses,
+    Rarely,
+    RarelyAndResumed,
+    FirstStepBad,
+    MissingTasks,
+    TasksInTurnInClosedForm,
+    Frozen,
+    FrozenAndLoaded,
+    Validation,
+    ValidationWhilePretraining,
+    ValidationInTraining,
+    ValidationWithoutGrad,
+    EvenGradients,
+]
+
+
+@pytest.mark.parametrize("kind", LEGITIMATE, ids=name_of)
+def test_a_run_that_balances_or_is_about_to_is_never_warned(kind):
+    run = kind()
+    assert run.train(getattr(run, "steps", MORE)) == []
+
+
+def test_nothing_is_counted_any_more_once_a_weight_was_updated():
+    run = Ordinary()
+    run.train()
+    assert run.balancer._silence._is_over
+    assert not run.balancer._silence._watched
+
+
+@pytest.mark.parametrize("shared", ["named", "detected"])
+def test_a_layer_that_was_frozen_later_is_refused_with_the_remedy(shared):
+    run = Run(shared=None) if shared == "detected" else Run()
+    run.train(2)
+    run.net.trunk.requires_grad_(False)
+    with pytest.raises(GraphError, match=r"W \(shape \(8, 8\)\) was frozen after .* Call balancer.freeze\(\) to keep"):
+        run.backward(2)
+    run.balancer.freeze()
+    run.backward(2)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda balancer: pickle.loads(pickle.dumps(balancer)), "saved"])
+def test_a_copy_of_an_attached_balancer_is_free(way):
+    run = Ordinary()
+    run.train(2)
+    if way == "saved":
+        torch.save(run.balancer, file := io.BytesIO())
+        twin = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    else:
+        twin = way(run.balancer)
+    assert twin._attached_to() is None
+    assert twin._measurement.window._attached is None
+    twin.attach(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]))
+
+
+def test_micro_batches_add_up_in_a_copy_as_well():
+    """What the original was attached to says nothing about the copy's gradients."""
+    run = Ordinary()
+    run.train(2)
+    net, balancer = copy.deepcopy((run.net, run.balancer))
+    net.zero_grad()
+    for step in range(4):
+        (balancer(net.losses(batch(step))) / 4).backward()
+    assert balancer._measurement.sums.counts.tolist() == [4, 4, 4]
+
+
+# -------------------------------------------------------------------------------------------------------------- warn
+
+
+@pytest.mark.parametrize("attach", [True, False])
+def test_a_warning_points_to_the_users_line(attach):
+    run = Run(attach)
+    losses = run.losses(0)
+    run.balancer(losses | {"a": losses["a"] - 1e3}).backward()
+    with pytest.warns(RuntimeWarning, match="left the loss weights unchanged") as said:
+        run.optimizer.step() if attach else run.balancer.step()
+    assert [each.filename for each in said] == [__file__]
+
+
+def test_a_warning_points_past_a_trainer():
+    trainer = {"__name__": "lightning.pytorch.loops", "warn": warn}
+    exec("def fit():\n    warn('balanced nothing')", trainer)
+    with pytest.warns(RuntimeWarning, match="balanced nothing") as said:
+        trainer["fit"]()
+    assert [each.filename for each in said] == [__file__]
+
+
+PROGRAM = """
+import torch
+from gradnorm import GradNorm
+
+def run():
+    w = torch.nn.Parameter(torch.ones(2, 2))
+    balancer = GradNorm(2, shared=w)
+    optimizer = torch.optim.SGD([w], lr=0.0)
+    balancer.attach(optimizer)
+    balancer([w.sum() - 9, w.sum() - 9]).backward()
+    optimizer.step()
+
+for _ in range(3):
+    run()
+"""
+
+
+@pytest.mark.parametrize(("action", "count"), [("default", 3), ("always", 3), ("once", 1), ("ignore", 0), ("error", 1)])
+def test_every_balancer_of_a_process_can_warn_and_filters_apply(action, count, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-W", f"{action}::RuntimeWarning", "program.py"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.stderr.count("RuntimeWarning: GradNorm left") == count
+    assert ran.stderr.count("program.py:11: RuntimeWarning") == (count if action != "error" else 0)
+    assert ran.returncode == (action == "error")
