@@ -175,7 +175,8 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "equal": Method(equal),
-    "gradnorm": Method(ours),
+    "gradnorm": Method(ours, period=10),  # cosines in every tenth step
+    "gradnorm closed-form": Method(partial(ours, update="closed-form"), period=10),
     "gradnorm every=10": Method(partial(ours, every=10), period=10),
     'gradnorm at="features"': Method(partial(ours, at="features")),
     "floor": Method(floor),

@@ -27,8 +27,14 @@ class Net(nn.Module):
         return zip("abc", self.heads, strict=False)
 
 
+def normal(*size, seed=0):
+    """The same numbers on every device."""
+    numbers = torch.randn(*size, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    return numbers.to(torch.get_default_device())
+
+
 def batch(seed=0, size=5):
-    return torch.randn(size, 6, generator=torch.Generator().manual_seed(seed))
+    return normal(size, 6, seed=seed)
 
 
 def train(net, balancer, steps, first=0, optimizer=None):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..networks import batch
+from ..networks import batch, normal
 
 Order = Callable[[Iterable], Iterable]
 
@@ -34,7 +34,7 @@ class Architecture(nn.Module):
 
 
 def image(size=8):
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return normal(2, 3, size, size)
 
 
 def mlp(*widths):

@@ -8,6 +8,8 @@ from gradnorm import GradNorm, GraphError
 from gradnorm.capture import _operations
 from gradnorm.capture._operations import Path
 
+from ..networks import normal
+
 
 def scaled(x):
     return x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
@@ -86,7 +88,7 @@ class Net(nn.Module):
 
 
 def gradients(net, balance):
-    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
+    x = normal(32, 8, seed=1)
     balance(net.losses(x)).backward()
     return [parameter.grad.clone() for parameter in net.parameters()]
 
