@@ -549,7 +549,7 @@ class GradNorm(SealedModule):
             if self._is_whole():
                 self._update(self._reduce(sums), found_inf)
             else:
-                self._loss_weights.skipped += 1
+                self._loss_weights.skipped.add_(1)
         self._forget()
         self._steps += 1
         self._step_count.fill_(self._steps)

@@ -181,7 +181,7 @@ class LossWeights(StatefulModule):
 
     def note_step(self) -> None:
         """A step was made with these weights."""
-        self._weight_sums += self.weights
+        self._weight_sums.add_(self.weights)  # `+=` would go through the slow path of nn.Module
 
     # ---------------------------------------------------------------------------------------------- the first step
 
@@ -238,7 +238,8 @@ class LossWeights(StatefulModule):
         is_waiting = None if present is None else self._note_initial(losses, present, found_inf)
         initial = self.initial_losses
         G = rule.gradient_norms(before, raw_norms)
-        usable = self._usable(losses, rule.loss_ratios(losses, initial), G)
+        ratios = rule.loss_ratios(losses, initial)
+        usable = self._usable(losses, ratios, G)
         if present is None or is_waiting is None:
             accepted = usable.all()
             bad = ~accepted
@@ -247,7 +248,7 @@ class LossWeights(StatefulModule):
             bad = (present & ~usable & ~is_waiting).any()
         if found_inf is not None:
             accepted, bad = accepted & (found_inf == 0), bad & (found_inf == 0)
-        measured = Measured(before, losses, initial, raw_norms, G, accepted, is_complete=present is None)
+        measured = Measured(before, losses, initial, ratios, raw_norms, G, accepted, is_complete=present is None)
         targets, rates = self.rule.step(self.weights, measured, self.alpha, self._p)
         self._note_skips(bad, usable if present is None else usable | ~present, losses)
         values = torch.stack([losses, before, G, targets, rates], 1)
@@ -283,7 +284,7 @@ class LossWeights(StatefulModule):
             self._knows_initial = bool(self._has_initial(self._initial_counts).all())
 
     def _note_skips(self, bad: Tensor, usable: Tensor, losses: Tensor) -> None:
-        self.skipped += bad
+        self.skipped.add_(bad)
         # Reading the counter would synchronize with a GPU in every step; there, see `skipped` in log_dict().
         if self._warned or bad.device.type != "cpu" or not bad:
             return

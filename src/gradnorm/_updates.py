@@ -32,6 +32,7 @@ class Measured(NamedTuple):
         weights: `w_i`, those that the step trained with.
         losses: `L_i`.
         initial_losses: `L_i(0)`; NaN where not known yet.
+        loss_ratios: `L_i / L_i(0)`.
         raw_norms: `‖∇_W L_i‖`.
         gradient_norms: `G_i`.
         accepted: bool, whether the step counts: [], or where tasks are absent [T], false for those.
@@ -41,6 +42,7 @@ class Measured(NamedTuple):
     weights: Tensor
     losses: Tensor
     initial_losses: Tensor
+    loss_ratios: Tensor
     raw_norms: Tensor
     gradient_norms: Tensor
     accepted: Tensor
@@ -98,7 +100,8 @@ class Update(StatefulModule, ABC):
         if has_begun:
             weights.copy_(torch.where(wanted > 0, wanted, weights))
         else:
-            weights.copy_(_share(weights, torch.where(known > 0, weights, wanted)))
+            shared = _share(weights, torch.where(known > 0, weights, wanted))
+            weights.copy_(torch.where(shared.amin() > 0, shared, weights))
 
     def _known_norms(self, raw_norms: Tensor) -> Tensor:
         """[T], those of tasks that were measured before, given what this batch has of them; NaN for the others."""
@@ -146,8 +149,8 @@ class Descent(Update):
         self, weights: Tensor, measured: Measured, alpha: float, priorities: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         assert self._optimizer is not None
-        before, losses, initial_losses, raw_norms, G, accepted, is_complete = measured
-        rates = rule.inverse_training_rates(rule.loss_ratios(losses, initial_losses), is_complete)
+        before, _, _, ratios, raw_norms, G, accepted, is_complete = measured
+        rates = rule.inverse_training_rates(ratios, is_complete)
         targets = rule.target_norms(rule.mean_gradient_norm(G, is_complete), rates, alpha, priorities)
         gradients = rule.weight_gradients(G, targets, raw_norms)
         total = float(len(weights)) if is_complete else _total(before, accepted)
@@ -206,7 +209,7 @@ class ClosedForm(Update):
     def step(
         self, weights: Tensor, measured: Measured, alpha: float, priorities: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        before, losses, initial_losses, raw_norms, G, accepted, is_complete = measured
+        before, losses, initial_losses, _, raw_norms, G, accepted, is_complete = measured
         seen = accepted & (raw_norms > 0)  # a gradient of zero says nothing of its scale
         values = torch.stack([raw_norms.square(), losses, torch.ones_like(losses)])
         moved = torch.lerp(self._averages, values, 1 - self.smoothing)
@@ -217,7 +220,8 @@ class ClosedForm(Update):
         targets = rule.target_norms(rule.mean_gradient_norm(G, is_complete), rates, alpha, priorities)
         wanted = rule.closed_form_weights(squares.sqrt(), rates, alpha, priorities)
         shared = _share(before, wanted)
-        torch.where(accepted.any(), shared, before, out=weights)
+        is_usable = shared.amin() > 0
+        torch.where(is_usable & (accepted.any() if accepted.dim() else accepted), shared, before, out=weights)
         return targets, rates
 
     def _known_norms(self, raw_norms: Tensor) -> Tensor:
@@ -239,10 +243,14 @@ class ClosedForm(Update):
 
 
 def _share(weights: Tensor, wanted: Tensor) -> Tensor:
-    """`weights`, in which the tasks that have a wanted weight get these proportions; NaN keeps a weight as it is."""
-    known = wanted > 0
-    shared = rule.renormalize(torch.where(known, wanted, torch.nan), _total(weights, known))
-    return torch.where(known & torch.isfinite(shared), shared, weights)
+    """`weights`, in which the tasks that have a wanted weight get these proportions of what the others leave of T.
+
+    NaN and infinity want nothing; where no task wants anything all of it is NaN.
+    """
+    wanted = torch.nan_to_num(wanted, 0.0, 0.0, 0.0)
+    others = weights * (wanted == 0)
+    left = float(len(weights)) - others.sum()
+    return others + wanted * (left / wanted.sum())
 
 
 def _total(weights: Tensor, known: Tensor) -> Tensor:

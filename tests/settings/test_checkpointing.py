@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from gradnorm import GradNorm
-from gradnorm.capture._products import MOST_BATCHED
+from gradnorm.capture import _products
 
 from ..unit.networks import Net, batch, train
 
@@ -45,7 +45,8 @@ def test_the_same_weights_and_parameters(way, named, update):
 
 @pytest.mark.parametrize(("at", "most", "runs"), [("weights", 0, 2 + 3), ("weights", 2**17, 2 + 1), ("features", 0, 2)])
 def test_the_segment_that_holds_w_runs_once_more_for_each_product(at, most, runs, monkeypatch):
-    monkeypatch.setitem(MOST_BATCHED, "cpu", most)
+    monkeypatch.setitem(_products.MOST_BATCHED, "cpu", most)
+    monkeypatch.setattr(_products, "FEWEST_BATCHED", 2)
     net, count = Saving(FORWARDS["whole trunk"]), []
 
     class Counted(nn.Module):

@@ -56,8 +56,10 @@ class GradientBuffer:
             return
         if not edge.is_direct:
             gradient = gradient.reshape(output_shape(node, edge.nr)).to(output_dtype(node, edge.nr))
-        known = self.gradients.get(edge.nr)
-        self.gradients[edge.nr] = gradient if known is None else known + gradient
+        if (known := self.gradients.get(edge.nr)) is not None:
+            with torch.no_grad():  # a backward with create_graph=True has it on
+                gradient = known + gradient
+        self.gradients[edge.nr] = gradient
 
 
 @dataclass
@@ -195,7 +197,6 @@ class BackwardPass:
         is_complete = len(self.tasks) == len(self.mask)
         return Sums(entries, factors * self.losses, factors, self.mask, products, is_complete)
 
-    @torch.no_grad()
     def _crossed(self, arriving: Arriving, gradients: tuple[Tensor | None, ...], _: object) -> None:
         """Runs after a frontier node of a task, with what it is about to pass on."""
         if self._backward != (backward := current_backward()):
@@ -216,8 +217,10 @@ class BackwardPass:
         elif not meeting.waiting:
             self._measure(meeting, meeting.buffers)
         self._remaining -= 1
-        if not self._remaining and not self._is_look and (sums := self.finish()) is not None:
-            self.measurement.add(sums)
+        if not self._remaining and not self._is_look:
+            with torch.no_grad():
+                if (sums := self.finish()) is not None:
+                    self.measurement.add(sums)
 
     def _is_batched(self, meeting: Meeting, buffer: GradientBuffer) -> bool:
         if meeting.is_batched is None and buffer.gradients:
@@ -225,6 +228,7 @@ class BackwardPass:
             meeting.is_batched = self.measurement.can_be_batched(meeting, self.shared, device)
         return bool(meeting.is_batched)
 
+    @torch.no_grad()
     def _measure(self, meeting: Meeting, buffers: Sequence[GradientBuffer]) -> None:
         """Add what the contributions of these tasks are at `W`."""
         full = [buffer for buffer in buffers if buffer.gradients]

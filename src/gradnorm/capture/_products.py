@@ -17,6 +17,8 @@ from ._operations import Path, foreign_below
 Gradients = Mapping[int, Tensor]
 """The gradients of a shared node's outputs, by number."""
 
+FEWEST_BATCHED = 4
+"""Fewer products are as fast one by one."""
 MOST_BATCHED = {"cpu": 2**17, "cuda": 2**22}
 """Up to how many numbers in all the gradients of several tasks are taken to `W` by one product, by type of device.
 Above, one product per task is as fast, and needs less memory: `benchmarks/products.py`."""
@@ -79,7 +81,7 @@ def can_be_batched(node: Any, outputs: Collection[int], path: Path, tasks: int, 
         tasks: How many meet.
         device: Of the gradients.
     """
-    if path is not Path.BATCHED or tasks < 2 or type(node) is AccumulateGrad:
+    if path is not Path.BATCHED or tasks < FEWEST_BATCHED or type(node) is AccumulateGrad:
         return False
     entries = sum(output_shape(node, nr).numel() for nr in outputs)
     return tasks * entries <= MOST_BATCHED.get(device.type, 0)

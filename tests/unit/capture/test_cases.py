@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gradnorm import GradNorm, GraphError
+from gradnorm.capture import _hooks, _products
 
 
 class Case:
@@ -276,10 +277,17 @@ def case(request):
     return CASES[request.param]()
 
 
+@pytest.fixture(params=["one by one", "batched"])
+def batched(request, monkeypatch):
+    """Whether products are taken at once wherever that is allowed."""
+    monkeypatch.setattr(_products, "FEWEST_BATCHED", 2 if request.param == "batched" else 1000)
+    return request.param == "batched"
+
+
 @pytest.mark.parametrize("scale", [1.0, 65536.0, 0.25])
-def test_each_task_gradient_is_that_of_autograd(case, scale):
+def test_each_task_gradient_is_that_of_autograd(case, scale, batched):
     reference = expected(case)
-    found = measured(case, len(reference), scale)
+    found = measured(case, len(reference), scale, check=not batched)
     for row, wanted in zip(found, reference, strict=True):
         torch.testing.assert_close(row, wanted, rtol=case.tolerance, atol=case.tolerance * float(wanted.norm()))
     assert reference.abs().sum(1).min() > 0
@@ -338,3 +346,53 @@ def test_reentrant_checkpointing_is_refused_with_the_remedy(segment):
     balancer = GradNorm(3, shared=case.shared)
     with pytest.raises(GraphError, match="use_reentrant=False"):
         balancer(case.losses(case.x)).backward()
+
+
+OPERATIONS = {
+    "add": lambda y: y + 1,
+    "addmm": lambda y: y,
+    "clone": lambda y: y.clone(),
+    "div": lambda y: y / 3,
+    "elu": F.elu,
+    "expand": lambda y: y.unsqueeze(1).expand(-1, 3, -1).sum(1),
+    "gelu": F.gelu,
+    "gelu tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "leaky relu": F.leaky_relu,
+    "mean": lambda y: y.view(len(y), 4, 2).mean(1),
+    "mul": lambda y: y * y,
+    "layer norm": lambda y: F.layer_norm(y, y.shape[1:], torch.linspace(1, 2, y.shape[1])),
+    "neg": lambda y: -y,
+    "permute": lambda y: y.view(len(y), 4, 2).permute(0, 2, 1).reshape(len(y), 8),
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "squeeze": lambda y: y.unsqueeze(1).squeeze(1),
+    "sub": lambda y: y - torch.ones(y.shape[1]),
+    "sum": lambda y: y.view(len(y), 4, 2).sum(1),
+    "tanh": torch.tanh,
+    "transpose": lambda y: y.view(len(y), 4, 2).transpose(1, 2).reshape(len(y), 8),
+    "convolution": lambda y: F.conv1d(y.unsqueeze(1), torch.ones(2, 1, 3) / 3, padding=1).flatten(1),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_that_are_batched(operation, monkeypatch):
+    """Each of them between the heads and `W`: one product for all tasks gives what single ones give."""
+    torch.manual_seed(0)
+    first, last = nn.Linear(6, 8), nn.Linear(8, 8)
+    x = torch.randn(5, 6)
+    taken, rows = [], []
+    batched_product = _products.batched_product
+    monkeypatch.setattr(_hooks, "batched_product", lambda *args: taken.append(1) or batched_product(*args))
+    for most in (0, 2**17):
+        monkeypatch.setitem(_products.MOST_BATCHED, "cpu", most)
+        features = OPERATIONS[operation](last(first(x).tanh()))
+        torch.manual_seed(1)
+        losses = [(features * torch.randn(features.shape[1])).sigmoid().mean() for _ in range(5)]
+        balancer = GradNorm(5, shared=last.weight, check=False)
+        last.weight.grad = None
+        balancer(losses).backward()
+        rows.append(balancer._measurement.sums.entries)
+    assert taken == [1]
+    torch.testing.assert_close(*rows, rtol=1e-4, atol=1e-7)
