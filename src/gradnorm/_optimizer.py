@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from ._errors import ArgumentError
 from ._state import StatefulModule
+from ._torch_private import expect_no_capture
 from ._types import OptimizerFactory
 
 OPTIONS = ("lr", "betas", "momentum", "weight_decay")
@@ -74,6 +75,7 @@ class WeightOptimizer(StatefulModule):
         kept = [(value, value.clone()) for value in self.state.values()]
         # What an optimizer does with one entry may depend on the others, which must not meet numbers that are no such.
         weights.grad = torch.where(accept, gradients, 0.0) if accept.dim() else gradients
+        expect_no_capture(self.optimizer)  # a copy of an optimizer forgets it
         self.optimizer.step()
         weights.grad = None
         after = finish(weights)

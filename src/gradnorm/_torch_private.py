@@ -37,6 +37,14 @@ def current_backward() -> int:
     return torch._C._current_graph_task_id()
 
 
+def expect_no_capture(optimizer: Any) -> None:
+    """Keep an optimizer with `capturable=True` from warning, outside of a CUDA graph, that this may be slow.
+
+    Here it is what keeps its count of steps on the device; torch warns once per optimizer and has no switch.
+    """
+    optimizer._warned_capturable_if_run_uncaptured = True
+
+
 def at_end_of_backward(function: Callable[[], None]) -> None:
     """Call `function` when the backward that is running has ended, unless it raises; hooks of tensors come before."""
     torch.autograd.Variable._execution_engine.queue_callback(function)  # pyright: ignore[reportAttributeAccessIssue]
@@ -64,8 +72,11 @@ def is_transformed(tensor: Tensor) -> bool:
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` is running; torch 2.6 does not say so."""
-    return bool(getattr(torch.compiler, "is_exporting", lambda: False)())
+    """Whether `torch.export` is running; torch 2.6 does not say so.
+
+    The public `torch.compiler.is_exporting()` was always true to a compiler, before torch 2.13.
+    """
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))
 
 
 def in_compiled_autograd() -> bool:

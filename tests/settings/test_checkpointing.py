@@ -45,7 +45,7 @@ def test_the_same_weights_and_parameters(way, named, update):
 
 @pytest.mark.parametrize(("at", "most", "runs"), [("weights", 0, 2 + 3), ("weights", 2**17, 2 + 1), ("features", 0, 2)])
 def test_the_segment_that_holds_w_runs_once_more_for_each_product(at, most, runs, monkeypatch):
-    monkeypatch.setitem(_products.MOST_BATCHED, "cpu", most)
+    monkeypatch.setattr(_products, "MOST_BATCHED", {"cpu": most, "cuda": most})
     monkeypatch.setattr(_products, "FEWEST_BATCHED", 2)
     net, count = Saving(FORWARDS["whole trunk"]), []
 

@@ -386,7 +386,7 @@ def test_operations_that_are_batched(operation, monkeypatch):
     batched_product = _products.batched_product
     monkeypatch.setattr(_hooks, "batched_product", lambda *args: taken.append(1) or batched_product(*args))
     for most in (0, 2**17):
-        monkeypatch.setitem(_products.MOST_BATCHED, "cpu", most)
+        monkeypatch.setattr(_products, "MOST_BATCHED", {"cpu": most, "cuda": most})
         features = OPERATIONS[operation](last(first(x).tanh()))
         torch.manual_seed(1)
         losses = [(features * torch.randn(features.shape[1])).sigmoid().mean() for _ in range(5)]
