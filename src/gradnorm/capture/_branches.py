@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from .._errors import StateError
 from .._numerics import at_least_float32
+from ._first_look import a_look
 from ._measurement import BalancedLoss, FindOpening, Measurement, Opening, Present, Sums, Wanted
 
 
@@ -103,7 +105,8 @@ class AtBranches(Measurement):
         """The sums at weights of one, from a backward of its own."""
         present = [loss for loss in losses if loss is not None]
         scaled = [factor.to(loss.dtype) for loss in present]
-        (rows,) = torch.autograd.grad(present, [self._probe], scaled, retain_graph=True, allow_unused=True)
+        with a_look(get_gradient_edge(loss).node for loss in present):
+            (rows,) = torch.autograd.grad(present, [self._probe], scaled, retain_graph=True, allow_unused=True)
         if rows is None:
             return None
         return reduce(self._read(torch.cat([rows[:1], _shares(values, mask, factor, rows.dtype)])))
@@ -130,9 +133,14 @@ class Fork(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         """The sum, and the squared norm of each in the probe's first row."""
-        squares = torch.stack([at_least_float32(gradient).square().sum() for gradient in gradients])
+        squares = torch.stack([_squares(gradient).sum() for gradient in gradients])
         rest = squares.new_zeros(ctx.shape[0] - 1, ctx.shape[1])
         return torch.stack(gradients).sum(0), torch.cat([squares.unsqueeze(0), rest])
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    gradient = at_least_float32(gradient)
+    return (gradient.abs() if gradient.is_complex() else gradient).square()
 
 
 class WeightedSum(torch.autograd.Function):

@@ -11,7 +11,7 @@ DDP takes a backward that it has not prepared for its own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +138,7 @@ class FirstLook:
         self, edges: Sequence[Edge], inputs: Sequence[Tensor | GradientEdge], factor: Tensor
     ) -> Sequence[Tensor | None]:
         """The gradients of these losses together, in a backward of its own that leaves everything as it is."""
-        with first_backward_still_to_come(_below(edge.node for edge in edges)), _looking():
+        with a_look(edge.node for edge in edges):
             return torch.autograd.grad(  # pyright: ignore[reportCallIssue]
                 [GradientEdge(*edge) for edge in edges],
                 inputs,  # pyright: ignore[reportArgumentType]
@@ -148,7 +148,7 @@ class FirstLook:
             )
 
 
-def _below(nodes: Iterator[Any]) -> list[Any]:
+def _below(nodes: Iterable[Any]) -> list[Any]:
     """Every node of the graph, those that are looked through as well."""
     pending, seen = list(nodes), {}
     while pending:
@@ -157,6 +157,13 @@ def _below(nodes: Iterator[Any]) -> list[Any]:
             seen[node] = None
             pending.extend(child for child, _ in node.next_functions)
     return list(seen)
+
+
+@contextmanager
+def a_look(nodes: Iterable[Any]) -> Iterator[None]:
+    """A backward from these nodes within that leaves everything as it is, DDP's first backward and balancers too."""
+    with first_backward_still_to_come(_below(nodes)), _looking():
+        yield
 
 
 @contextmanager

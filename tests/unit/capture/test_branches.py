@@ -167,3 +167,16 @@ def test_what_cannot_be_measured_is_refused():
     balancer(net.losses(batch())).backward()
     with pytest.raises(StateError, match=r"which the network never called"):
         balancer.step()
+
+
+def test_complex_features():
+    torch.manual_seed(0)
+    heads = [torch.randn(8, 1, dtype=torch.complex64) for _ in range(2)]
+    balancer = GradNorm(2, at="branches")
+    features = torch.randn(6, 8, dtype=torch.complex64, requires_grad=True)
+    branches = balancer.branch(features)
+    losses = [(branch @ head).abs().square().mean() for branch, head in zip(branches, heads, strict=True)]
+    wanted = [torch.autograd.grad(loss, features, retain_graph=True)[0].norm().item() for loss in losses]
+    balancer(losses).backward()
+    balancer.step()
+    assert [row["norm"] for row in balancer.history.rows()] == pytest.approx(wanted)
