@@ -43,6 +43,7 @@ class FirstLook:
     def __init__(self, graph: AutogradGraph, opening: Opening) -> None:
         self._graph = graph
         self._opening = opening
+        self._has_run = False
 
     def take(self, one: BackwardPass, factor: Tensor) -> None:
         """Look, and leave `one` ready to measure at what was found."""
@@ -110,8 +111,11 @@ class FirstLook:
             if isinstance(error, GraphError):
                 raise
             if not isinstance(error, RuntimeError) or refusal(error) is None:
+                if not self._has_run:
+                    raise  # as it would without a look
                 raise GraphError(_ONCE) from error
-            warn(_UNSEEN)
+            warn(UNSEEN)
+            self._opening.abandon()
             return None
         finally:
             one.unwatch()
@@ -120,6 +124,7 @@ class FirstLook:
     def _look(self, one: BackwardPass, factor: Tensor) -> Sums | None:
         one.start(factor, torch.ones_like(one.mask), None)
         self._run(self._graph.losses, one.edges(), factor)
+        self._has_run = True
         return one.finish()
 
     @functools.cached_property
@@ -182,7 +187,7 @@ _ONCE = (
     "second run"
 )
 
-_UNSEEN = (
+UNSEEN = (
     "GradNorm could not look at the first backward before it ran: weights start from ones, and a layer that was "
     "detected is not checked. Heads that are checkpointed need use_reentrant=False, heads that are compiled need "
     "torch._functorch.config.donated_buffer = False before compiling; or give shared= and initial_weights="
