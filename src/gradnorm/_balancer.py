@@ -512,7 +512,10 @@ class GradNorm(SealedModule):
     def _opening(self, tasks: Sequence[int]) -> Opening | None:
         """What the first backward is to find out."""
         if not self._measurement.layer.is_confirmed or self._awaits(tasks):
-            self._step_opening = self._step_opening or Opening(self._reduce, self._agree, self._awaits, self._open)
+            abandon = self._loss_weights.abandon_opening
+            self._step_opening = self._step_opening or Opening(
+                self._reduce, self._agree, self._awaits, self._open, abandon
+            )
         return self._step_opening
 
     def _awaits(self, tasks: Sequence[int], has_begun: bool = False) -> bool:

@@ -172,8 +172,7 @@ class LossWeights(StatefulModule):
         """Continue with these weights, rescaled to sum T."""
         numbers = _tensor(parse_per_task("weights", weights, self.tasks))
         self._value("weights").copy_(rule.renormalize(numbers, float(len(self.tasks))))
-        self._value("_opened").fill_(1.0)
-        self._is_open = [True] * len(self.tasks)
+        self.abandon_opening()
 
     def averaged(self) -> Tensor:
         """[T], the weights averaged over the steps, sum T."""
@@ -215,6 +214,11 @@ class LossWeights(StatefulModule):
         self._opened.copy_(opened)
         self._is_open = opened.tolist()
         return self.weights.clone()
+
+    def abandon_opening(self) -> None:
+        """Start from the weights as they are."""
+        self._value("_opened").fill_(1.0)
+        self._is_open = [True] * len(self.tasks)
 
     # ---------------------------------------------------------------------------------------------------- each step
 

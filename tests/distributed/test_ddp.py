@@ -109,3 +109,34 @@ def test_a_state_that_one_rank_loaded_is_every_rank_s_and_is_read_once(tmp_path)
     for found, wanted, reads in launch(loaded_by_one, tmp_path, 3):
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
         assert reads == 1, "a step that reads synchronizes with the device"
+
+
+class Forking(Outputs):
+    """As `Outputs`, with a branch of the features for each head; the balancer is no part of it."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x):
+        return [head(f) for head, f in zip(self.net.heads, self.branch(self.net.trunk(x)), strict=True)]
+
+
+def forking(rank, kwargs):
+    balancer = GradNorm(3, at="branches", update="closed-form")
+    model = Forking(balancer.branch)
+    wrapped = DistributedDataParallel(model, **kwargs)
+    found = []
+    for step in range(3):
+        model.zero_grad()
+        balancer(losses(wrapped(batch(10 * step + rank)))).backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+        balancer.step()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*find_unused_parameters.*")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_look_at_branches_leaves_the_averaging_of_gradients_as_it_is(mode, tmp_path):
+    one, other = launch(forking, tmp_path, MODES[mode])
+    torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -91,3 +91,5 @@ def test_heads_that_cannot_run_twice_start_from_equal_weights_and_say_so():
     balancer.step()
     assert [row["weight"] for row in balancer.history.rows()] == [1.0, 1.0, 1.0]
     assert balancer.weights[0] > 1 > balancer.weights[2]
+    balancer(net.losses(batch())).backward()  # which does not try again
+    balancer.step()

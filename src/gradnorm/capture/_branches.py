@@ -8,16 +8,19 @@ forks, features and micro-batches; nothing here breaks a graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
-from .._errors import StateError
+from .._errors import StateError, warn
 from .._numerics import at_least_float32
+from .._torch_private import at_end_of_backward, changes
+from ._first_look import UNSEEN, a_look
 from ._measurement import BalancedLoss, FindOpening, Measurement, Opening, Present, Sums, Wanted
+from ._products import refusal
 
 
 class AtBranches(Measurement):
@@ -62,7 +65,7 @@ class AtBranches(Measurement):
             return WeightedSum.apply(values, weights, mask, self._probe)  # pyright: ignore[reportReturnType]
         found = opening()
         # These refer to what is below the balanced loss only, as they must: see `_hooks.py`.
-        begin = partial(self._begin, losses if found else (), values.detach(), mask, found)
+        begin = partial(self._begin, losses if found else (), values.detach(), mask, found, wanted)
         return BalancedLoss.apply(values, weights, begin)  # pyright: ignore[reportReturnType]
 
     def norms(self, sums: Sums) -> Tensor:
@@ -84,6 +87,7 @@ class AtBranches(Measurement):
         values: Tensor,
         mask: Tensor,
         opening: Opening | None,
+        wanted: Wanted,
         factor: Tensor,
         weights: Tensor,
     ) -> Tensor:
@@ -91,25 +95,40 @@ class AtBranches(Measurement):
             return weights
         if opening is not None:
             tasks = [task for task, loss in enumerate(losses) if loss is not None]
-            opening.look(tasks, self.sums, partial(self._looked, losses, values, mask, factor, opening.reduce))
+            opening.look(tasks, self.sums, partial(self._looked, losses, values, mask, factor, opening))
             weights = weights if opening.weights is None else opening.weights
         squares = self._probe.new_zeros(1, len(mask))
-        self._add(torch.cat([squares, _shares(values, mask, factor, squares.dtype)]))
+        before = self._probe.grad
+        added = self._add(torch.cat([squares, _shares(values, mask, factor, squares.dtype)]))
+        if not wanted.rows:  # processes that share the batch reduce whatever they have
+            at_end_of_backward(partial(self._ended, before, added, changes(added)))
         return weights
 
-    def _looked(
-        self, losses: Present, values: Tensor, mask: Tensor, factor: Tensor, reduce: Callable[[Sums], Sums]
-    ) -> Sums | None:
-        """The sums at weights of one, from a backward of its own."""
+    def _ended(self, before: Tensor | None, added: Tensor, version: int) -> None:
+        """Take back what was added if no branch has added to it, as in a backward to `inputs=` that lack the probe."""
+        if self._probe.grad is added and changes(added) == version:
+            self._probe.grad = before
+
+    def _looked(self, losses: Present, values: Tensor, mask: Tensor, factor: Tensor, opening: Opening) -> Sums | None:
+        """The sums at weights of one, from a backward of its own; `None` where the heads cannot run twice."""
         present = [loss for loss in losses if loss is not None]
         scaled = [factor.to(loss.dtype) for loss in present]
-        (rows,) = torch.autograd.grad(present, [self._probe], scaled, retain_graph=True, allow_unused=True)
+        try:
+            with a_look(get_gradient_edge(loss).node for loss in present):
+                (rows,) = torch.autograd.grad(present, [self._probe], scaled, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if refusal(error) is None:
+                raise
+            warn(UNSEEN)
+            opening.abandon()
+            return None
         if rows is None:
             return None
-        return reduce(self._read(torch.cat([rows[:1], _shares(values, mask, factor, rows.dtype)])))
+        return opening.reduce(self._read(torch.cat([rows[:1], _shares(values, mask, factor, rows.dtype)])))
 
-    def _add(self, rows: Tensor) -> None:
-        self._probe.grad = rows if self._probe.grad is None else self._probe.grad + rows
+    def _add(self, rows: Tensor) -> Tensor:
+        self._probe.grad = added = rows if self._probe.grad is None else self._probe.grad + rows
+        return added
 
 
 def _shares(values: Tensor, mask: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -130,9 +149,14 @@ class Fork(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         """The sum, and the squared norm of each in the probe's first row."""
-        squares = torch.stack([at_least_float32(gradient).square().sum() for gradient in gradients])
+        squares = torch.stack([_squares(gradient).sum() for gradient in gradients])
         rest = squares.new_zeros(ctx.shape[0] - 1, ctx.shape[1])
         return torch.stack(gradients).sum(0), torch.cat([squares.unsqueeze(0), rest])
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    gradient = at_least_float32(gradient)
+    return (gradient.abs() if gradient.is_complex() else gradient).square()
 
 
 class WeightedSum(torch.autograd.Function):

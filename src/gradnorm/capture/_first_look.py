@@ -11,7 +11,7 @@ DDP takes a backward that it has not prepared for its own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ class FirstLook:
     def __init__(self, graph: AutogradGraph, opening: Opening) -> None:
         self._graph = graph
         self._opening = opening
+        self._has_run = False
 
     def take(self, one: BackwardPass, factor: Tensor) -> None:
         """Look, and leave `one` ready to measure at what was found."""
@@ -110,8 +111,11 @@ class FirstLook:
             if isinstance(error, GraphError):
                 raise
             if not isinstance(error, RuntimeError) or refusal(error) is None:
+                if not self._has_run:
+                    raise  # as it would without a look
                 raise GraphError(_ONCE) from error
-            warn(_UNSEEN)
+            warn(UNSEEN)
+            self._opening.abandon()
             return None
         finally:
             one.unwatch()
@@ -120,6 +124,7 @@ class FirstLook:
     def _look(self, one: BackwardPass, factor: Tensor) -> Sums | None:
         one.start(factor, torch.ones_like(one.mask), None)
         self._run(self._graph.losses, one.edges(), factor)
+        self._has_run = True
         return one.finish()
 
     @functools.cached_property
@@ -138,7 +143,7 @@ class FirstLook:
         self, edges: Sequence[Edge], inputs: Sequence[Tensor | GradientEdge], factor: Tensor
     ) -> Sequence[Tensor | None]:
         """The gradients of these losses together, in a backward of its own that leaves everything as it is."""
-        with first_backward_still_to_come(_below(edge.node for edge in edges)), _looking():
+        with a_look(edge.node for edge in edges):
             return torch.autograd.grad(  # pyright: ignore[reportCallIssue]
                 [GradientEdge(*edge) for edge in edges],
                 inputs,  # pyright: ignore[reportArgumentType]
@@ -148,7 +153,7 @@ class FirstLook:
             )
 
 
-def _below(nodes: Iterator[Any]) -> list[Any]:
+def _below(nodes: Iterable[Any]) -> list[Any]:
     """Every node of the graph, those that are looked through as well."""
     pending, seen = list(nodes), {}
     while pending:
@@ -157,6 +162,13 @@ def _below(nodes: Iterator[Any]) -> list[Any]:
             seen[node] = None
             pending.extend(child for child, _ in node.next_functions)
     return list(seen)
+
+
+@contextmanager
+def a_look(nodes: Iterable[Any]) -> Iterator[None]:
+    """A backward from these nodes within that leaves everything as it is, DDP's first backward and balancers too."""
+    with first_backward_still_to_come(_below(nodes)), _looking():
+        yield
 
 
 @contextmanager
@@ -175,7 +187,7 @@ _ONCE = (
     "second run"
 )
 
-_UNSEEN = (
+UNSEEN = (
     "GradNorm could not look at the first backward before it ran: weights start from ones, and a layer that was "
     "detected is not checked. Heads that are checkpointed need use_reentrant=False, heads that are compiled need "
     "torch._functorch.config.donated_buffer = False before compiling; or give shared= and initial_weights="

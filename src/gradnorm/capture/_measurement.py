@@ -76,6 +76,7 @@ class Opening:
         awaits: Whether weights to start from are still wanted for one of these tasks, in a step that has begun or not.
         open: The weights to train with, by what was found and by what the step had measured before; `None` if nothing
             can be said yet.
+        abandon: Starts from the weights as they are, as nothing can be looked at.
         weights: What `open` said: whatever runs backward afterwards is weighted by it as well.
     """
 
@@ -83,6 +84,7 @@ class Opening:
     check: Callable[[SharedLayer], None]
     awaits: Callable[[Sequence[int], bool], bool]
     open: Callable[[Sums, Sums | None], Tensor | None]
+    abandon: Callable[[], None]
     weights: Tensor | None = None
 
     def look(self, tasks: Sequence[int], before: Sums | None, measure: Callable[[], Sums | None]) -> None:
@@ -148,7 +150,9 @@ class Window:
         if backward == self._backward:
             return False
         watched = self._watched(list(shared))
-        is_cleared = self._stay and bool(watched) and all(parameter.grad is None for parameter in watched)
+        # Whether they stay shows at the end of a backward only, which one that raised has not seen.
+        is_known = self._stay or self.has_failed
+        is_cleared = is_known and bool(watched) and all(parameter.grad is None for parameter in watched)
         self._backward, self._has_ended = backward, False
         version = sum(map(changes, shared))
         self.has_moved, self._version = version != self._version, version

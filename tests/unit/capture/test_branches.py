@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from gradnorm import ArgumentError, GradNorm, StateError
 
@@ -167,3 +168,50 @@ def test_what_cannot_be_measured_is_refused():
     balancer(net.losses(batch())).backward()
     with pytest.raises(StateError, match=r"which the network never called"):
         balancer.step()
+
+
+def test_complex_features():
+    torch.manual_seed(0)
+    heads = [torch.randn(8, 1, dtype=torch.complex64) for _ in range(2)]
+    balancer = GradNorm(2, at="branches")
+    features = torch.randn(6, 8, dtype=torch.complex64, requires_grad=True)
+    branches = balancer.branch(features)
+    losses = [(branch @ head).abs().square().mean() for branch, head in zip(branches, heads, strict=True)]
+    wanted = [torch.autograd.grad(loss, features, retain_graph=True)[0].norm().item() for loss in losses]
+    balancer(losses).backward()
+    balancer.step()
+    assert [row["norm"] for row in balancer.history.rows()] == pytest.approx(wanted)
+
+
+def test_a_backward_that_leaves_out_the_probe_does_not_count():
+    """As `backward(inputs=parameters)` does: nothing was measured, which must not look like gradients of zero."""
+    net, plain, reference = pair(cosines_every=1)
+    loss = net.balanced(batch())
+    loss.backward(inputs=list(net.parameters()), retain_graph=True)
+    with pytest.raises(StateError, match="before a backward"):
+        net.balancer.step()
+    net.zero_grad()
+    loss.backward()
+    net.balancer.step()
+    reference(plain.losses(batch())).backward()
+    reference.step()
+    same(net, plain, reference)
+
+
+def test_heads_that_cannot_run_twice_start_from_ones_and_say_so_once():
+    torch.manual_seed(0)
+    trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
+    balancer = GradNorm(2, at="branches", initial_weights="balanced")
+
+    def loss():
+        branches = balancer.branch(trunk(torch.randn(6, 8)))
+        outputs = [checkpoint(head, f, use_reentrant=True) for head, f in zip(heads, branches, strict=True)]
+        return balancer([y.square().mean() for y in outputs])
+
+    first = loss()
+    with pytest.warns(RuntimeWarning, match="could not look"):
+        first.backward()
+    balancer.step()
+    loss().backward()
+    balancer.step()
+    assert len(balancer.history) == 2

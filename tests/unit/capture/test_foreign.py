@@ -258,3 +258,37 @@ def test_a_scripted_function_is_foreign_and_torchs_own_are_not():
     assert _operations.kind(InPlaceRMS.apply(x).grad_fn) is Path.FOREIGN
     assert _operations.kind(x.cumsum(0).grad_fn) is Path.OWN
     assert _operations.kind((x @ x).grad_fn) is Path.BATCHED
+
+
+def test_a_sum_that_overflows_where_its_terms_do_not_says_nothing():
+    """In half precision a loss scaler begins so, and skips the step."""
+    layer = nn.Linear(4, 4, bias=False).half()
+    balancer = GradNorm(2, shared=layer.weight)
+    features = layer(torch.ones(1, 4).half())
+    (balancer([features.sum(), features.sum()]) * 40000.0).backward()
+    assert layer.weight.grad.isinf().all()
+
+
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
+def test_sparse_gradients_that_meet_at_the_layer_itself_are_checked(update):
+    table = nn.Embedding(20, 8, sparse=True)
+    balancer = GradNorm(2, shared=table.weight, update=update, initial_weights=None)
+    losses = [table(torch.arange(i, i + 4)).square().mean() * 10**i for i in range(2)]
+    wanted = [torch.autograd.grad(loss, table.weight, retain_graph=True)[0].to_dense().norm() for loss in losses]
+    balancer(losses).backward()
+    balancer.step()
+    norms = [row["norm"] for row in balancer.history.rows()]
+    assert norms == pytest.approx(torch.stack(wanted).tolist(), rel=1e-5)
+
+
+def test_an_error_of_the_user_s_own_backward_stays_what_it_is():
+    net = Net()
+    balancer = GradNorm(2)
+    features = net.last(net.first(torch.randn(6, 8)).tanh())
+    outputs = [head(features).exp() for head in net.heads]
+    loss = balancer([y.square().mean() for y in outputs])
+    outputs[0].data.add_(0)
+    outputs[0].detach().add_(1)
+    with pytest.raises(RuntimeError, match="inplace operation") as error:
+        loss.backward()
+    assert not isinstance(error.value, GraphError)

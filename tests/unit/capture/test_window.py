@@ -241,3 +241,18 @@ def test_complex_parameters_have_real_norms_and_cosines():
         wanted = torch.cosine_similarity(*rows, dim=0).item()
         assert balancer.log_dict()["gradnorm/cosine/0/1"] == pytest.approx(wanted, rel=1e-3)
     assert "nan" not in balancer.report()
+
+
+def test_a_first_backward_that_fails_leaves_nothing_behind():
+    """Whether gradients stay in `.grad` is not known yet; as where a batch size is found by running out of memory."""
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    x = batch(0).requires_grad_()
+    x.register_hook(lambda gradient: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        balancer(net.losses(x)).backward()
+    net.zero_grad()
+    wanted = expected(net, [1])
+    balancer(net.losses(batch(1))).backward()
+    balancer.step()
+    assert norms_of(balancer) == pytest.approx(wanted, rel=1e-4)
