@@ -357,6 +357,7 @@ class GradNorm(SealedModule):
     @weights.setter
     def weights(self, weights: PerTask) -> None:
         self._loss_weights.assign(weights)
+        self._measurement.is_partial = self._measurement.sums is not None  # it was made with the weights before
 
     @property
     def alpha(self) -> float:
@@ -574,8 +575,9 @@ class GradNorm(SealedModule):
         values = self._loss_weights.update(sums.losses / sums.factors, raw_norms, present, found_inf)
         table = None
         if self._wants_cosines:
-            products = sums.entries @ sums.entries.T if sums.products is None else sums.products
-            table = self._cosines = cosines(products, norms)
+            products = sums.entries @ sums.entries.T if sums.are_whole else sums.products
+            if products is not None:
+                table = self._cosines = cosines(products, norms)
         self.history.append(StepRecord(self._steps, values, table))
         self._last = values
 

@@ -45,6 +45,22 @@ def expect_no_capture(optimizer: Any) -> None:
     optimizer._warned_capturable_if_run_uncaptured = True
 
 
+@contextmanager
+def without_hooks(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let a gradient be taken of these leaves without calling the hooks that users have registered on them.
+
+    They are meant for the gradient that the optimizer gets; there is no public way to pass by them.
+    """
+    found = [(hooks, dict(hooks)) for tensor in tensors if (hooks := tensor._backward_hooks)]
+    for hooks, _ in found:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, kept in found:
+            hooks.update(kept)
+
+
 def at_end_of_backward(function: Callable[[], None]) -> None:
     """Call `function` when the backward that is running has ended, unless it raises; hooks of tensors come before."""
     torch.autograd.Variable._execution_engine.queue_callback(function)  # pyright: ignore[reportAttributeAccessIssue]

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from .._errors import warn
 from .._torch_private import current_backward, never_compiled, output_dtype, output_shape
 from ._first_look import FirstLook
 from ._graph import AccumulateGrad, FrontierEdge, TaskFrontier
 from ._measurement import Opening, Sums, Wanted
-from ._operations import Path
+from ._operations import TOLERANCE, Path
 from ._rows import RowNorms, Rows, WholeRows
 from ._self_check import SelfCheck
 from ._shared import SharedParameter
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
 
 _NONE = -1
 """No backward."""
+
+_BESIDES = (
+    "more than the balanced loss runs backward through what belongs to {0} alone (a second loss on its output, a "
+    "penalty, another balancer), and its gradient counts as the task's. Add it to the task's loss, or run it in a "
+    "backward of its own"
+)
 
 
 @dataclass
@@ -116,6 +123,8 @@ class BackwardPass:
         self._rows: Rows | None = None
         self._is_look = False
         self._has_run = False
+        self._weights = mask
+        self.looks: dict[tuple[int, ...], Sums] = {}
         self._backward: int | None = _NONE
 
     def begin(self, factor: Tensor, weights: Tensor) -> Tensor:
@@ -173,7 +182,7 @@ class BackwardPass:
             weights: [T].
             backward: Its number; `None` for a first look, which is a backward of its own, still to begin.
         """
-        self._factor = factor
+        self._factor, self._weights = factor, weights
         self._backward = backward
         self._is_look = backward is None
         self._rows = None
@@ -190,12 +199,28 @@ class BackwardPass:
         rows, self._rows, self._backward = self._rows, None, _NONE
         if rows is None or self._factor is None:
             return None
-        if not self._is_look and all(each.check is not None and each.check.has_passed for each in self._meetings):
-            self.measurement.check = False
         factors = self._factor.to(self.mask.dtype) * self.mask
         entries, products = rows.taken()
         is_complete = len(self.tasks) == len(self.mask)
-        return Sums(entries, factors * self.losses, factors, self.mask, products, is_complete)
+        sums = Sums(entries, factors * self.losses, factors, self.mask, products, is_complete, rows.are_whole)
+        if not self._is_look:
+            self._compare_with_look(sums)
+            self.measurement.check &= not all(each.check and each.check.has_passed for each in self._meetings)
+        return sums
+
+    def _compare_with_look(self, sums: Sums) -> None:
+        """Warn where more runs backward through a task's head than its loss, which a first look has seen alone."""
+        look = self.looks.get(tuple(map(id, self.shared)))
+        self.looks = {}
+        if look is None or not self.measurement.check:
+            return
+        found, alone = self.measurement.norms(sums), self.measurement.norms(look) * self._weights
+        apart = (found - alone).abs() > TOLERANCE * torch.maximum(found, alone)
+        if bool((apart & torch.isfinite(found + alone)).any()):
+            names = ", ".join(
+                name for name, is_apart in zip(self.measurement.names, apart.tolist(), strict=True) if is_apart
+            )
+            warn(_BESIDES.format(names))
 
     def _crossed(self, arriving: Arriving, gradients: tuple[Tensor | None, ...], _: object) -> None:
         """Runs after a frontier node of a task, with what it is about to pass on."""

@@ -119,7 +119,10 @@ class FirstLook:
             return None
         finally:
             one.unwatch()
-        return None if sums is None else self._opening.reduce(sums)
+        if sums is None:
+            return None
+        one.looks[tuple(map(id, one.shared))] = sums
+        return self._opening.reduce(sums)
 
     def _look(self, one: BackwardPass, factor: Tensor) -> Sums | None:
         one.start(factor, torch.ones_like(one.mask), None)

@@ -43,6 +43,8 @@ class Sums(NamedTuple):
     """[T, T], the inner products of the rows, where only their norms are kept."""
     is_complete: bool = False
     """Whether no task was absent, as far as the host knows."""
+    are_whole: bool = True
+    """Whether the entries of a task are its gradient, and not its norm."""
 
     def plus(self, other: Sums) -> Sums:
         """The sum of both, in the memory of the first; entries that one of them lacks are zero in it."""

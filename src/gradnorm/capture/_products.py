@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .._errors import GraphError
-from .._torch_private import output_shape
+from .._torch_private import output_shape, without_hooks
 from ._graph import AccumulateGrad
 from ._operations import Path, foreign_below
 
@@ -45,7 +45,8 @@ def product(
     lent = [each.clone() if path is Path.FOREIGN else each for each in gradients.values()]
     edges = [GradientEdge(node, nr) for nr in gradients]
     try:
-        return torch.autograd.grad(edges, used, lent, retain_graph=True, allow_unused=True)
+        with without_hooks(used):
+            return torch.autograd.grad(edges, used, lent, retain_graph=True, allow_unused=True)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -68,7 +69,8 @@ def batched_product(node: Any, gradients: Sequence[Gradients], used: Sequence[Te
         torch.stack([each[nr] if nr in each else torch.zeros_like(like[nr]) for each in gradients]) for nr in numbers
     ]
     edges = [GradientEdge(node, nr) for nr in numbers]
-    return torch.autograd.grad(edges, used, lent, retain_graph=True, allow_unused=True, is_grads_batched=True)
+    with without_hooks(used):
+        return torch.autograd.grad(edges, used, lent, retain_graph=True, allow_unused=True, is_grads_batched=True)
 
 
 def can_be_batched(node: Any, outputs: Collection[int], path: Path, tasks: int, device: torch.device) -> bool:

@@ -16,7 +16,13 @@ from .._numerics import row_norms
 
 
 class Rows(ABC):
-    """Rows to which contributions are added."""
+    """Rows to which contributions are added.
+
+    Attributes:
+        are_whole: Whether they are the gradients themselves.
+    """
+
+    are_whole: bool
 
     @abstractmethod
     def add(self, tasks: Sequence[int], rows: Tensor) -> None:
@@ -33,6 +39,8 @@ class WholeRows(Rows):
     Args:
         count: T.
     """
+
+    are_whole = True
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -57,6 +65,8 @@ class RowNorms(Rows):
         expected: How many contributions each task's row has.
         products: Whether inner products are wanted, for which all rows are kept until they are taken.
     """
+
+    are_whole = False
 
     def __init__(self, count: int, expected: Mapping[int, int], products: bool) -> None:
         self._count = count

@@ -292,3 +292,42 @@ def test_an_error_of_the_user_s_own_backward_stays_what_it_is():
     with pytest.raises(RuntimeError, match="inplace operation") as error:
         loss.backward()
     assert not isinstance(error.value, GraphError)
+
+
+def test_hooks_on_w_see_the_model_gradient_only():
+    """As `wandb.watch` and the clipping of each parameter by a hook: neither is what the tasks' gradients are for."""
+    net, plain = Net(), Net()
+    seen = []
+    for each in (net, plain):
+        each.last.weight.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
+    net.last.weight.register_hook(lambda gradient: seen.append(gradient.norm().item()))
+    balancer = GradNorm(2, shared=net.last.weight)
+    for ours, theirs in zip(gradients(net, balancer), gradients(plain, sum), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert len(seen) == 1
+    balancer.step()
+    reference = Net()
+    unhooked = GradNorm(2, shared=reference.last.weight)
+    gradients(reference, unhooked)
+    unhooked.step()
+    assert balancer.history.rows() == unhooked.history.rows()
+
+
+@pytest.mark.parametrize("at", ["weights", "features"])
+def test_a_second_loss_through_a_head_is_named(at):
+    net = Net()
+    balancer = GradNorm(["near", "far"], at=at)
+    with pytest.warns(RuntimeWarning, match="belongs to near alone"):
+        gradients(net, lambda losses: balancer(losses) + net.heads[0](torch.ones(1, 16)).sum() + 3 * losses[0])
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_is_no_alarm():
+    torch.manual_seed(0)
+    first, norm = nn.Linear(8, 16), nn.BatchNorm1d(16)
+    heads = nn.ModuleList(nn.Linear(16, 1) for _ in range(2))
+    balancer = GradNorm(2, shared=first.bias)
+    for _ in range(3):
+        features = norm(first(torch.randn(64, 8)))
+        balancer([(head(features) - 1).square().mean() for head in heads]).backward()
+        balancer.step()
+    assert not balancer._measurement.check

@@ -256,3 +256,19 @@ def test_a_first_backward_that_fails_leaves_nothing_behind():
     balancer(net.losses(batch(1))).backward()
     balancer.step()
     assert norms_of(balancer) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_settings_that_change_between_backward_and_step():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, cosines_every=100)
+    for step in range(3):
+        net.zero_grad()
+        balancer(net.losses(batch(step))).backward()
+        if step == 1:
+            balancer.cosines_every = 1
+        if step == 2:
+            balancer.weights = [1.0, 1.0, 4.0]
+        balancer.step()
+    assert {row["step"] for row in balancer.history.cosines()} == {0}
+    assert balancer.weights.tolist() == pytest.approx([0.5, 0.5, 2.0])
+    assert balancer.log_dict()["gradnorm/skipped"] == 1
