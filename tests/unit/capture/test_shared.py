@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradnorm import ArgumentError, GradNorm, GraphError
+from gradnorm import ArgumentError, Descent, GradNorm, GraphError
 
 from ..networks import Net, batch
 
@@ -78,8 +78,63 @@ def test_a_transformer_ends_in_its_last_block():
 
 def test_no_common_layer_is_an_error():
     a, b = nn.Linear(6, 1), nn.Linear(6, 1)
-    with pytest.raises(GraphError, match="no layer is shared"):
+    with pytest.raises(GraphError, match=r"no layer is shared.*; check that all losses come from one network"):
         GradNorm(2)([a(batch()).sum(), b(batch()).sum()])
+
+
+def test_a_loss_that_keeps_the_others_from_a_common_layer_is_named():
+    net, log_std = Net(), nn.Parameter(torch.zeros(2))  # a Gaussian policy: the entropy is that of log_std
+    losses = net.losses(batch())
+    balancer = GradNorm([*losses, "entropy"])
+    with pytest.raises(GraphError, match="the loss of entropy does not reach: if that is meant, leave entropy out"):
+        balancer({**losses, "entropy": -log_std.sum()})
+
+
+class Levels(nn.Module):
+    """A detector whose coarse level is made of the fine one; one convolution a level for both tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.fine, self.coarse = (nn.Linear(6, 6) for _ in range(3))
+        self.heads = nn.ModuleList(nn.Linear(6, 2) for _ in range(2))
+
+    def losses(self, x, box_levels):
+        fine = self.fine(self.trunk(x).tanh()).tanh()
+        levels = [fine, self.coarse(fine).tanh()]
+        outputs = [head(level) for head, level in zip(self.heads, levels, strict=True)]
+        return {
+            "box": torch.stack([(out[:, 0] - 1).square().mean() for out in outputs[:box_levels]]).sum(),
+            "score": torch.stack([(out[:, 1] + 1).square().mean() for out in outputs]).sum(),
+        }
+
+
+def test_a_graph_in_which_a_task_does_not_reach_what_was_found_is_looked_at_again():
+    torch.manual_seed(0)
+    net = Levels()
+    balancer = GradNorm(["box", "score"], model=net, update=Descent(lr=1e-6))
+    for box_levels, found in ((2, ["coarse.weight"]), (1, ["coarse.weight", "fine.weight"])):
+        losses = net.losses(batch(), box_levels)
+        expected = [torch.autograd.grad(each, net.fine.weight, retain_graph=True)[0].norm() for each in losses.values()]
+        net.zero_grad()
+        balancer(losses).backward()
+        balancer.step()
+        assert list(balancer.shared_names) == found
+    measured = [balancer.log_dict()[f"gradnorm/norm/{task}"] for task in losses]
+    torch.testing.assert_close(torch.tensor(measured), torch.stack(expected), rtol=1e-4, atol=0)
+
+
+def test_heads_that_a_later_graph_shows_first_are_recognized():
+    torch.manual_seed(0)
+    net = Levels()
+    balancer = GradNorm(["box", "score"], model=net)
+    for levels in (1, 2, 2):
+        x = batch()
+        both = zip((net.fine, net.coarse), net.heads, strict=True)
+        outputs = [head(level(net.trunk(x)).tanh()) for level, head in both][:levels]
+        net.zero_grad()
+        balancer([sum((out[:, i] - 1).square().mean() for out in outputs) for i in range(2)]).backward()
+        balancer.step()
+    assert list(balancer.shared_names) == ["fine.weight", "coarse.weight"]
 
 
 @pytest.mark.parametrize(
