@@ -271,11 +271,15 @@ def _is_reached_by_all(graph: AutogradGraph, leaf: Tensor) -> bool:
 def heads_among(gradients: Tensor, shared: Sequence[SharedParameter]) -> list[Tensor]:
     """Which parts of `W` are heads, by the tasks' gradients there; reads values, and so synchronizes with the device.
 
+    None where no task has a gradient at all.
+
     Args:
         gradients: [T, N], flat, of two tasks or more, in the order of `shared`.
         shared: The parts of `W`.
     """
     used = gradients != 0
+    if not bool(used.any()):  # behind a head that starts at zero: nothing can be told, and no task owns the layer
+        return []
     common = used.sum(0) > 1
     if not bool((used & common).any(1).all()):  # for some task no entry is anybody else's
         return [part.parameter for part in shared]

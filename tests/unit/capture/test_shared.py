@@ -123,6 +123,23 @@ def test_a_graph_in_which_a_task_does_not_reach_what_was_found_is_looked_at_agai
     torch.testing.assert_close(torch.tensor(measured), torch.stack(expected), rtol=1e-4, atol=0)
 
 
+def test_a_joined_head_that_starts_at_zero_is_a_head():
+    torch.manual_seed(0)
+    trunk, head = nn.Linear(6, 6), nn.Linear(6, 2)
+    nn.init.zeros_(head.weight)
+    model = nn.Sequential(trunk, nn.Tanh(), head)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    balancer = GradNorm(2, model=model, update="closed-form")
+    for _ in range(3):
+        out = model(batch())
+        optimizer.zero_grad()
+        balancer([(10 * out[:, 0] - 1).square().mean(), (out[:, 1] - 1).square().mean()]).backward()
+        optimizer.step()
+        balancer.step()
+    assert list(balancer.shared_names) == ["0.weight"]
+    assert balancer.weights[0] < balancer.weights[1]
+
+
 def test_heads_that_a_later_graph_shows_first_are_recognized():
     torch.manual_seed(0)
     net = Levels()
