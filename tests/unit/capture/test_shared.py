@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gradnorm import ArgumentError, Descent, GradNorm, GraphError
+from gradnorm.capture._graph import AutogradGraph
 
 from ..networks import Net, batch
 
@@ -74,6 +75,31 @@ def test_a_transformer_ends_in_its_last_block():
     heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(3))
     features = trunk(torch.randn(2, 4, 8))
     assert found([h(features).square().mean() for h in heads], 3) is trunk.layers[-1].linear2.weight
+
+
+@pytest.mark.parametrize(
+    "joined",
+    [
+        lambda vector: torch.stack([vector]).squeeze(0),  # LibMTL
+        lambda vector: torch.stack([vector], 1).squeeze(),
+        lambda vector: vector.unsqueeze(-1).squeeze(-1),
+        lambda vector: vector[None].squeeze(),
+    ],
+)
+def test_a_vector_of_losses_with_another_dimension_is_looked_through(joined):
+    trunk, heads = nn.Linear(6, 4), nn.ModuleList(nn.Linear(4, 1) for _ in range(3))
+    features, vector = trunk(batch()), torch.zeros(3)
+    for i, head in enumerate(heads):
+        vector[i] = (i + 1) * head(features).square().mean()
+    losses = joined(vector).unbind()
+    graph = AutogradGraph(losses)
+    assert [graph.reach(head.weight) for head in heads] == [1, 2, 4]
+    expected = [torch.autograd.grad(loss, trunk.weight, retain_graph=True)[0].norm() for loss in losses]
+    balancer = GradNorm(3)
+    balancer(losses).backward()
+    balancer.step()
+    measured = [balancer.log_dict()[f"gradnorm/norm/{task}"] for task in balancer.tasks]
+    torch.testing.assert_close(torch.tensor(measured), torch.stack(expected))
 
 
 def test_no_common_layer_is_an_error():
