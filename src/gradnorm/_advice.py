@@ -41,7 +41,7 @@ class Report(str):
         weights: [T], as they are now.
         averaged_weights: [T], over all steps.
         losses: [T].
-        loss_ratios: [T], the loss over `L_i(0)`.
+        loss_ratios: [T], the loss over `L_i(0)`; NaN where one of them is not positive.
         norms: [T], `G_i`.
         targets: [T], `Ḡ r_i^α`.
         rates: [T], `r_i`.
@@ -117,7 +117,7 @@ def describe(history: History, training: Training) -> Report:
     """The text and the figures of `GradNorm.report`."""
     tasks, series = history.tasks, _series(history)
     last = {name: torch.tensor([series[task][name][-1] for task in tasks]) for name in FIELDS}
-    ratios = last["loss"] / training.initial_losses
+    ratios = torch.where(last["loss"] > 0, last["loss"] / training.initial_losses, math.nan)
     columns = {
         "weight": _cells(training.weights),
         "average": _cells(training.averaged_weights),
@@ -284,16 +284,16 @@ def _floor(history: History, training: Training) -> Iterator[str]:
 
 
 def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator[str]:
-    """Tasks whose loss has not fallen, whatever their weight."""
+    """Tasks whose loss has not fallen, whatever their weight; losses of either sign have no part to be at."""
     ratios = {
         task: _recent(series[task]["loss"]) / first
         for task, first in zip(tasks, training.initial_losses.tolist(), strict=True)
-        if first == first and len(series[task]["loss"]) >= ENOUGH
+        if first > 0 and min(series[task]["loss"]) > 0 and len(series[task]["loss"]) >= ENOUGH
     }
     if not ratios:
         return
     best = min(ratios, key=lambda task: ratios[task])
-    if ratios[best] > STUCK:
+    if ratios[best] > STUCK and not any(min(values["loss"]) <= 0 for values in series.values()):
         yield (
             f"No loss has fallen: {best}'s, the lowest, is at {ratios[best]:.0%} of its first. Look at the training "
             "itself, first at its learning rate; loss weights cannot help."
@@ -303,10 +303,15 @@ def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator
             weight = series[task]["weight"]
             yield (
                 f"{task} is stuck: its loss is at {ratio:.0%} of its first and {best}'s at {ratios[best]:.0%}; its "
-                f"weight has gone from {weight[0]:.2g} to {weight[-1]:.2g}. A stuck task gets an ever larger weight, a "
-                "limit that the paper names. Look at its labels and its head; if it cannot be learned, or its loss has "
-                "a high floor, lower alpha, call freeze(), or leave it out."
+                f"weight has gone from {weight[0]:.2g} to {weight[-1]:.2g}. "
+                + (_LIMIT if training.needs_losses else "Look at its labels and its head.")
             )
+
+
+_LIMIT = (
+    "A stuck task gets an ever larger weight, a limit that the paper names. Look at its labels and its head; if it "
+    "cannot be learned, or its loss has a high floor, lower alpha, call freeze(), or leave it out."
+)
 
 
 def _recent(trace: Sequence[float]) -> float:

@@ -293,14 +293,24 @@ def run_on(balancer, count):
 
 
 def test_a_stuck_task_is_named_by_its_loss():
-    report = constant(factors=lambda step: [1.0, 0.95**step, 0.95**step], update="closed-form", alpha=0.0).report()
-    (stuck,) = [line for line in report.advice if "stuck" in line]
-    assert stuck.startswith("a is stuck: its loss is at 100% of its first and ")
-    assert "lower alpha, call freeze(), or leave it out" in stuck
+    for alpha in (0.0, 0.12):
+        report = constant(
+            factors=lambda step: [1.0, 0.95**step, 0.95**step], update="closed-form", alpha=alpha
+        ).report()
+        (stuck,) = [line for line in report.advice if "stuck" in line]
+        assert stuck.startswith("a is stuck: its loss is at 100% of its first and ")
+        assert ("lower alpha, call freeze(), or leave it out" in stuck) == (alpha > 0)
     nothing = constant().report()
     assert [line for line in nothing.advice if line.startswith("No loss has fallen")]
     assert "is stuck" not in nothing
     assert "stuck" not in trained(30)[1].report()
+
+
+def test_losses_of_either_sign_are_no_part_of_their_first():
+    report = constant(factors=lambda step: [1.0, 0.55 - 0.1 * step, 1.0], update="closed-form", alpha=0.0).report()
+    assert report.loss_ratios[1].isnan()
+    assert report.splitlines()[5].endswith(" –")
+    assert not any("stuck" in line or "fallen" in line for line in report.advice)
 
 
 def test_a_report_needs_a_step():

@@ -1,6 +1,7 @@
 """Nodes that only collect tensors, or take a collection apart.
 
-They are `stack`, `cat`, `losses[i] = loss`, and `unbind`, `select`, `split` and slices along any dimension. In the
+They are `stack`, `cat`, `losses[i] = loss`, and `unbind`, `select`, `split` and slices along any dimension, with
+dimensions of size one put in (`unsqueeze`, `stack` of one tensor) or taken out (`squeeze`) between them. In the
 graph such a node ties together all that it holds: whoever reads one entry seems to reach every other. `origin` looks
 through them: it follows what is read to the one tensor that it was before it was collected.
 
@@ -50,6 +51,11 @@ def origin(edge: Edge, opaque: Collection[Any] = (), passed_by: set[Any] | None 
             node, nr = node.next_functions[nr]
         elif kind in _VIEWS:
             part = _compose(part, _VIEWS[kind](node, nr), kind)
+            if part is None:
+                return passed
+            node, nr = node.next_functions[0]
+        elif kind in _RESHAPES and part is not None:
+            part = _RESHAPES[kind](node, part)
             if part is None:
                 return passed
             node, nr = node.next_functions[0]
@@ -123,6 +129,32 @@ _VIEWS: dict[str, Callable[[Any, int], Range | None]] = {
 }
 
 
+# --------------------------------------------------- dimensions of size one: the same range, counted by what is below
+
+
+def _squeeze(node: Any, part: Range) -> Range:
+    sizes = saved(node, "self_sym_sizes")
+    gone = range(len(sizes)) if type(node).__name__ == "SqueezeBackward0" else [_index(saved(node, "dim"), len(sizes))]
+    kept = [dim for dim, size in enumerate(sizes) if size != 1 or dim not in gone]
+    return part._replace(dim=kept[part.dim])
+
+
+def _unsqueeze(node: Any, part: Range) -> Range | None:
+    return _without(part, _index(saved(node, "dim"), len(output_shape(node, 0))))
+
+
+def _without(part: Range, dim: int) -> Range | None:
+    """The range, where `dim` is not counted."""
+    return None if part.dim == dim else part._replace(dim=part.dim - (part.dim > dim))
+
+
+_RESHAPES: dict[str, Callable[[Any, Range], Range | None]] = {
+    "SqueezeBackward0": _squeeze,
+    "SqueezeBackward1": _squeeze,
+    "UnsqueezeBackward0": _unsqueeze,
+}
+
+
 # ---------------------------------------------------------------------- collections: which of their tensors a range is
 
 _Found = tuple[tuple[Any, int], Range | None]
@@ -131,6 +163,8 @@ _Found = tuple[tuple[Any, int], Range | None]
 
 def _in_stack(node: Any, part: Range) -> _Found | None:
     dim = _index(saved(node, "dim"), len(output_shape(node, 0)))
+    if len(node.next_functions) == 1 and (inside := _without(part, dim)) is not None:
+        return node.next_functions[0], inside
     if part.dim != dim or part.stop != part.start + 1:
         return None
     return node.next_functions[part.start], None
@@ -184,5 +218,5 @@ _COLLECTIONS: dict[str, Callable[[Any, Range], _Found | None]] = {
     "CatBackward0": _in_cat,
     "CopySlices": _in_copy_slices,
 }
-COLLECTING = {"_DDPSinkBackward", *_VIEWS, *_COLLECTIONS}
+COLLECTING = {"_DDPSinkBackward", *_VIEWS, *_RESHAPES, *_COLLECTIONS}
 """The names of the nodes that are looked through."""

@@ -26,7 +26,7 @@ from ._graph import AutogradGraph
 from ._measurement import Opening, Sums, looking
 from ._operations import TOLERANCE, Path, kind
 from ._products import refusal
-from ._shared import DetectedLayer, heads_among
+from ._shared import DetectedLayer
 
 if TYPE_CHECKING:
     from ._backward_pass import BackwardPass
@@ -62,7 +62,7 @@ class FirstLook:
         while sums is not None and one.measurement.has_cosines and bool(torch.isfinite(sums.entries).all()):
             idle = self._idle(one, layer, factor, sums) if idle is None else idle
             moving = sums.entries[(sums.counts > 0) & ~idle]
-            heads = heads_among(moving, one.shared) if len(moving) > 1 else []
+            heads = layer.heads_among(moving, one.shared) if len(moving) > 1 else []
             if not heads:
                 break
             one.shared = layer.look_further_up(self._graph, heads)

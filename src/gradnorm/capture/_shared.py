@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,8 @@ class DetectedLayer(SharedLayer):
     """`W` as it is found in the graphs, once these have shown every declared task.
 
     Which tasks reach a parameter is added up over the graphs, so that a batch may lack tasks. A graph whose leaves are
-    not those of the one before (another expert was chosen) is looked at again.
+    not those of the one before (another expert was chosen), or in which a task does not reach what was found (a
+    detector's batch without large boxes), is looked at again. Parts of `W` that are new are settled like the first.
 
     Args:
         tasks: Names of the declared tasks.
@@ -129,6 +131,7 @@ class DetectedLayer(SharedLayer):
         self._announced = False
         self._reach: dict[Tensor, int] = {}
         self._heads: dict[Tensor, None] = {}
+        self._settled: tuple[SharedParameter, ...] = ()
         self._looked_at: tuple[int, ...] = ()
         self._here: list[SharedParameter] = []
 
@@ -143,7 +146,7 @@ class DetectedLayer(SharedLayer):
 
     def locate(self, graph: AutogradGraph, tasks: Sequence[int]) -> Sequence[SharedParameter]:
         leaves = tuple(map(id, graph.leaves))
-        if self._here and leaves == self._looked_at:
+        if self._here and leaves == self._looked_at and _is_reached(graph, [each.used for each in self._here]):
             return self._here
         self._note_reach(graph, tasks)
         if self.awaited:
@@ -153,7 +156,7 @@ class DetectedLayer(SharedLayer):
         if not last and not self.parameters:
             raise GraphError(
                 "no layer is shared: of the parameters with two or more dimensions, none is reached by every loss; "
-                "check that all losses come from one network, or name the shared parameters with shared="
+                f"{self._remedy()}, or name the shared parameters with shared="
             )
         self._looked_at, self._here = leaves, self._known(last)
         return self._here or self.parameters
@@ -171,15 +174,30 @@ class DetectedLayer(SharedLayer):
         """As `locate`, without the parameters that were found to be heads; none if nothing remains."""
         self._heads.update(dict.fromkeys(heads))
         taken = self._last(graph)
-        self.parameters = ()
+        self.parameters = self._settled
         self._here = self._known(taken)
         return self._here
+
+    def heads_among(self, gradients: Tensor, shared: Sequence[SharedParameter]) -> list[Tensor]:
+        """Which of these parts of `W` are heads; not those that were settled before.
+
+        Args:
+            gradients: [T, N], flat, in the order of all of `W`.
+            shared: The parts that the graph shows.
+        """
+        here = {part.parameter for part in shared}
+        columns = gradients.split([entry_count(part.parameter) for part in self.parameters], 1)
+        shown = [each for each, part in zip(columns, self.parameters, strict=True) if part.parameter in here]
+        settled = {part.parameter for part in self._settled}
+        return [head for head in heads_among(torch.cat(shown, 1), shared) if head not in settled]
 
     def settle(self, parameters: Sequence[SharedParameter]) -> None:
         """Take these for `W`, whatever was thought of them before."""
         for shared in parameters:
             self._heads.pop(shared.parameter, None)
-        self.parameters = tuple(parameters)
+        before = {shared.parameter for shared in self._settled}
+        self._settled += tuple(shared for shared in parameters if shared.parameter not in before)
+        self.parameters = self._settled
         self._here = list(parameters)
         self.is_confirmed = True
         _log.info("gradients are compared at the layer that was found: %s; see shared=", ", ".join(self.described))
@@ -193,8 +211,23 @@ class DetectedLayer(SharedLayer):
                 ", ".join(self.awaited),
             )
 
+    def _remedy(self) -> str:
+        """What to do where no layer is shared: the tasks that keep the others from having one are named."""
+        together = max(self._reach.values(), key=int.bit_count, default=0)
+        if together.bit_count() < 2:
+            return "check that all losses come from one network"
+        apart = ", ".join(task for i, task in enumerate(self._tasks) if not together >> i & 1)
+        return (
+            f"the others share one that the loss of {apart} does not reach: if that is meant, leave {apart} out of the "
+            "balancer and add its loss to the balanced one"
+        )
+
     def _last(self, graph: AutogradGraph) -> list[Tensor]:
-        return last_layers(graph, self.candidates(graph), [head for head in self._heads if head in graph.leaves])
+        candidates, heads = self.candidates(graph), [head for head in self._heads if head in graph.leaves]
+        last = last_layers(graph, candidates, heads)
+        if last and not _is_reached(graph, last):
+            last = last_layers(graph, [leaf for leaf in candidates if _is_reached_by_all(graph, leaf)], heads) or last
+        return last
 
     def _note_reach(self, graph: AutogradGraph, tasks: Sequence[int]) -> None:
         for leaf in filter(_is_layer, graph.leaves):
@@ -209,7 +242,9 @@ class DetectedLayer(SharedLayer):
         """These as parts of `W`, which grows by those that are new."""
         known = set(self.tensors)
         fresh = [SharedParameter(each, each) for each in tensors if each not in known]
-        self.growths += self.is_confirmed and bool(fresh)
+        if self.is_confirmed and fresh:
+            self.growths += 1
+            self.is_confirmed = False
         if self.growths > MOST_GROWTHS:
             raise GraphError(
                 f"the shared layer has been another one in {self.growths} graphs: where parameters are replaced in "
@@ -224,14 +259,27 @@ def _is_layer(leaf: Tensor) -> bool:
     return isinstance(leaf, nn.Parameter) and sum(size > 1 for size in leaf.shape) > 1
 
 
+def _is_reached(graph: AutogradGraph, leaves: Sequence[Tensor]) -> bool:
+    """Whether every loss of a graph reaches one of these."""
+    return functools.reduce(operator.or_, map(graph.reach, leaves), 0) == graph.everyone
+
+
+def _is_reached_by_all(graph: AutogradGraph, leaf: Tensor) -> bool:
+    return graph.reach(leaf) == graph.everyone
+
+
 def heads_among(gradients: Tensor, shared: Sequence[SharedParameter]) -> list[Tensor]:
     """Which parts of `W` are heads, by the tasks' gradients there; reads values, and so synchronizes with the device.
+
+    None where no task has a gradient at all.
 
     Args:
         gradients: [T, N], flat, of two tasks or more, in the order of `shared`.
         shared: The parts of `W`.
     """
     used = gradients != 0
+    if not bool(used.any()):  # behind a head that starts at zero: nothing can be told, and no task owns the layer
+        return []
     common = used.sum(0) > 1
     if not bool((used & common).any(1).all()):  # for some task no entry is anybody else's
         return [part.parameter for part in shared]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradnorm import ArgumentError, GradNorm, GraphError
+from gradnorm import ArgumentError, Descent, GradNorm, GraphError
+from gradnorm.capture._graph import AutogradGraph
 
 from ..networks import Net, batch
 
@@ -76,10 +77,107 @@ def test_a_transformer_ends_in_its_last_block():
     assert found([h(features).square().mean() for h in heads], 3) is trunk.layers[-1].linear2.weight
 
 
+@pytest.mark.parametrize(
+    "joined",
+    [
+        lambda vector: torch.stack([vector]).squeeze(0),  # LibMTL
+        lambda vector: torch.stack([vector], 1).squeeze(),
+        lambda vector: vector.unsqueeze(-1).squeeze(-1),
+        lambda vector: vector[None].squeeze(),
+    ],
+)
+def test_a_vector_of_losses_with_another_dimension_is_looked_through(joined):
+    trunk, heads = nn.Linear(6, 4), nn.ModuleList(nn.Linear(4, 1) for _ in range(3))
+    features, vector = trunk(batch()), torch.zeros(3)
+    for i, head in enumerate(heads):
+        vector[i] = (i + 1) * head(features).square().mean()
+    losses = joined(vector).unbind()
+    graph = AutogradGraph(losses)
+    assert [graph.reach(head.weight) for head in heads] == [1, 2, 4]
+    expected = [torch.autograd.grad(loss, trunk.weight, retain_graph=True)[0].norm() for loss in losses]
+    balancer = GradNorm(3)
+    balancer(losses).backward()
+    balancer.step()
+    measured = [balancer.log_dict()[f"gradnorm/norm/{task}"] for task in balancer.tasks]
+    torch.testing.assert_close(torch.tensor(measured), torch.stack(expected))
+
+
 def test_no_common_layer_is_an_error():
     a, b = nn.Linear(6, 1), nn.Linear(6, 1)
-    with pytest.raises(GraphError, match="no layer is shared"):
+    with pytest.raises(GraphError, match=r"no layer is shared.*; check that all losses come from one network"):
         GradNorm(2)([a(batch()).sum(), b(batch()).sum()])
+
+
+def test_a_loss_that_keeps_the_others_from_a_common_layer_is_named():
+    net, log_std = Net(), nn.Parameter(torch.zeros(2))  # a Gaussian policy: the entropy is that of log_std
+    losses = net.losses(batch())
+    balancer = GradNorm([*losses, "entropy"])
+    with pytest.raises(GraphError, match="the loss of entropy does not reach: if that is meant, leave entropy out"):
+        balancer({**losses, "entropy": -log_std.sum()})
+
+
+class Levels(nn.Module):
+    """A detector whose coarse level is made of the fine one; one convolution a level for both tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.fine, self.coarse = (nn.Linear(6, 6) for _ in range(3))
+        self.heads = nn.ModuleList(nn.Linear(6, 2) for _ in range(2))
+
+    def losses(self, x, box_levels):
+        fine = self.fine(self.trunk(x).tanh()).tanh()
+        levels = [fine, self.coarse(fine).tanh()]
+        outputs = [head(level) for head, level in zip(self.heads, levels, strict=True)]
+        return {
+            "box": torch.stack([(out[:, 0] - 1).square().mean() for out in outputs[:box_levels]]).sum(),
+            "score": torch.stack([(out[:, 1] + 1).square().mean() for out in outputs]).sum(),
+        }
+
+
+def test_a_graph_in_which_a_task_does_not_reach_what_was_found_is_looked_at_again():
+    torch.manual_seed(0)
+    net = Levels()
+    balancer = GradNorm(["box", "score"], model=net, update=Descent(lr=1e-6))
+    for box_levels, found in ((2, ["coarse.weight"]), (1, ["coarse.weight", "fine.weight"])):
+        losses = net.losses(batch(), box_levels)
+        expected = [torch.autograd.grad(each, net.fine.weight, retain_graph=True)[0].norm() for each in losses.values()]
+        net.zero_grad()
+        balancer(losses).backward()
+        balancer.step()
+        assert list(balancer.shared_names) == found
+    measured = [balancer.log_dict()[f"gradnorm/norm/{task}"] for task in losses]
+    torch.testing.assert_close(torch.tensor(measured), torch.stack(expected), rtol=1e-4, atol=0)
+
+
+def test_a_joined_head_that_starts_at_zero_is_a_head():
+    torch.manual_seed(0)
+    trunk, head = nn.Linear(6, 6), nn.Linear(6, 2)
+    nn.init.zeros_(head.weight)
+    model = nn.Sequential(trunk, nn.Tanh(), head)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    balancer = GradNorm(2, model=model, update="closed-form")
+    for _ in range(3):
+        out = model(batch())
+        optimizer.zero_grad()
+        balancer([(10 * out[:, 0] - 1).square().mean(), (out[:, 1] - 1).square().mean()]).backward()
+        optimizer.step()
+        balancer.step()
+    assert list(balancer.shared_names) == ["0.weight"]
+    assert balancer.weights[0] < balancer.weights[1]
+
+
+def test_heads_that_a_later_graph_shows_first_are_recognized():
+    torch.manual_seed(0)
+    net = Levels()
+    balancer = GradNorm(["box", "score"], model=net)
+    for levels in (1, 2, 2):
+        x = batch()
+        both = zip((net.fine, net.coarse), net.heads, strict=True)
+        outputs = [head(level(net.trunk(x)).tanh()) for level, head in both][:levels]
+        net.zero_grad()
+        balancer([sum((out[:, i] - 1).square().mean() for out in outputs) for i in range(2)]).backward()
+        balancer.step()
+    assert list(balancer.shared_names) == ["fine.weight", "coarse.weight"]
 
 
 @pytest.mark.parametrize(
