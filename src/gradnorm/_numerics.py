@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,17 @@ def row_norms(rows: Tensor) -> Tensor:
         >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([5., 0.])
     """
-    return torch.linalg.vector_norm(rows, dim=1)
+    return torch.stack(norms(list(rows.unbind())))
+
+
+def norms(rows: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Euclidean norm of each of several vectors; the same to the last bit, however many they are.
+
+    Examples:
+        >>> norms([torch.tensor([3.0, 4.0])])
+        (tensor(5.),)
+    """
+    return torch._foreach_norm(list(rows))
 
 
 def cosines(products: Tensor, norms: Tensor) -> Tensor:

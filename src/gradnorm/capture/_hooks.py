@@ -144,13 +144,16 @@ class AtLayer(AtFrontier):
     def entries(self, meeting: Meeting, gradients: Sequence[Gradients], shared: Sequence[SharedParameter]) -> Tensor:
         """[K, N], the tasks' gradients at `W`, flat."""
         used = [part.used for part in shared]
+        if self.check and meeting.check is None:
+            meeting.check = SelfCheck(meeting.node, used, meeting.path)
         if len(gradients) > 1:
+            if meeting.check is not None:  # the check is of each by itself, and the values are those of every step
+                for each in gradients:
+                    _product(meeting, each, used)
             try:
                 return self._laid_out(batched_product(meeting.node, gradients, used), shared, (len(gradients),))
             except RuntimeError:
-                self._batches = False
-        if self.check and meeting.check is None:
-            meeting.check = SelfCheck(meeting.node, used, meeting.path)
+                self._batches, meeting.check = False, None
         found = [_product(meeting, each, used) for each in gradients]
         rows = [self._laid_out(each, shared) for each in found]
         return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
@@ -164,7 +167,7 @@ class AtLayer(AtFrontier):
         return flat([by_part.get(id(part)) for part in parts], [part.used for part in parts], batch)
 
     def can_be_batched(self, meeting: Meeting, shared: Sequence[SharedParameter], device: torch.device) -> bool:
-        usable = self._batches and not self.check and not any(is_distributed(part.used) for part in shared)
+        usable = self._batches and not any(is_distributed(part.used) for part in shared)
         return usable and can_be_batched(meeting.node, meeting.outputs, meeting.path, len(meeting.buffers), device)
 
     def norms(self, sums: Sums) -> Tensor:

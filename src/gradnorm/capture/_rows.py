@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .._numerics import row_norms
+from .._numerics import norms, row_norms
 
 
 class Rows(ABC):
@@ -79,12 +79,12 @@ class RowNorms(Rows):
         for task in tasks:
             self._missing[task] -= 1
         if not self._products and not self._rows and not any(self._missing[task] for task in tasks):
-            self._norms.update(zip(tasks, row_norms(rows).unbind(), strict=True))
+            self._norms.update(zip(tasks, norms(rows.unbind()), strict=True))
             return
         for task, row in zip(tasks, rows, strict=True):
             self._rows[task] = self._rows[task] + row if task in self._rows else row
             if not self._products and not self._missing[task]:
-                self._norms[task] = torch.linalg.vector_norm(self._rows.pop(task))
+                (self._norms[task],) = norms([self._rows.pop(task)])
 
     def taken(self) -> tuple[Tensor, Tensor | None]:
         # What is still missing has brought no gradient.
@@ -92,6 +92,6 @@ class RowNorms(Rows):
         if self._products:
             rows = torch.stack([self._rows.get(task, torch.zeros_like(like)) for task in range(self._count)])
             return row_norms(rows).unsqueeze(1), rows @ rows.T
-        norms = self._norms | {task: torch.linalg.vector_norm(row) for task, row in self._rows.items()}
-        zero = like.new_zeros(()) if len(norms) < self._count else like
-        return torch.stack([norms.get(task, zero) for task in range(self._count)]).unsqueeze(1), None
+        found = self._norms | dict(zip(self._rows, norms(list(self._rows.values())) if self._rows else (), strict=True))
+        zero = like.new_zeros(()) if len(found) < self._count else like
+        return torch.stack([found.get(task, zero) for task in range(self._count)]).unsqueeze(1), None
