@@ -236,7 +236,7 @@ def main() -> None:
             tick = lambda bar=bar: progress.advance(bar)  # noqa: E731
             results["benchmarks"][name] = measure(benchmark, arguments.rounds, arguments.device, tick)
             report.write(results, arguments.out)  # after each network, so that a run cut short leaves its figures
-    print((arguments.out / "overhead.md").read_text())
+    print(report.markdown(results))
 
 
 if __name__ == "__main__":

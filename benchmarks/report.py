@@ -124,10 +124,10 @@ def markdown(results: Results) -> str:
         memory_table(benchmarks),
         "## Targets",
         table(["target", "limit", "measured", "verdict"], judged),
-        "![Time ratios](overhead.png)",
+        f"![Time ratios]({_name(results)}.png)",
     ]
     if linear_benchmarks(benchmarks):
-        parts.append("![Cost a task](overhead_tasks.png)")
+        parts.append(f"![Cost a task]({_name(results)}_tasks.png)")
     if about["device"] != "cpu":
         waits = table(["model", "method"], pauses) if pauses else "None."
         parts += ["## Steps in which the host waits for the GPU", waits]
@@ -180,8 +180,14 @@ def tasks_figure(rows: list[Results]) -> Figure:
 def write(results: Results, folder: Path) -> None:
     """Table, figures and raw numbers into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "overhead.json").write_text(json.dumps(results, indent=2) + "\n")
-    (folder / "overhead.md").write_text(markdown(results))
-    ratio_figure(results["benchmarks"]).savefig(folder / "overhead.png", dpi=150)
+    name = _name(results)
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
+    (folder / f"{name}.md").write_text(markdown(results))
+    ratio_figure(results["benchmarks"]).savefig(folder / f"{name}.png", dpi=150)
     if rows := linear_benchmarks(results["benchmarks"]):
-        tasks_figure(rows).savefig(folder / "overhead_tasks.png", dpi=150)
+        tasks_figure(rows).savefig(folder / f"{name}_tasks.png", dpi=150)
+
+
+def _name(results: Results) -> str:
+    """Of the files: figures of a GPU lie beside those of the CPU."""
+    return "overhead" if results["environment"]["device"] == "cpu" else "overhead-cuda"

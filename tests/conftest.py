@@ -13,3 +13,4 @@ settings.load_profile("same")
 
 if device := os.environ.get("GRADNORM_TEST_DEVICE"):
     torch.set_default_device(device)
+    torch.backends.cudnn.allow_tf32 = False

@@ -116,7 +116,7 @@ class Training(NamedTuple):
 def describe(history: History, training: Training) -> Report:
     """The text and the figures of `GradNorm.report`."""
     tasks, series = history.tasks, _series(history)
-    last = {name: torch.tensor([series[task][name][-1] for task in tasks]) for name in FIELDS}
+    last = {name: torch.tensor([series[task][name][-1] for task in tasks], device="cpu") for name in FIELDS}
     ratios = torch.where(last["loss"] > 0, last["loss"] / training.initial_losses, math.nan)
     columns = {
         "weight": _cells(training.weights),
@@ -348,12 +348,14 @@ def _mean_cosines(history: History) -> Tensor | None:
     if not rows:
         return None
     place = {task: i for i, task in enumerate(history.tasks)}
-    table = torch.eye(len(place))
+    table = torch.eye(len(place), device="cpu")
     for first in place:
         for second in place:
             found = [float(row["cosine"]) for row in rows if (row["first"], row["second"]) == (first, second)]
             if found:
-                table[place[first], place[second]] = table[place[second], place[first]] = torch.tensor(found).nanmean()
+                table[place[first], place[second]] = table[place[second], place[first]] = torch.tensor(
+                    found, device="cpu"
+                ).nanmean()
     return table
 
 

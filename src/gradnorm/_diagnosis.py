@@ -73,7 +73,7 @@ class Diagnosis:
         ]
 
     def __str__(self) -> str:
-        smallest = self.norms[self.norms != 0].min() if self.norms.any() else torch.tensor(torch.nan)
+        smallest = self.norms[self.norms != 0].min() if self.norms.any() else self.norms.new_tensor(torch.nan)
         columns = {
             "loss": [f"{loss:.3g}" for loss in self.losses.tolist()],
             "gradient norm": [f"{norm:.3g}" for norm in self.norms.tolist()],

@@ -237,24 +237,22 @@ class LossWeights(StatefulModule):
             [T, 5], the step's loss, weight, norm, target and rate per task, NaN where it was absent.
         """
         before = self.weights.clone()
-        if present is None and not self._knows_initial:
-            present = torch.ones_like(losses, dtype=torch.bool)
-        is_waiting = None if present is None else self._note_initial(losses, present, found_inf)
+        is_waiting = None if self._knows_initial else self._note_initial(losses, present, found_inf)
         initial = self.initial_losses
         G = rule.gradient_norms(before, raw_norms)
         ratios = rule.loss_ratios(losses, initial)
         usable = self._usable(losses, ratios, G)
-        if present is None or is_waiting is None:
-            accepted = usable.all()
-            bad = ~accepted
-        else:
-            accepted = present & (usable | ~present).all()
-            bad = (present & ~usable & ~is_waiting).any()
+        if present is not None:
+            usable = usable | ~present
+        accepted = usable.all()
+        bad = ~accepted if is_waiting is None else ~(usable | is_waiting).all()
+        if present is not None:
+            accepted = present & accepted
         if found_inf is not None:
             accepted, bad = accepted & (found_inf == 0), bad & (found_inf == 0)
         measured = Measured(before, losses, initial, ratios, raw_norms, G, accepted, is_complete=present is None)
         targets, rates = self.rule.step(self.weights, measured, self.alpha, self._p)
-        self._note_skips(bad, usable if present is None else usable | ~present, losses)
+        self._note_skips(bad, usable, losses)
         values = torch.stack([losses, before, G, targets, rates], 1)
         return values if present is None else torch.where(present.unsqueeze(1), values, torch.nan)
 
@@ -264,16 +262,17 @@ class LossWeights(StatefulModule):
             return G + losses.abs() < torch.inf  # and so not NaN either
         return (G + ratios < torch.inf) & (ratios > 0)
 
-    def _note_initial(self, losses: Tensor, present: Tensor, found_inf: Tensor | None) -> Tensor:
+    def _note_initial(self, losses: Tensor, present: Tensor | None, found_inf: Tensor | None) -> Tensor:
         """bool, [T]: whether this step's loss was taken into `L_i(0)` and more are wanted."""
-        ran = present if found_inf is None else present & (found_inf == 0)
-        losses = torch.where(ran, losses, torch.nan)
+        if present is not None:
+            losses = torch.where(present, losses, torch.nan)
+        if found_inf is not None:
+            losses = torch.where(found_inf == 0, losses, torch.nan)
         sums, counts = rule.initial_mean(losses, self._initial_sums, self._initial_counts, self._initial_steps)
         is_waiting = (counts > self._initial_counts) & (counts < self._initial_steps - 0.5)
         self._initial_sums.copy_(sums)
         self._initial_counts.copy_(counts)
-        if not self._knows_initial:
-            self._look_at_initial()
+        self._look_at_initial()
         return is_waiting
 
     def _has_initial(self, counts: Tensor) -> Tensor:
@@ -331,7 +330,7 @@ class LossWeights(StatefulModule):
 
 def _tensor(values: Sequence[float]) -> Tensor:
     """In float32, whatever the default type is: the rule is not for narrower ones."""
-    return torch.tensor(values, dtype=torch.float32)
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
 
 
 def _parse_initial_losses(given: int | PerTask | None, tasks: Sequence[str]) -> tuple[int, list[float] | None]:

@@ -40,17 +40,17 @@ def row_norms(rows: Tensor) -> Tensor:
         >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([5., 0.])
     """
-    return torch.stack(norms(list(rows.unbind())))
+    return torch.stack(norms(rows.unbind()))
 
 
-def norms(rows: Sequence[Tensor]) -> Sequence[Tensor]:
+def norms(rows: Sequence[Tensor]) -> list[Tensor]:
     """Euclidean norm of each of several vectors; the same to the last bit, however many they are.
 
     Examples:
         >>> norms([torch.tensor([3.0, 4.0])])
-        (tensor(5.),)
+        [tensor(5.)]
     """
-    return torch._foreach_norm(list(rows))
+    return list(torch._foreach_norm(list(rows)))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def cosines(products: Tensor, norms: Tensor) -> Tensor:

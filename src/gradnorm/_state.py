@@ -293,7 +293,7 @@ def built_on_cpu(init: Callable[Concatenate[M, P], None]) -> Callable[Concatenat
 
 def _bits(data: bytes) -> Tensor:
     """As zeros and ones, which no average and no narrow type changes."""
-    return torch.tensor([float(byte >> i & 1) for byte in data for i in range(8)], dtype=torch.float32)
+    return torch.tensor([float(byte >> i & 1) for byte in data for i in range(8)], dtype=torch.float32, device="cpu")
 
 
 def _bytes(bits: Tensor) -> bytes | None:

@@ -1,5 +1,6 @@
 """The small network that the unit tests train."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -25,6 +26,9 @@ class Net(nn.Module):
 
     def named(self):
         return zip("abc", self.heads, strict=False)
+
+
+cpu_only = pytest.mark.skipif(torch.get_default_device().type != "cpu", reason="what it tests is so on the CPU only")
 
 
 def normal(*size, seed=0):

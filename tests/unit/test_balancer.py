@@ -12,7 +12,7 @@ from gradnorm import ArgumentError, ClosedForm, Descent, GradNorm, GraphError, S
 from gradnorm import functional as rule
 from gradnorm._optimizer import WeightOptimizer
 
-from .networks import Net, batch, train, trained
+from .networks import Net, batch, cpu_only, train, trained
 
 NAMES = ["a", "b", "c"]
 
@@ -517,6 +517,7 @@ def test_losses_of_either_sign_are_balanced_at_alpha_zero():
         assert balancer.weights[0] > 1 > balancer.weights[2]
 
 
+@cpu_only
 @pytest.mark.parametrize("update", ["descent", "closed-form"])
 @pytest.mark.parametrize("initial", [None, [1.0, 1.0, 1.0]])
 @pytest.mark.parametrize("alpha", [0.12, 1.0, 2.0])
@@ -590,6 +591,7 @@ def test_one_task_alone_changes_nothing_and_is_measured():
 # ---------------------------------------------------------------------------------------------------------- bad numbers
 
 
+@cpu_only
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("when", [0, 3])
 @pytest.mark.parametrize("task", NAMES)
@@ -619,6 +621,7 @@ def test_a_bad_loss_skips_the_update_counts_and_warns_once(bad, when, task):
     assert not torch.equal(balancer.weights, before)
 
 
+@cpu_only
 @pytest.mark.parametrize("start", [0.0, -1.0])
 def test_a_zero_or_negative_first_loss_waits_for_a_usable_one(start):
     net = Net()
@@ -633,6 +636,7 @@ def test_a_zero_or_negative_first_loss_waits_for_a_usable_one(start):
     assert not torch.equal(balancer.weights, torch.ones(3))
 
 
+@cpu_only
 def test_the_first_skipped_update_leaves_no_trace_in_adam():
     net = Net()
     balancer, clean = (GradNorm(NAMES, shared=net.last) for _ in range(2))
@@ -944,6 +948,7 @@ LOSSES = [
 ]
 
 
+@cpu_only
 @pytest.mark.parametrize(("change", "error", "message"), LOSSES, ids=[message for *_, message in LOSSES])
 def test_bad_losses_are_refused_before_anything_changes(change, error, message):
     net, balancer = trained(2)

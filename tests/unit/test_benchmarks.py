@@ -114,7 +114,8 @@ def measured(time_ratio, memory_ratio, tasks=3, extra=0.0):
         "seconds": 1.0,
         "peak_bytes": 100,
     }
-    return {"title": "net", "tasks": tasks, "methods": {"equal": row, "gradnorm": row}, "synchronises": {}}
+    methods = dict.fromkeys(("equal", "gradnorm", "gradnorm closed-form"), row)
+    return {"title": "net", "tasks": tasks, "methods": methods, "synchronises": {}}
 
 
 @pytest.mark.parametrize(
@@ -122,8 +123,8 @@ def measured(time_ratio, memory_ratio, tasks=3, extra=0.0):
 )
 def test_verdicts_follow_the_data(ratio, extra, word):
     benchmarks = {name: measured(ratio, ratio) for name in ("toy", "segnet", "heavy", "transformer")}
-    benchmarks["linear-16"] = measured(1.0, 1.0, 16, 16.0)
-    benchmarks["linear-256"] = measured(1.0, 1.0, 256, extra)
+    benchmarks["linear-16"] = measured(ratio, ratio, 16, 16.0)
+    benchmarks["linear-256"] = measured(ratio, ratio, 256, extra)
     assert all(verdict.text.startswith(word) for verdict in report.verdicts(benchmarks))
 
 

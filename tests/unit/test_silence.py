@@ -13,7 +13,7 @@ import torch
 from gradnorm import Descent, GradNorm, GraphError
 from gradnorm._errors import warn
 
-from .networks import Net, batch
+from .networks import Net, batch, cpu_only
 
 NAMES = ["a", "b", "c"]
 MORE = 130
@@ -537,6 +537,7 @@ def test_micro_batches_add_up_in_a_copy_as_well():
 # -------------------------------------------------------------------------------------------------------------- warn
 
 
+@cpu_only
 @pytest.mark.parametrize("attach", [True, False])
 def test_a_warning_points_to_the_users_line(attach):
     run = Run(attach)

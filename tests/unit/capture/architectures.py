@@ -167,6 +167,8 @@ class Recurrent(HardSharing):
     """The recurrent weights follow those of the inputs, from the second step on."""
 
     W: ClassVar = {"trunk.weight_hh_l0"}
+    if torch.get_default_device().type == "cuda":  # cuDNN has one function for the whole layer
+        W |= {"trunk.weight_ih_l0"}
 
     def __init__(self):
         super().__init__()
