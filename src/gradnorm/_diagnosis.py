@@ -27,6 +27,10 @@ from .capture import (
 )
 
 
+MOST_OTHERS = 8
+"""More layers than this are counted in the text."""
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """What one batch shows; `print` it. T is the number of losses.
@@ -81,7 +85,8 @@ class Diagnosis:
         }
         lines = [f"Shared layer: {self.layer}, {self.entries:,} numbers"]
         if self.others:
-            lines += wrap(f"Other layers that all tasks reach: {', '.join(self.others)}")
+            more = f" and {len(self.others) - MOST_OTHERS} before" if len(self.others) > MOST_OTHERS else ""
+            lines += wrap(f"Other layers that all tasks reach: {', '.join(self.others[-MOST_OTHERS:])}{more}")
         return page(lines, self.tasks, columns, self.cosines, [*self.advice, *self.findings])
 
 

@@ -359,3 +359,11 @@ def test_the_picture_of_a_diagnosis_says_what_the_text_says(monkeypatch):
 def test_bad_numbers_can_be_drawn(names, factor, tmp_path):
     found = diagnose(scaled(Net(), **dict.fromkeys(names, factor)))
     assert plots.diagnosis(found, tmp_path / "diagnosis.png").exists()
+
+
+def test_a_deep_network_is_described_in_a_line_or_two():
+    trunk = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(30)))
+    features = trunk(torch.randn(8, 4))
+    found = diagnose([features[:, i].square().mean() for i in range(2)], model=trunk)
+    assert len(found.others) == 29
+    assert "28.weight (4, 4) and 21 before" in str(found).replace("\n", " ")
