@@ -26,7 +26,6 @@ from .capture import (
     resolve_shared,
 )
 
-
 MOST_OTHERS = 8
 """More layers than this are counted in the text."""
 

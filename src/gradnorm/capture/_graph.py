@@ -165,7 +165,7 @@ class AutogradGraph:
             else:
                 inner[node] = edges = self._expand(node)
                 pending.append(None)
-                pending += [edge.to for edge in edges if edge.to not in inner]
+                pending += [edge.to for edge in reversed(edges) if edge.to not in inner]
         return order
 
     def _expand(self, node: Any) -> list[FrontierEdge]:
