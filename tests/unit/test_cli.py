@@ -39,7 +39,7 @@ def test_help_shows_every_setting_with_its_default_and_reason(study):
         (("toy", "--full", "--steps", "5"), ("--full", "--steps")),
         (("alpha", "--on", "nothing"), ("--on", "nothing", "digits")),
         (("alpha", "--seeds", "0"), ("--seeds", "0")),
-        (("grid", "--together", "0"), ("--together", "0")),
+        (("grid", "--weightings", "1"), ("--weightings", "1")),
     ],
 )
 def test_bad_input_names_the_argument_and_what_was_found(arguments, found, tmp_path):

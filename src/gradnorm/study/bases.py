@@ -2,8 +2,7 @@
 
 A sweep takes the jobs of a study, its base, for `gradnorm`, `equal` and `static`, and asks it for a problem's tasks
 (`task_names`) and by what to judge a run: `metric`, a quantity that each run measures by itself, whether the `largest`
-is best, and over which share of its end (`late`, where there is one). Where several of its networks train faster as one
-than each alone, `together` says how many.
+is best, and over which share of its end (`late`, where there is one).
 """
 
 from __future__ import annotations

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +19,7 @@ from gradnorm.study import claims
 from gradnorm.study.bases import BASES, Array, base, gain
 from gradnorm.study.claims import Claim, Evidence, spread
 from gradnorm.study.metrics import Metrics
-from gradnorm.study.run import Experiment, Job, Study, carry_out, command_line, config_table, setting, train
-from gradnorm.study.stack import Stack
+from gradnorm.study.run import Experiment, Job, carry_out, command_line, config_table, setting
 
 CORRELATED = -0.5
 """Performance falls with distance where their correlation (Pearson's) is below this."""
@@ -38,15 +36,11 @@ class GridConfig:
     )
     steps: int = setting(2500, "Left out, as many as the study itself takes.", least=1)
     record_every: int = setting(250, "Ends are all that is compared; left out, a tenth of the run.", least=1)
-    together: int = setting(
-        25, "Networks that train side by side as one; left out, what is fastest for the study on a CPU.", least=1
-    )
 
 
 def _preset(name: str) -> GridConfig:
-    study = BASES[name]()
-    steps = study.config.steps
-    return GridConfig(name, steps=steps, record_every=max(1, steps // 10), together=getattr(study, "together", 1))
+    steps = BASES[name]().config.steps
+    return GridConfig(name, steps=steps, record_every=max(1, steps // 10))
 
 
 @dataclass(frozen=True)
@@ -61,18 +55,16 @@ class Grid:
     presets: ClassVar[dict[str, GridConfig]] = {name: _preset(name) for name in BASES}
 
     def jobs(self) -> list[Job]:
-        """The base's GradNorm, equal and static runs, and the weightings, so many to a job as train together."""
+        """The base's GradNorm, equal and static runs, and one for each of the random weightings."""
         own = [job for job in self._base().jobs() if not job.label]
         known = [job for method in ("gradnorm", "equal", "static") for job in own if job.method == method]
         return known + [weighted for job in known if job.method == "static" for weighted in self._weighted(job)]
 
     def _weighted(self, static: Job) -> list[Job]:
         """The static run with each of the random weightings in place of GradNorm's."""
-        drawn = self.weights(static.problem).tolist()
-        starts = range(0, self.config.weightings, self.config.together)
-        chunks = [tuple(chain.from_iterable(drawn[i : i + self.config.together])) for i in starts]
         job = replace(static, weights_from=None)
-        return [replace(job, label=self._label(i), weights=w) for i, w in zip(starts, chunks, strict=True)]
+        drawn = enumerate(self.weights(static.problem).tolist())
+        return [replace(job, label=_label(place), weights=tuple(weights)) for place, weights in drawn]
 
     def weights(self, problem: str) -> Array:
         """The random weightings, the same for every seed, [weightings, T]."""
@@ -80,33 +72,18 @@ class Grid:
         uniform = np.random.default_rng(0).uniform(size=(self.config.weightings, n_tasks))
         return n_tasks * uniform / uniform.sum(axis=1, keepdims=True)
 
-    def _label(self, place: int) -> str:
-        """The label of the job that trains the weighting at `place`."""
-        first = place - place % self.config.together
-        last = min(first + self.config.together, self.config.weightings) - 1
-        return f"weights {first}" if self.config.together == 1 else f"weights {first}-{last}"
-
     @property
     def gpus(self) -> int:
         """The base's."""
         return getattr(self._base(), "gpus", 0)
 
     def experiment(self, job: Job) -> Experiment:
-        """One run of the base, or several of its runs as one."""
-        if not self._stacked(job):
-            return self._base().experiment(job)
-        assert job.weights is not None
-        first = job.weights[: len(self._base().task_names(job.problem))]
-        return Stack(self._base().experiment(replace(job, weights=first)), job.weights)
+        """One run of the base."""
+        return self._base().experiment(job)
 
     def train(self, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
-        """Trains it as the base trains, or several as one."""
-        if self._stacked(job):
-            return train(cast(Study, self), job, folder, stop)
+        """Trains it as the base trains."""
         return carry_out(self._base(), job, folder, stop)
-
-    def _stacked(self, job: Job) -> bool:
-        return bool(job.label) and self.config.together > 1
 
     def report(self, metrics: Metrics, figures: Path) -> Report:
         """Tables, verdicts, figures."""
@@ -126,8 +103,8 @@ class Grid:
         study, late = self._base(), metrics.late(getattr(self._base(), "late", 0.0))
         gradnorm = late.final(problem, "gradnorm", study.metric)
         gains = [
-            gain(study, late.final(problem, self._label(i), self._quantity(study.metric, i)), gradnorm)
-            for i in range(self.config.weightings)
+            gain(study, late.final(problem, _label(place), study.metric), gradnorm)
+            for place in range(self.config.weightings)
         ]
         tasks = study.task_names(problem)
         found = np.stack([late.final(problem, "static", f"weight/{task}") for task in tasks], axis=1)
@@ -135,12 +112,13 @@ class Grid:
         others = {m: gain(study, late.final(problem, m, study.metric), gradnorm) for m in ("equal", "static")}
         return Cloud(distances, np.stack(gains), np.linalg.norm(1 - found, axis=1), others)
 
-    def _quantity(self, name: str, place: int) -> str:
-        """What the job of the weighting at `place` calls a quantity of it."""
-        return name if self.config.together == 1 else f"{name}@{place % self.config.together}"
-
     def _base(self) -> Any:
         return base(self.config.on, self.config)
+
+
+def _label(place: int) -> str:
+    """The label of the job that trains the weighting at `place`."""
+    return f"weights {place}"
 
 
 @dataclass(frozen=True)

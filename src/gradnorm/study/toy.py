@@ -177,7 +177,6 @@ class Toy:
     summary: ClassVar[str] = "The paper's toy problem (§4): regressions that differ in scale alone, T = 2 and T = 10."
     metric: ClassVar[str] = METRIC
     largest: ClassVar[bool] = False
-    together: ClassVar[int] = 25  # twice as fast as one by one on a CPU; more gain nothing
 
     def task_names(self, problem: str) -> tuple[str, ...]:
         """Their σ."""

@@ -57,7 +57,7 @@ def test_a_cluster_that_does_not_start_leaves_no_folder(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_files_are_those_of_one_process_and_nothing_is_left_behind(tmp_path):
-    size = ["grid", "--on", "toy", "--weightings", "4", "--steps", "4", "--record-every", "2", "--together", "2"]
+    size = ["grid", "--on", "toy", "--weightings", "4", "--steps", "4", "--record-every", "2"]
     with tempfile.TemporaryDirectory() as temporary:  # not pytest's, whose path is too long for sockets
         for out, how in (("ray", ["--address", "local"]), ("here", ["--workers", "0"])):
             environment = {**os.environ, "TMPDIR": temporary}

@@ -1,4 +1,4 @@
-"""The grid's weightings, what trains together, and the two questions that it answers."""
+"""The grid's weightings, and the two questions that it answers."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from gradnorm.study.grid import Cloud, Grid, GridConfig, _claims
 from gradnorm.study.metrics import Metrics
 from gradnorm.study.run import reproduce
 
-TOY = Grid(GridConfig("toy", weightings=3, seeds=1, steps=4, record_every=4, together=2))
+TOY = Grid(GridConfig("toy", weightings=3, seeds=1, steps=4, record_every=4))
 
 
 def quiet():
@@ -26,8 +26,8 @@ def test_every_base_trains_every_weighting_once_a_seed_beside_gradnorm_equal_and
     for problem, seed in {(job.problem, job.seed) for job in grid.jobs()}:
         jobs = [job for job in grid.jobs() if (job.problem, job.seed) == (problem, seed)]
         assert [job.method for job in jobs if not job.label] == ["gradnorm", "equal", "static"]
-        drawn = [w for job in jobs if job.label for w in job.weights]
-        assert drawn == grid.weights(problem).flatten().tolist()
+        drawn = [list(job.weights) for job in jobs if job.label]
+        assert drawn == grid.weights(problem).tolist()
 
 
 def test_weightings_are_positive_different_and_sum_to_the_number_of_tasks():
@@ -44,27 +44,20 @@ def clouds(grid, out):
     return {problem: grid._cloud(Metrics(runs), problem) for problem in ("T=2", "T=10")}
 
 
-def test_together_or_alone_the_weightings_come_to_the_same(tmp_path):
-    found = []
-    for grid in (TOY, Grid(replace(TOY.config, together=1))):
-        out = tmp_path / str(grid.config.together)
-        reproduce(grid, out, workers=0, console=quiet())
-        computed = json.loads((out / "manifest.json").read_text())["runs_computed_by_the_last_start"]
-        assert computed == len(grid.jobs())
-        found.append(clouds(grid, out))
-    for problem, together in found[0].items():
-        alone = found[1][problem]
-        assert together.gains.shape == together.distances.shape == (3, 1)
-        assert len(np.unique(alone.gains)) == 3
-        np.testing.assert_allclose(together.gains, alone.gains, rtol=1e-2, atol=1e-3)
-        np.testing.assert_array_equal(together.distances, alone.distances)
+def test_every_weighting_has_a_gain_and_a_distance_of_its_own(tmp_path):
+    reproduce(TOY, tmp_path, workers=0, console=quiet())
+    computed = json.loads((tmp_path / "manifest.json").read_text())["runs_computed_by_the_last_start"]
+    assert computed == len(TOY.jobs())
+    for cloud in clouds(TOY, tmp_path).values():
+        assert cloud.gains.shape == cloud.distances.shape == (3, 1)
+        assert len(np.unique(cloud.gains)) == len(np.unique(cloud.distances)) == 3
 
 
 def test_a_second_start_computes_only_what_is_missing(tmp_path):
     reproduce(TOY, tmp_path, workers=0, console=quiet())
     table = (tmp_path / "table.md").read_bytes()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
-    lost = tmp_path / "runs" / "T-2_weights-2-2_0.json"
+    lost = tmp_path / "runs" / "T-2_weights-2_0.json"
     before = lost.read_bytes()
     lost.unlink()
     reproduce(TOY, tmp_path, workers=0, console=quiet())
