@@ -9,23 +9,27 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-CORE := $(addprefix src/gradnorm/,_numerics.py balancer.py capture functional.py history.py) tests/distributed \
+CORE := $(addprefix src/gradnorm/,_numerics.py _balancer.py capture functional.py _history.py) tests/distributed \
 	tests/oracle $(addprefix tests/unit/,capture test_balancer.py test_functional.py test_history.py test_properties.py)
 FAILED = { echo; echo "make $@ stopped: $(1)"; exit 1; }
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-# torch first and pinned, so that nothing after it can pull another build; then the package with all it needs.
-$(VENV)/.ready-%: pyproject.toml constraints.txt
+# torch first and pinned, so that nothing after it can pull another build; then the packages with all they need.
+PARTS_studies := -e . -e ./studies
+PARTS_dev := -e '.[dev]' -e './studies[vision,rl,molecules,ray]'
+PARTS_bench := -e '.[bench]'
+PARTS_docs := -e '.[docs]'
+$(VENV)/.ready-%: pyproject.toml studies/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || $(call FAILED,Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11)
 	@echo "Setting up $(VENV) ($*)"
 	@$(PYTHON) -m venv $(VENV) || $(call FAILED,no virtual environment could be made; on Debian: apt-get install python3-venv)
 	@$(PIP_INSTALL) -c constraints.txt torch || $(call FAILED,torch could not be installed; is a package index reachable?)
-	@$(PIP_INSTALL) -c constraints.txt -e '.[$*]' || $(call FAILED,the packages of [$*] could not be installed; is a package index reachable?)
+	@$(PIP_INSTALL) -c constraints.txt $(PARTS_$*) || $(call FAILED,the packages for $* could not be installed; is a package index reachable?)
 	@touch $@
 
-demo: $(VENV)/.ready-study  ## Environment, install, the paper's toy problem: table and picture at the end
+demo: $(VENV)/.ready-studies  ## Environment, install, the paper's toy problem: table and picture at the end
 	@$(BIN)/gradnorm reproduce toy --out runs/toy || $(call FAILED,the study did not finish; run it again and it resumes where it stopped)
 
 test: lint types $(VENV)/.ready-dev  ## Environment, lint, types, all fast tests

@@ -1,0 +1,292 @@
+"""What the studies on images share: the settings, the runs, tables, figures.
+
+A study says on which data it trains which tasks, and what it asks of the runs (`vision.py`, `detect.py`); a run and its
+training are in `scenes.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from gradnorm_studies.analysis import claims
+from gradnorm_studies.analysis.claims import Claim
+from gradnorm_studies.analysis.metrics import Metrics
+from gradnorm_studies.analysis.report import Figure, Report, Table
+from gradnorm_studies.engine.executor import Job, UsageError, command_line, config_table, read_result, setting
+from gradnorm_studies.vision.data.sample import CLASSES
+from gradnorm_studies.vision.tasks import ERROR, Task
+from gradnorm_studies.weightings import METHODS
+
+if TYPE_CHECKING:
+    from gradnorm_studies.vision.module import Scenes
+
+METRIC = "Δm"
+"""The mean over tasks of the gain over one network a task in the task's own metric, in per cent."""
+MOVING = ("gradnorm", "uncertainty", "dwa")
+"""Methods whose weights change."""
+DRAWN = ("equal", "gradnorm")
+"""Methods whose pictures are shown beside the truth."""
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Defaults are the paper's settings (§5) where it has any; studies' presets differ."""
+
+    preset: str = setting("cpu", "For two cores, for one GPU, or the paper's.", choices=("cpu", "gpu", "paper"))
+    model: str = setting("segnet", "29 M or 15 M parameters at width 1.", choices=("segnet", "fcn"))
+    methods: str = setting("gradnorm,static,single,equal,uncertainty,dwa", "Some of these, with commas.")
+    alpha: float = setting(1.5, "The paper's, §5.", least=0)
+    seeds: int = setting(3, "The fewest that show a spread; a seed sets the network and the batches.", least=1)
+    steps: int = setting(20_000, "The paper trains 20,000 on NYUv2 with segmentation.", least=1)
+    size: int = setting(320, "Height and width of the image, the paper's 320; the truth's are a quarter.", least=32)
+    width: float = setting(1.0, "Factor on all filters; 1 is the paper's network.", above=0)
+    batch: int = setting(24, "The paper has 24.", least=1)
+    lr: float = setting(2e-5, "With Adam, times 0.2 after each 30 % of the steps; the paper starts at 2e-5.", above=0)
+    weight_lr: float = setting(0.025, "The paper's, with Adam.", above=0)
+    train_images: int = setting(795, "NYUv2 has 795, rooms any number.", least=1)
+    test_images: int = setting(654, "NYUv2 has 654, rooms any number.", least=1)
+    record_every: int = setting(500, "Steps between two tests: 20 to 40 points on a curve.", least=1)
+    precision: str = setting(
+        "32-true", "Lightning's name for the precision.", choices=("32-true", "bf16-mixed", "bf16-true")
+    )
+    devices: int = setting(1, "GPUs, or processes on a CPU; more than one train by DDP.", least=1)
+
+
+CPU: Mapping[str, Any] = {
+    "steps": 1000,
+    "size": 64,
+    "width": 0.125,
+    "batch": 8,
+    "lr": 1e-3,
+    "train_images": 512,
+    "test_images": 128,
+    "record_every": 50,
+}
+"""What two cores can: small images, a narrow network, few steps, and the larger rate that few steps need."""
+
+GPU: Mapping[str, Any] = {
+    "preset": "gpu",
+    "precision": "bf16-mixed",
+    "steps": 10_000,
+    "lr": 2e-4,
+    "train_images": 2000,
+}
+"""The paper's images and network, half its steps, and again a larger rate."""
+
+
+@dataclass(frozen=True)
+class ImageStudy(ABC):
+    """A study on images; what is abstract is what one tells of itself."""
+
+    config: ImageConfig
+    name: ClassVar[str]
+    presets: ClassVar[Mapping[str, ImageConfig]]
+    metric: ClassVar[str] = ERROR
+    largest: ClassVar[bool] = False
+    is_papers: ClassVar[bool] = True
+    """Whether what is asked of the runs is what the paper claims of these very tasks."""
+    extra: ClassVar[tuple[str, tuple[str, ...]]] = (
+        "vision",
+        ("lightning", "torchmetrics", "h5py", "scipy", "pycocotools"),
+    )
+
+    @property
+    @abstractmethod
+    def problem(self) -> str:
+        """What tables call it."""
+
+    @property
+    @abstractmethod
+    def tasks(self) -> Mapping[str, Task]:
+        """By name, in order."""
+
+    @property
+    @abstractmethod
+    def data(self) -> tuple[str, str]:
+        """The data set's name, and the folder it lies in, if any."""
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """The data, in words."""
+
+    @property
+    def gpus(self) -> int:
+        """What a run takes of a cluster that has some."""
+        return self.config.devices
+
+    def jobs(self) -> list[Job]:
+        """GradNorm first, since the static runs wait for it.
+
+        Raises:
+            UsageError: `methods` names one that there is not, or static without gradnorm.
+        """
+        methods = [name.strip() for name in self.config.methods.split(",")]
+        unknown = [name for name in methods if name not in METHODS]
+        if unknown:
+            raise UsageError(f"--methods names {unknown[0]!r}: choose from {', '.join(METHODS)}.")
+        if "static" in methods and "gradnorm" not in methods:
+            raise UsageError("--methods has static, whose weights are gradnorm's averages: add gradnorm.")
+        methods.sort(key=lambda name: name != "gradnorm")
+        return [self._job(method, seed) for seed in range(self.config.seeds) for method in methods]
+
+    def _job(self, method: str, seed: int) -> Job:
+        source = self._job("gradnorm", seed) if method == "static" else None
+        return Job(self.problem, method, seed, self.config.lr, weights_from=source)
+
+    def task_names(self, problem: str) -> tuple[str, ...]:
+        """The tasks, in order."""
+        return tuple(self.tasks)
+
+    def experiment(self, job: Job) -> Scenes:
+        """One run."""
+        from gradnorm_studies.vision.module import Scenes  # needs the extra
+
+        return Scenes(self, job)
+
+    def train(self, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
+        """By Lightning."""
+        from gradnorm_studies.vision.module import fit
+
+        torch.manual_seed(job.seed)
+        return fit(self.experiment(job), folder, stop)
+
+    def report(self, metrics: Metrics, figures: Path) -> Report:
+        """Tables, verdicts, figures."""
+        metrics = add_delta(metrics, self.problem, self.tasks)
+        main = [METRIC, ERROR] if "single" in metrics.methods(self.problem) else [ERROR]
+        own = [task.metric for task in self.tasks.values()]
+        more = [name for task in self.tasks.values() for name in task.errors.names[1:]]
+        return Report(
+            title=f"{type(self).__name__}: {self.problem}",
+            command=command_line(self.name, self.config, self.presets[self.config.preset]),
+            lead=[self._lead(), *self._losing(metrics)],
+            tables=[
+                self._table("Where each method ends", metrics, [*main, *own]),
+                self._verdicts(metrics),
+                self._table("What later papers report", metrics, more),
+                self._table("The weights at the end", metrics, [f"weight/{task}" for task in self.tasks]),
+            ],
+            figures=self._figures(metrics, [*main, *own], figures),
+            settings=config_table(self.config),
+        )
+
+    def _claims(self) -> list[tuple[Claim, set[str]]]:
+        """What §5 says of any set of tasks, and the methods that each claim is about."""
+        pairs = [
+            ("GradNorm ends below equal weights", "§5, tables 1, 2", "gradnorm", "equal"),
+            ("GradNorm ends below uncertainty weighting", "§5, table 2", "gradnorm", "uncertainty"),
+            ("Static GradNorm weights end below equal weights", "§5.2", "static", "equal"),
+            ("One GradNorm network ends below one network a task", "§5, tables 1, 2", "gradnorm", "single"),
+        ]
+        found = [
+            (Claim(text, source, claims.below(ERROR, ours, theirs)), {ours, theirs})
+            for text, source, ours, theirs in pairs
+        ]
+        for name in (task.metric for task in self.tasks.values()):
+            claim = Claim(f"GradNorm lowers {name}", "§5, tables 1, 2", claims.below(name, "gradnorm", "equal"))
+            found.append((claim, {"gradnorm", "equal"}))
+        settled = claims.settled("gradnorm", self.task_names)
+        return [*found, (Claim("GradNorm's weights are stable and converge", "§5.4", settled), {"gradnorm"})]
+
+    def _verdicts(self, metrics: Metrics) -> Table:
+        """On the claims about methods that were run."""
+        methods = {*metrics.methods(self.problem)}
+        asked = [claim for claim, needed in self._claims() if needed <= methods]
+        found = claims.table(asked, metrics, (self.problem,))
+        return found if self.is_papers else claims.as_questions(found)
+
+    def _lead(self) -> str:
+        config = self.config
+        return (
+            f"One {config.model} of width {config.width:g} learns {', '.join(self.tasks)} on {self.where}: "
+            f"{config.size}×{config.size} pixels in, a quarter of it out, {config.train_images:,} training and "
+            f"{config.test_images:,} test images, {config.steps:,} steps of {config.batch}; all is shared but the "
+            f"tasks' heads. All methods of a seed start from the same values and see the same batches; figures are "
+            f"mean ± standard deviation over {config.seeds} seeds. Mean error is the geometric mean of the tasks' "
+            f"errors, each in its first metric; Δm the mean of their gains over one network a task, in per cent."
+        )
+
+    def _losing(self, metrics: Metrics) -> list[str]:
+        if "gradnorm" not in metrics.methods(self.problem):
+            return []
+        return [claims.losses_of("gradnorm", metrics, (self.problem,), ERROR)]
+
+    def _table(self, title: str, metrics: Metrics, quantities: list[str]) -> Table:
+        rows = [
+            (method, *(claims.spread(metrics.final(self.problem, method, name)) for name in quantities))
+            for method in metrics.methods(self.problem)
+        ]
+        note = "Δm: higher is better. All others: lower is better." if METRIC in quantities else ""
+        return Table(title, ("method", *(name.removeprefix("weight/") for name in quantities)), rows, note)
+
+    def _figures(self, metrics: Metrics, quantities: list[str], folder: Path) -> list[Figure]:
+        from gradnorm import plots
+
+        methods = metrics.methods(self.problem)
+        steps = metrics.steps(self.problem, methods[0], quantities[-1])
+        late = slice(len(steps) // 5, None)
+        curves, ends = [], []
+        for name in quantities:
+            series = {method: metrics.series(self.problem, method, name) for method in methods}
+            curves.append(plots.Curves(name, steps[late], {m: v[:, late] for m, v in series.items()}, name))
+            ends.append(plots.Ends(name, {m: v[:, -1] for m, v in series.items()}, name))
+        weights = [
+            plots.Curves(m, steps, {t: metrics.series(self.problem, m, f"weight/{t}") for t in self.tasks}, "weight")
+            for m in methods
+            if m in MOVING
+        ]
+        found = [
+            Figure(plots.over_time(folder / "metric.png", curves, columns=2), "Test metrics: means over seeds, range."),
+            Figure(plots.finals(folder / "finals.png", ends, columns=2), "Where each method ends, seed by seed."),
+        ]
+        if weights:
+            found.append(Figure(plots.over_time(folder / "weights.png", weights, columns=3), "The weights over time."))
+        if {*DRAWN} <= {*methods}:
+            found.append(Figure(self._pictures(folder), "The first test images: truth, and what the first seed made."))
+        return found
+
+    def _pictures(self, folder: Path) -> Path:
+        from gradnorm import plots
+        from gradnorm_studies.vision.data.preview import view
+        from gradnorm_studies.vision.module import SHOWN, load
+
+        jobs = {job.method: job for job in self.jobs() if job.seed == 0}
+        made = {method: read_result(folder.parent, jobs[method])["pictures"] for method in DRAWN}
+        truths = load(*self.data, "test", SHOWN, self.config.size)
+        rows = []
+        for i in range(len(truths.image)):
+            truth = view(truths.map(lambda values: values[i]))  # noqa: B023 - called at once
+            drawn = {method: plots.View(method, truth.image, **_arrays(made[method][i])) for method in DRAWN}
+            rows.append({"truth": truth, **drawn})
+        return plots.comparison(folder / "pictures.png", rows, tuple(self.tasks), CLASSES)
+
+
+def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A view's fields as they were written, as they are drawn."""
+    return {name: value if isinstance(value, str) else np.array(value) for name, value in fields.items()}
+
+
+def add_delta(metrics: Metrics, problem: str, tasks: Mapping[str, Task]) -> Metrics:
+    """Adds Δm, if one network a task is among the methods."""
+    if "single" not in metrics.methods(problem):
+        return metrics
+    names = tuple(task.metric for task in tasks.values())
+    seeds = metrics.seeds(problem, "single")
+    finals = [metrics.final(problem, "single", name).tolist() for name in names]
+    references = dict(zip(seeds, zip(*finals, strict=True), strict=True))
+
+    def delta(seed: int, row: dict[str, float]) -> float:
+        pairs = zip(names, references[seed], strict=True)
+        gains = [1 - row[name] / reference if reference else math.nan for name, reference in pairs]
+        return 100 * sum(gains) / len(gains)
+
+    return metrics.derived(METRIC, names, delta)
