@@ -280,7 +280,7 @@ def _finals(metrics: Metrics) -> Table:
 
 
 def _figures(config: DigitsConfig, metrics: Metrics, folder: Path) -> list[Figure]:
-    from gradnorm import plots
+    from gradnorm_studies.analysis import figures
 
     methods = metrics.methods(PROBLEM)
     steps = metrics.steps(PROBLEM, "gradnorm", METRIC)
@@ -289,16 +289,16 @@ def _figures(config: DigitsConfig, metrics: Metrics, folder: Path) -> list[Figur
         series = {m: metrics.series(PROBLEM, m, quality) for m in methods}
         # The first tenth spans the whole scale and would hide the rest.
         late = slice(len(steps) // 10, None)
-        curves.append(plots.Curves(task, steps[late], {m: v[:, late] for m, v in series.items()}, quality))
-        ends.append(plots.Ends(task, {m: v[:, -1] for m, v in series.items()}, quality))
+        curves.append(figures.Curves(task, steps[late], {m: v[:, late] for m, v in series.items()}, quality))
+        ends.append(figures.Ends(task, {m: v[:, -1] for m, v in series.items()}, quality))
     weights = []
     for method in ("gradnorm", "uncertainty"):
         traces = {task: metrics.series(PROBLEM, method, f"weight/{task}") for task in TASKS}
-        weights.append(plots.Curves(method, steps, traces, "weight", log=True))
+        weights.append(figures.Curves(method, steps, traces, "weight", log=True))
     rows = _samples(Pairs(config, seed=0).test)
-    over_time, finals = plots.over_time, plots.finals
+    over_time, finals = figures.over_time, figures.finals
     return [
-        Figure(plots.images(folder / "samples.png", rows), "Test samples: the canvas, and what to draw."),
+        Figure(figures.images(folder / "samples.png", rows), "Test samples: the canvas, and what to draw."),
         Figure(over_time(folder / "metric.png", curves, columns=2), "Test metrics: means over seeds and their range."),
         Figure(over_time(folder / "weights.png", weights), "The weights over time."),
         Figure(

@@ -249,7 +249,7 @@ def _finals(metrics: Metrics, best: str) -> Table:
 
 
 def _figures(metrics: Metrics, folder: Path) -> list[Figure]:
-    from gradnorm import plots
+    from gradnorm_studies.analysis import figures
 
     problems = ("T=2", "T=10")
     weights = [_weight_panel(metrics, p, "gradnorm") for p in problems]
@@ -258,9 +258,9 @@ def _figures(metrics: Metrics, folder: Path) -> list[Figure]:
     for p in problems:
         methods = metrics.methods(p)
         series = {m: metrics.series(p, m, METRIC) for m in methods}
-        curves.append(plots.Curves(p, metrics.steps(p, "gradnorm", METRIC), series, METRIC))
-        ends.append(plots.Ends(p, {m: metrics.final(p, m, METRIC) for m in methods}, METRIC))
-    over_time, finals = plots.over_time, plots.finals
+        curves.append(figures.Curves(p, metrics.steps(p, "gradnorm", METRIC), series, METRIC))
+        ends.append(figures.Ends(p, {m: metrics.final(p, m, METRIC) for m in methods}, METRIC))
+    over_time, finals = figures.over_time, figures.finals
     return [
         Figure(
             over_time(folder / "toy.png", [*curves, *weights], columns=2),
@@ -272,9 +272,9 @@ def _figures(metrics: Metrics, folder: Path) -> list[Figure]:
 
 
 def _weight_panel(metrics: Metrics, problem: str, method: str):
-    from gradnorm import plots
+    from gradnorm_studies.analysis import figures
 
     names = sorted(tasks(problem), key=lambda name: float(name[2:]))
     values = {name: metrics.series(problem, method, f"weight/{name}") for name in names}
     steps = metrics.steps(problem, method, f"weight/{names[0]}")
-    return plots.Curves(f"{problem}, {method}", steps, values, "weight", log=True, colours=plots.ramp(names))
+    return figures.Curves(f"{problem}, {method}", steps, values, "weight", log=True, colours=figures.ramp(names))

@@ -528,7 +528,7 @@ def _weights(ends: Metrics) -> Table:
 
 
 def _figures(curves: Metrics, ends: Metrics, folder: Path) -> list[Figure]:
-    from gradnorm import plots
+    from gradnorm_studies.analysis import figures
 
     methods = curves.methods(PROBLEM)
     steps = curves.steps(PROBLEM, "gradnorm", MEAN)
@@ -536,13 +536,13 @@ def _figures(curves: Metrics, ends: Metrics, folder: Path) -> list[Figure]:
     learning, last = [], []
     for title, quantity, unit in panels:
         series = {m: curves.series(PROBLEM, m, quantity) for m in methods}
-        learning.append(plots.Curves(title, steps, series, unit))
-        last.append(plots.Ends(title, {m: ends.final(PROBLEM, m, quantity) for m in methods}, unit))
+        learning.append(figures.Curves(title, steps, series, unit))
+        last.append(figures.Ends(title, {m: ends.final(PROBLEM, m, quantity) for m in methods}, unit))
     weights = []
     for method in ("gradnorm", "uncertainty"):
         traces = {task: curves.series(PROBLEM, method, f"weight/{task}") for task in TASKS}
-        weights.append(plots.Curves(f"weights, {method}", steps, traces, "weight", log=True))
-    over_time, finals = plots.over_time, plots.finals
+        weights.append(figures.Curves(f"weights, {method}", steps, traces, "weight", log=True))
+    over_time, finals = figures.over_time, figures.finals
     return [
         Figure(
             over_time(folder / "rl.png", [*learning, *weights], columns=2),

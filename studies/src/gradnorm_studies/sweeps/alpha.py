@@ -189,33 +189,37 @@ def _table(study: Any, metrics: Metrics, problems: tuple[str, ...]) -> Table:
 
 
 def _figures(study: Any, metrics: Metrics, problems: tuple[str, ...], folder: Path) -> list[Figure]:
-    from gradnorm import plots
+    from gradnorm_studies.analysis import figures
 
     gained, weights = [], []
     for problem in problems:
         gains = _gains(study, metrics, problem, ALPHAS).T
         curves = {"gradnorm": gains, "equal": np.zeros_like(gains)}
-        gained.append(plots.Curves(problem, np.array(ALPHAS), curves, "gain over equal weights, %", xlabel="α"))
+        gained.append(figures.Curves(problem, np.array(ALPHAS), curves, "gain over equal weights, %", xlabel="α"))
         weights += _weight_panels(metrics, problem)
     return [
-        Figure(plots.over_time(folder / "gain.png", gained), "Gain over equal weights: means over seeds, their range."),
-        Figure(plots.over_time(folder / "weights.png", weights, columns=3), "The weights over time, at each α."),
+        Figure(
+            figures.over_time(folder / "gain.png", gained), "Gain over equal weights: means over seeds, their range."
+        ),
+        Figure(figures.over_time(folder / "weights.png", weights, columns=3), "The weights over time, at each α."),
     ]
 
 
 def _weight_panels(metrics: Metrics, problem: str) -> list[Any]:
     """A panel an α, all on one scale."""
-    from gradnorm import plots
+    from gradnorm_studies.analysis import figures
 
     traces = {alpha: _weights(metrics, problem, alpha) for alpha in ALPHAS}
     lowest, highest = (float(f([f(values) for values in traces.values()])) for f in (np.min, np.max))
     tasks = metrics.tasks(problem, _label(ALPHAS[0]))
     order = np.argsort(-traces[ALPHAS[0]][:, :, -1].mean(axis=1))
-    colours = plots.ramp([tasks[i] for i in order])
+    colours = figures.ramp([tasks[i] for i in order])
     panels = []
     for alpha, values in traces.items():
         steps = metrics.steps(problem, _label(alpha), f"weight/{tasks[0]}")
         curves = {tasks[i]: values[i] for i in order}
         limits = (lowest / 1.15, highest * 1.15)
-        panels.append(plots.Curves(f"{problem}, {_label(alpha)}", steps, curves, "weight", True, colours, ylim=limits))
+        panels.append(
+            figures.Curves(f"{problem}, {_label(alpha)}", steps, curves, "weight", True, colours, ylim=limits)
+        )
     return panels

@@ -198,7 +198,7 @@ def _ends(study: Any, metrics: Metrics, clouds: dict[str, Cloud]) -> Table:
 
 
 def _figures(clouds: dict[str, Cloud], folder: Path) -> list[Figure]:
-    from gradnorm import plots
+    from gradnorm_studies.analysis import figures
 
     panels = []
     for problem, cloud in clouds.items():
@@ -207,9 +207,9 @@ def _figures(clouds: dict[str, Cloud], folder: Path) -> list[Figure]:
         points["equal"] = (cloud.equal_distances, cloud.others["equal"])
         points["static"] = (np.zeros_like(cloud.equal_distances), cloud.others["static"])
         found = ", ".join(f"{r:.2f}" for r in cloud.correlations)
-        panels.append(plots.Points(f"{problem}: correlation {found}", points, "distance", "gain over GradNorm, %"))
+        panels.append(figures.Points(f"{problem}: correlation {found}", points, "distance", "gain over GradNorm, %"))
     caption = (
         "Each point is a network with fixed weights: how far they are from GradNorm's time-averaged ones, and how much "
         "better than GradNorm it ends. Below the line, GradNorm is better."
     )
-    return [Figure(plots.scatter(folder / "grid.png", panels), caption)]
+    return [Figure(figures.scatter(folder / "grid.png", panels), caption)]

@@ -132,7 +132,7 @@ class Scenes(LightningModule):
 
     @torch.no_grad()
     def pictures(self) -> list[dict[str, Any]]:
-        """What is made of the first `SHOWN` test images: the fields of `plots.View`, as plain values."""
+        """What is made of the first `SHOWN` test images: the fields of `figures.View`, as plain values."""
         test = self._data("test").map(lambda values: values[:SHOWN])
         self.model.eval()
         maps = {task: out.cpu() for task, out in self(test.image.to(self.device)).items()}

@@ -229,7 +229,7 @@ class ImageStudy(ABC):
         return Table(title, ("method", *(name.removeprefix("weight/") for name in quantities)), rows, note)
 
     def _figures(self, metrics: Metrics, quantities: list[str], folder: Path) -> list[Figure]:
-        from gradnorm import plots
+        from gradnorm_studies.analysis import figures
 
         methods = metrics.methods(self.problem)
         steps = metrics.steps(self.problem, methods[0], quantities[-1])
@@ -237,25 +237,29 @@ class ImageStudy(ABC):
         curves, ends = [], []
         for name in quantities:
             series = {method: metrics.series(self.problem, method, name) for method in methods}
-            curves.append(plots.Curves(name, steps[late], {m: v[:, late] for m, v in series.items()}, name))
-            ends.append(plots.Ends(name, {m: v[:, -1] for m, v in series.items()}, name))
+            curves.append(figures.Curves(name, steps[late], {m: v[:, late] for m, v in series.items()}, name))
+            ends.append(figures.Ends(name, {m: v[:, -1] for m, v in series.items()}, name))
         weights = [
-            plots.Curves(m, steps, {t: metrics.series(self.problem, m, f"weight/{t}") for t in self.tasks}, "weight")
+            figures.Curves(m, steps, {t: metrics.series(self.problem, m, f"weight/{t}") for t in self.tasks}, "weight")
             for m in methods
             if m in MOVING
         ]
         found = [
-            Figure(plots.over_time(folder / "metric.png", curves, columns=2), "Test metrics: means over seeds, range."),
-            Figure(plots.finals(folder / "finals.png", ends, columns=2), "Where each method ends, seed by seed."),
+            Figure(
+                figures.over_time(folder / "metric.png", curves, columns=2), "Test metrics: means over seeds, range."
+            ),
+            Figure(figures.finals(folder / "finals.png", ends, columns=2), "Where each method ends, seed by seed."),
         ]
         if weights:
-            found.append(Figure(plots.over_time(folder / "weights.png", weights, columns=3), "The weights over time."))
+            found.append(
+                Figure(figures.over_time(folder / "weights.png", weights, columns=3), "The weights over time.")
+            )
         if {*DRAWN} <= {*methods}:
             found.append(Figure(self._pictures(folder), "The first test images: truth, and what the first seed made."))
         return found
 
     def _pictures(self, folder: Path) -> Path:
-        from gradnorm import plots
+        from gradnorm_studies.analysis import figures
         from gradnorm_studies.vision.data.preview import view
         from gradnorm_studies.vision.module import SHOWN, load
 
@@ -265,9 +269,9 @@ class ImageStudy(ABC):
         rows = []
         for i in range(len(truths.image)):
             truth = view(truths.map(lambda values: values[i]))  # noqa: B023 - called at once
-            drawn = {method: plots.View(method, truth.image, **_arrays(made[method][i])) for method in DRAWN}
+            drawn = {method: figures.View(method, truth.image, **_arrays(made[method][i])) for method in DRAWN}
             rows.append({"truth": truth, **drawn})
-        return plots.comparison(folder / "pictures.png", rows, tuple(self.tasks), CLASSES)
+        return figures.comparison(folder / "pictures.png", rows, tuple(self.tasks), CLASSES)
 
 
 def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:

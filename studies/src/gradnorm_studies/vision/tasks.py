@@ -179,7 +179,7 @@ class Task:
     """[B, channels, h, w] in float32 and the truth → []."""
     errors: type[Errors]
     drawn: Callable[[Tensor, Sample], Mapping[str, Any]]
-    """[channels, h, w] and the truth → fields of `plots.View`, as plain values."""
+    """[channels, h, w] and the truth → fields of `figures.View`, as plain values."""
 
     @property
     def metric(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from gradnorm import plots
+from gradnorm_studies.analysis import figures
 from gradnorm_studies.vision.data.geometry import places
 from gradnorm_studies.vision.data.rooms import ROOMS, Rooms
 from gradnorm_studies.vision.data.sample import CLASSES, Sample
@@ -18,13 +18,13 @@ def contact_sheet(rooms: Rooms, path: Path) -> Path:
     """All of these rooms with their truth, as a PNG."""
     views = [view(rooms[i]) for i in range(len(rooms))]
     titled = [replace(one, title=f"{rooms.split} {i}: {one.kind}") for i, one in enumerate(views)]
-    return plots.contact_sheet(path, titled, CLASSES)
+    return figures.contact_sheet(path, titled, CLASSES)
 
 
-def view(sample: Sample) -> plots.View:
+def view(sample: Sample) -> figures.View:
     """One sample on the CPU, as it is drawn; without a title."""
     real = None if sample.labels is None else sample.labels >= 0
-    return plots.View(
+    return figures.View(
         title="",
         image=_last(sample.image),
         segmentation=sample.segmentation.numpy(),
@@ -37,6 +37,6 @@ def view(sample: Sample) -> plots.View:
     )
 
 
-def _last(values: Tensor) -> plots.Array:
+def _last(values: Tensor) -> figures.Array:
     """[C, H, W] → [H, W, C]."""
     return np.ascontiguousarray(values.permute(1, 2, 0).numpy())
