@@ -200,7 +200,9 @@ def _run(kind: Any, config: Any, out: Path | None, workers: int, address: str, s
     import typer
     from rich.console import Console
 
-    from gradnorm_studies.engine.executor import Interrupted, UsageError, check, reproduce
+    from gradnorm_studies.engine.executor import reproduce
+    from gradnorm_studies.engine.settings import check
+    from gradnorm_studies.engine.study import Interrupted, UsageError
     from gradnorm_studies.sweeps.learning_rate import Search
 
     chosen = kind(config)
@@ -229,7 +231,7 @@ def _run(kind: Any, config: Any, out: Path | None, workers: int, address: str, s
 
 def _check_extra(who: str, extra: tuple[str, tuple[str, ...]] | None) -> None:
     """Raises a `UsageError` if a package of an extra, `(name, packages)`, is not installed."""
-    from gradnorm_studies.engine.executor import UsageError
+    from gradnorm_studies.engine.study import UsageError
 
     name, packages = extra or ("", ())
     missing = [package for package in packages if find_spec(package) is None]

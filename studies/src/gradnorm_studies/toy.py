@@ -21,7 +21,8 @@ from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import Claim
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.analysis.report import Figure, Report, Table
-from gradnorm_studies.engine.executor import Job, command_line, config_table, setting
+from gradnorm_studies.engine.settings import command_line, config_table, setting
+from gradnorm_studies.engine.study import Job
 from gradnorm_studies.weightings import Setting, weighting
 
 SIGMAS: dict[str, tuple[float, ...]] = {

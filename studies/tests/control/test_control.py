@@ -23,7 +23,8 @@ from gradnorm_studies.control.study import (
     RlConfig,
     World,
 )
-from gradnorm_studies.engine.executor import Job, train
+from gradnorm_studies.engine.study import Job
+from gradnorm_studies.engine.training import train
 from gradnorm_studies.sweeps.learning_rate import Search
 
 CONFIG = RlConfig(seeds=1, steps=60, record_every=30, copies=2, batch=8, memory=64, warm_up=8, test_games=1)

@@ -17,7 +17,9 @@ from rich.console import Console
 
 from gradnorm_studies.control.study import Rl, RlConfig
 from gradnorm_studies.digits import Digits, DigitsConfig
-from gradnorm_studies.engine.executor import Interrupted, Job, UsageError, _execute_on, carry_out, reproduce, train
+from gradnorm_studies.engine.executor import _execute_on, reproduce
+from gradnorm_studies.engine.study import Interrupted, Job, UsageError
+from gradnorm_studies.engine.training import carry_out, train
 from gradnorm_studies.studies import STUDIES
 from gradnorm_studies.sweeps.alpha import Alpha, AlphaConfig
 from gradnorm_studies.sweeps.learning_rate import Search
@@ -135,7 +137,7 @@ def test_stopping_in_the_middle_is_reported_as_such(tmp_path, monkeypatch):
     def stopped(self, job, step):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradnorm_studies.engine.executor._Board.show", stopped)
+    monkeypatch.setattr("gradnorm_studies.engine.executor.Board.show", stopped)
     with pytest.raises(Interrupted):
         reproduce(DIGITS, tmp_path, workers=0, console=quiet())
 

@@ -31,8 +31,8 @@ def without_manifest(out: Path) -> dict[str, bytes]:
 
 
 def test_where_there_is_no_cluster_it_says_what_to_give_instead(tmp_path, monkeypatch):
-    from gradnorm_studies.engine.executor import UsageError
     from gradnorm_studies.engine.ray_executor import _connect
+    from gradnorm_studies.engine.study import UsageError
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     before = signal.getsignal(signal.SIGTERM)
@@ -42,8 +42,8 @@ def test_where_there_is_no_cluster_it_says_what_to_give_instead(tmp_path, monkey
 
 
 def test_a_cluster_that_does_not_start_leaves_no_folder(tmp_path, monkeypatch):
-    from gradnorm_studies.engine.executor import UsageError
     from gradnorm_studies.engine.ray_executor import _connect
+    from gradnorm_studies.engine.study import UsageError
 
     deep = tmp_path / ("d" * 100)  # too long for a socket's path
     deep.mkdir()

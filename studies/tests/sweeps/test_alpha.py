@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.engine.executor import carry_out
+from gradnorm_studies.engine.training import carry_out
 from gradnorm_studies.sweeps.alpha import ALPHAS, Alpha, AlphaConfig, _claims
 from gradnorm_studies.sweeps.registry import BASES, base, gain
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from gradnorm_studies.cli import build
-from gradnorm_studies.engine.executor import UsageError, reproduce
+from gradnorm_studies.engine.executor import reproduce
+from gradnorm_studies.engine.study import UsageError
 from gradnorm_studies.vision.dense import PRESETS, Vision
 from gradnorm_studies.vision.module import TOGETHER_STEPS
 

@@ -20,7 +20,9 @@ from typing import Any
 import ray
 import torch
 
-from gradnorm_studies.engine.executor import Job, Study, UsageError, carry_out, result_path, write_whole
+from gradnorm_studies.engine.results import result_path, write_whole
+from gradnorm_studies.engine.study import Job, Study, UsageError
+from gradnorm_studies.engine.training import carry_out
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 """A cluster that lives for one command on one machine reports to nobody and needs no password on disk."""
@@ -31,7 +33,7 @@ GRACE_SECONDS = 5.0
 
 
 class Cluster:
-    """A `run.Pool`; connects when it is made."""
+    """A `executor.Pool`; connects when it is made."""
 
     slots = math.inf
     """Ray holds back what does not fit; a cluster that grows by itself needs to see what waits."""

@@ -10,7 +10,9 @@ from typing import Any
 from gradnorm_studies.analysis.claims import spread
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.analysis.report import Report, Table
-from gradnorm_studies.engine.executor import Config, Experiment, Job, carry_out, command_line, config_table
+from gradnorm_studies.engine.settings import command_line, config_table
+from gradnorm_studies.engine.study import Config, Experiment, Job
+from gradnorm_studies.engine.training import carry_out
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FIRST_SEED = 100

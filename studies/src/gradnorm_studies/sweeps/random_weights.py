@@ -18,7 +18,9 @@ from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import Claim, Evidence, spread
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.analysis.report import Figure, Report, Table
-from gradnorm_studies.engine.executor import Experiment, Job, carry_out, command_line, config_table, setting
+from gradnorm_studies.engine.settings import command_line, config_table, setting
+from gradnorm_studies.engine.study import Experiment, Job
+from gradnorm_studies.engine.training import carry_out
 from gradnorm_studies.sweeps.registry import BASES, Array, base, gain
 
 CORRELATED = -0.5

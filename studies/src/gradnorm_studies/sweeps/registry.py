@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gradnorm_studies.control.study import Rl
 from gradnorm_studies.digits import Digits
-from gradnorm_studies.engine.executor import Config
+from gradnorm_studies.engine.study import Config
 from gradnorm_studies.toy import Toy
 from gradnorm_studies.vision.dense import PRESETS, Vision
 from gradnorm_studies.vision.detect import Detect

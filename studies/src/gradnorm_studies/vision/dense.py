@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from gradnorm_studies.engine.executor import Job, UsageError, setting
+from gradnorm_studies.engine.settings import setting
+from gradnorm_studies.engine.study import Job, UsageError
 from gradnorm_studies.vision.study import CPU, GPU, ImageConfig, ImageStudy
 from gradnorm_studies.vision.tasks import SETS, TASKS, Task
 

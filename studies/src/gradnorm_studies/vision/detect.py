@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from gradnorm_studies.engine.executor import setting
+from gradnorm_studies.engine.settings import setting
 from gradnorm_studies.vision.detection import CLASSIFICATION, DETECTION
 from gradnorm_studies.vision.study import CPU, GPU, ImageConfig, ImageStudy
 from gradnorm_studies.vision.tasks import TASKS, Task

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradnorm_studies.analysis.metrics import Row
-from gradnorm_studies.engine.executor import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, Job, measure, write_result
+from gradnorm_studies.engine.results import write_result
+from gradnorm_studies.engine.study import Job
+from gradnorm_studies.engine.training import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, measure
 from gradnorm_studies.vision.data.augment import augment
 from gradnorm_studies.vision.data.nyuv2 import NYUv2
 from gradnorm_studies.vision.data.rooms import Rooms

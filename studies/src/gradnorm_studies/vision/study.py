@@ -20,7 +20,9 @@ from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import Claim
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.analysis.report import Figure, Report, Table
-from gradnorm_studies.engine.executor import Job, UsageError, command_line, config_table, read_result, setting
+from gradnorm_studies.engine.results import read_result
+from gradnorm_studies.engine.settings import command_line, config_table, setting
+from gradnorm_studies.engine.study import Job, UsageError
 from gradnorm_studies.vision.data.sample import CLASSES
 from gradnorm_studies.vision.tasks import ERROR, Task
 from gradnorm_studies.weightings import METHODS

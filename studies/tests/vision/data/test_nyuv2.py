@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from gradnorm_studies.engine.executor import UsageError
+from gradnorm_studies.engine.study import UsageError
 from gradnorm_studies.vision.data import nyuv2
 from gradnorm_studies.vision.data.geometry import normals_from_depth
 from gradnorm_studies.vision.data.nyuv2 import KINECT, LABELED, MAPPING, SPLITS, NYUv2, _class_table, resized

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from gradnorm_studies.engine.executor import UsageError
+from gradnorm_studies.engine.study import UsageError
 from gradnorm_studies.vision.data.geometry import Camera, normals_from_depth
 from gradnorm_studies.vision.data.sample import CLASSES, Sample
 
