@@ -10,19 +10,9 @@ import torch
 
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.control import study as rl
-from gradnorm_studies.control.study import (
-    GAMES,
-    INPUTS,
-    OBSERVED,
-    TASKS,
-    Agent,
-    Game,
-    Games,
-    Moves,
-    Rl,
-    RlConfig,
-    World,
-)
+from gradnorm_studies.control.dqn import SCORE, Agent, RlConfig, World, random_actions
+from gradnorm_studies.control.environments import GAMES, INPUTS, OBSERVED, TASKS, Game, Games, Moves
+from gradnorm_studies.control.study import Rl
 from gradnorm_studies.engine.study import Job
 from gradnorm_studies.engine.training import train
 from gradnorm_studies.sweeps.learning_rate import Search
@@ -36,7 +26,7 @@ def agent(method="equal", seed=0, **changes):
 
 
 def actions(copies, seed=0):
-    return rl.random_actions(copies, torch.Generator().manual_seed(seed))
+    return random_actions(copies, torch.Generator().manual_seed(seed))
 
 
 def everyone(copies):
@@ -47,7 +37,7 @@ def test_rewards_of_random_play_differ_a_hundredfold_as_the_report_says():
     world = World(replace(CONFIG, memory=600), seed=0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
-        world.move(rl.random_actions(2, generator))
+        world.move(random_actions(2, generator))
     rewards = world.sample(600, generator).rewards.mean(1)
     scaled = rewards * torch.tensor([task.scale for task in GAMES])
     torch.testing.assert_close(scaled, torch.tensor([0.05, -0.5, -6.0]), rtol=0.15, atol=0)
@@ -213,7 +203,7 @@ def test_the_search_looks_at_the_same_share_as_the_study(tmp_path):
     search = Search(Rl(CONFIG))
 
     lucky = {1e-2: [0, 0, 0, 0, 0, 0, 0, 15], 3e-3: [0, 0, 0, 0, 0, 0, 10, 10]}
-    runs = {job.key: [(i, rl.SCORE, x) for i, x in enumerate(lucky.get(job.lr, [0.0] * 8))] for job in search.jobs()}
+    runs = {job.key: [(i, SCORE, x) for i, x in enumerate(lucky.get(job.lr, [0.0] * 8))] for job in search.jobs()}
     assert {row[-1] for row in search.report(Metrics(runs), tmp_path).tables[0].rows} == {"0.003"}
 
 
@@ -221,7 +211,7 @@ def test_the_report_has_every_table_and_figure(tmp_path):
     study = Rl(replace(CONFIG, seeds=2))
 
     def rows(offset):
-        values = {rl.SCORE: 50.0 + offset}
+        values = {SCORE: 50.0 + offset}
         for task in TASKS:
             values |= {f"return/{task}": 10.0 + offset, f"random/{task}": 0.0, f"weight/{task}": 1.0 + offset}
         return [(step, name, value) for step in range(0, 61, 30) for name, value in values.items()]

@@ -15,7 +15,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from gradnorm_studies.control.study import Rl, RlConfig
+from gradnorm_studies.control.dqn import RlConfig
+from gradnorm_studies.control.study import Rl
 from gradnorm_studies.digits import Digits, DigitsConfig
 from gradnorm_studies.engine.executor import _execute_on, reproduce
 from gradnorm_studies.engine.study import Interrupted, Job, UsageError
