@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,12 @@ def test_imports_point_down(path):
             assert top(other) == mine or ranks[top(other)] < ranks[mine], f"{path.name} imports {other}"
         else:
             assert package_of(path) == STUDIES, f"{path.name} imports {other}: the library knows no study"
+
+
+def test_no_import_circle_is_left_in_the_studies():
+    """Not even of imports within functions, or for types only."""
+    studies = {name: {*imported(path)} for name, path in MODULES.items() if package_of(path) == STUDIES}
+    TopologicalSorter(studies).prepare()
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if package_of(path) == STUDIES], ids=module)

@@ -7,7 +7,6 @@ from gradnorm_studies.digits import Digits
 from gradnorm_studies.sweeps.alpha import Alpha
 from gradnorm_studies.sweeps.random_weights import Grid
 from gradnorm_studies.toy import Toy
-from gradnorm_studies.vision.dense import Vision
-from gradnorm_studies.vision.detect import Detect
+from gradnorm_studies.vision.study import Detect, Vision
 
 STUDIES = {study.name: study for study in (Toy, Digits, Vision, Detect, Rl, Alpha, Grid)}

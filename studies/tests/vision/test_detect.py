@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from gradnorm_studies.cli import build
 from gradnorm_studies.engine.executor import reproduce
-from gradnorm_studies.vision.detect import PRESETS, Detect
+from gradnorm_studies.vision.settings import DETECT_PRESETS as PRESETS
+from gradnorm_studies.vision.study import Detect
 
 SMALL = replace(
     PRESETS["cpu"], steps=4, size=32, width=0.05, batch=4, train_images=8, test_images=5, record_every=2, seeds=1

@@ -1,11 +1,13 @@
 """Losses and metrics of the vision tasks, on truths whose errors are known."""
 
 import math
+import pickle
 
 import pytest
 import torch
 
 from gradnorm_studies.vision.data.sample import Sample
+from gradnorm_studies.vision.detection import CLASSIFICATION, DETECTION
 from gradnorm_studies.vision.tasks import SETS, TASKS
 
 
@@ -113,3 +115,8 @@ def test_keypoints_are_missing_where_a_data_set_has_none():
 def test_the_papers_sets():
     assert all(len(tasks) == 3 for tasks in SETS.values())
     assert {task for tasks in SETS.values() for task in tasks} == set(TASKS)
+
+
+def test_tasks_can_be_sent_to_other_processes():
+    for task in (*TASKS.values(), CLASSIFICATION, DETECTION):
+        assert pickle.loads(pickle.dumps(task)) == task

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from gradnorm_studies.cli import build
 from gradnorm_studies.engine.executor import reproduce
 from gradnorm_studies.engine.study import UsageError
-from gradnorm_studies.vision.dense import PRESETS, Vision
 from gradnorm_studies.vision.module import TOGETHER_STEPS
+from gradnorm_studies.vision.settings import VISION_PRESETS as PRESETS
+from gradnorm_studies.vision.study import Vision
 
 SMALL = replace(
     PRESETS["cpu"], steps=6, size=32, width=0.05, batch=4, train_images=8, test_images=4, record_every=3, seeds=1

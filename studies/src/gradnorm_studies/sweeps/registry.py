@@ -18,13 +18,13 @@ from gradnorm_studies.control.study import Rl
 from gradnorm_studies.digits import Digits
 from gradnorm_studies.engine.study import Config
 from gradnorm_studies.toy import Toy
-from gradnorm_studies.vision.dense import PRESETS, Vision
-from gradnorm_studies.vision.detect import Detect
+from gradnorm_studies.vision.settings import VISION_PRESETS
+from gradnorm_studies.vision.study import Detect, Vision
 
 Array = NDArray[np.float64]
 
 BASES: dict[str, Any] = {study.name: study for study in (Toy, Digits, Vision, Detect, Rl)}
-BASES["vision-gpu"] = partial(Vision, PRESETS["gpu"])  # as a GPU can do it
+BASES["vision-gpu"] = partial(Vision, VISION_PRESETS["gpu"])  # as a GPU can do it
 
 
 def base(name: str, config: Config) -> Any:

@@ -203,7 +203,9 @@ def _drawn_boxes(predicted: Tensor, truth: Sample) -> Mapping[str, Any]:
     return {"boxes": boxes[sure].tolist(), "labels": labels[sure].tolist()}
 
 
-CLASSIFICATION = Task(
-    Head(len(ROOMS), whole=True), _kind_loss, KindErrors, lambda predicted, _: {"kind": ROOMS[int(predicted.argmax())]}
-)
+def _drawn_kind(predicted: Tensor, _: Sample) -> Mapping[str, Any]:
+    return {"kind": ROOMS[int(predicted.argmax())]}
+
+
+CLASSIFICATION = Task(Head(len(ROOMS), whole=True), _kind_loss, KindErrors, _drawn_kind)
 DETECTION = Task(Head(HEATMAPS + 4, hidden=64), detection_loss, DetectionErrors, _drawn_boxes)

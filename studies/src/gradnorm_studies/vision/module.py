@@ -10,11 +10,10 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,57 +26,40 @@ from gradnorm_studies.engine.results import write_result
 from gradnorm_studies.engine.study import Job
 from gradnorm_studies.engine.training import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, measure
 from gradnorm_studies.vision.data.augment import augment
-from gradnorm_studies.vision.data.nyuv2 import NYUv2
-from gradnorm_studies.vision.data.rooms import Rooms
-from gradnorm_studies.vision.data.sample import Sample, collate
+from gradnorm_studies.vision.data.sample import Sample
+from gradnorm_studies.vision.loading import load
 from gradnorm_studies.vision.models.dense import Dense, Head
 from gradnorm_studies.vision.models.fcn import FCN
 from gradnorm_studies.vision.models.segnet import SegNet
-from gradnorm_studies.vision.tasks import ERROR
+from gradnorm_studies.vision.pictures import SHOWN, predicted
+from gradnorm_studies.vision.settings import ImageConfig
+from gradnorm_studies.vision.tasks import ERROR, Task
 from gradnorm_studies.weightings import Setting, weighting
-
-if TYPE_CHECKING:
-    from gradnorm_studies.vision.study import ImageStudy
 
 MODELS: dict[str, Callable[[dict[str, Head], float], Dense]] = {"segnet": SegNet, "fcn": FCN}
 DECAY, DECAYS_AT = 0.2, 0.3
 """The paper's: the learning rate times 0.2 every 6,000 of 20,000 steps."""
-
 TOGETHER_STEPS = 200
 """Steps between two checkpoints of several processes."""
 
-SHOWN = 4
-"""Test images whose predictions are kept for the report, by the first seed."""
-
-
-@lru_cache(maxsize=2)
-def load(data: str, root: str, split: Literal["train", "test"], n: int, size: int) -> Sample:
-    """A whole split as one batch in memory, kept for the next run of this process.
-
-    Rooms are drawn on a GPU, if there is one: on a CPU the large ones of its preset would take half an hour.
-
-    Raises:
-        UsageError: The files of NYUv2 are missing or damaged.
-    """
-    if data == "nyuv2":
-        scenes = NYUv2(root, split, size, size // 4)
-        return collate([scenes[index] for index in range(min(n, len(scenes)))])
-    rooms = Rooms(split, n, size=size, out=size // 4)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parts = [rooms.batch(range(i, min(i + 64, n)), device).map(lambda values: values.cpu()) for i in range(0, n, 64)]
-    return Sample(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
-
 
 class Scenes(LightningModule):
-    """One run: the network, or one a task, under a weighting."""
+    """One run: the network, or one a task, under a weighting.
 
-    def __init__(self, study: ImageStudy, job: Job) -> None:
+    Args:
+        config: The settings.
+        tasks: By name, in order.
+        data: The data set's name, and the folder it lies in, if any.
+        job: The run.
+    """
+
+    def __init__(self, config: ImageConfig, tasks: Mapping[str, Task], data: tuple[str, str], job: Job) -> None:
         super().__init__()
-        config = study.config
-        self.study, self.config, self.job = study, config, job
-        self.tasks = tuple(study.tasks)
+        self.config, self.job = config, job
+        self.tasks = tuple(tasks)
+        self._asked, self._source = tasks, data
         groups = [(task,) for task in self.tasks] if job.method == "single" else [self.tasks]
-        heads = [{task: study.tasks[task].head for task in group} for group in groups]
+        heads = [{task: tasks[task].head for task in group} for group in groups]
         networks = [MODELS[config.model](each, config.width) for each in heads]
         self.model: nn.Module = nn.ModuleList(networks)
         epoch = math.ceil(config.train_images / config.batch)
@@ -96,8 +78,8 @@ class Scenes(LightningModule):
     def losses(self, step: int) -> Tensor:
         """The tasks' losses on the batch of this step, [T]."""
         truth = self._batch(step)
-        predicted = self(truth.image)
-        return torch.stack([asked.loss(predicted[task], truth) for task, asked in self.study.tasks.items()])
+        out = self(truth.image)
+        return torch.stack([asked.loss(out[task], truth) for task, asked in self._asked.items()])
 
     def _batch(self, step: int) -> Sample:
         generator = torch.Generator().manual_seed((self.job.seed + 1) * 1_000_003 + step)
@@ -113,38 +95,33 @@ class Scenes(LightningModule):
     def _data(self, split: Literal["train", "test"]) -> Sample:
         config = self.config
         n = config.train_images if split == "train" else config.test_images
-        return load(*self.study.data, split, n, config.size)
+        return load(*self._source, split, n, config.size)
 
     def evaluate(self) -> dict[str, float]:
         """Every metric of every task over the test set."""
         test = self._data("test")
-        errors = {task: asked.errors().to(self.device) for task, asked in self.study.tasks.items()}
+        errors = {task: asked.errors().to(self.device) for task, asked in self._asked.items()}
         for start in range(0, len(test.image), self.config.batch):
             stop = start + self.config.batch
             truth = test.map(lambda values: values[start:stop].to(self.device))  # noqa: B023 - called at once
-            for task, predicted in self(truth.image).items():
-                errors[task].update(predicted, truth)
+            for task, out in self(truth.image).items():
+                errors[task].update(out, truth)
         found = {
             name: value
             for task in self.tasks
             for name, value in zip(errors[task].names, errors[task].compute(), strict=True)
         }
-        own = [found[asked.metric] for asked in self.study.tasks.values()]
+        own = [found[asked.metric] for asked in self._asked.values()]
         return {ERROR: math.prod(own) ** (1 / len(own))} | found
 
     @torch.no_grad()
     def pictures(self) -> list[dict[str, Any]]:
-        """What is made of the first `SHOWN` test images: the fields of `figures.View`, as plain values."""
+        """What is made of the first `SHOWN` test images."""
         test = self._data("test").map(lambda values: values[:SHOWN])
         self.model.eval()
         maps = {task: out.cpu() for task, out in self(test.image.to(self.device)).items()}
         self.model.train()
-        drawn: list[dict[str, Any]] = [{} for _ in test.image]
-        for i, fields in enumerate(drawn):
-            truth = test.map(lambda values: values[i])  # noqa: B023 - called at once
-            for task, asked in self.study.tasks.items():
-                fields.update(asked.drawn(maps[task][i], truth))
-        return drawn
+        return predicted(maps, test, self._asked)
 
     # ----------------------------------------------------------------------------------------- what Lightning calls
 

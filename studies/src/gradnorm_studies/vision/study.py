@@ -1,7 +1,7 @@
-"""What the studies on images share: the settings, the runs, tables, figures.
+"""The studies on images: §5's dense tasks, and detection beside classification and segmentation.
 
-A study says on which data it trains which tasks, and what it asks of the runs (`vision.py`, `detect.py`); a run and its
-training are in `scenes.py`.
+A study says on which data it trains which tasks (`tasks.py`, `detection.py`), and what it asks of the runs; a run and
+its training are in `module.py`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 
 from gradnorm_studies.analysis import claims
@@ -21,10 +20,18 @@ from gradnorm_studies.analysis.claims import Claim
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.analysis.report import Figure, Report, Table
 from gradnorm_studies.engine.results import read_result
-from gradnorm_studies.engine.settings import command_line, config_table, setting
+from gradnorm_studies.engine.settings import command_line, config_table
 from gradnorm_studies.engine.study import Job, UsageError
-from gradnorm_studies.vision.data.sample import CLASSES
-from gradnorm_studies.vision.tasks import ERROR, Task
+from gradnorm_studies.vision.detection import CLASSIFICATION, DETECTION
+from gradnorm_studies.vision.pictures import DRAWN, SHOWN, compare
+from gradnorm_studies.vision.settings import (
+    DETECT_PRESETS,
+    VISION_PRESETS,
+    DetectConfig,
+    ImageConfig,
+    VisionConfig,
+)
+from gradnorm_studies.vision.tasks import ERROR, SETS, TASKS, Task
 from gradnorm_studies.weightings import METHODS
 
 if TYPE_CHECKING:
@@ -34,54 +41,6 @@ METRIC = "Δm"
 """The mean over tasks of the gain over one network a task in the task's own metric, in per cent."""
 MOVING = ("gradnorm", "uncertainty", "dwa")
 """Methods whose weights change."""
-DRAWN = ("equal", "gradnorm")
-"""Methods whose pictures are shown beside the truth."""
-
-
-@dataclass(frozen=True)
-class ImageConfig:
-    """Defaults are the paper's settings (§5) where it has any; studies' presets differ."""
-
-    preset: str = setting("cpu", "For two cores, for one GPU, or the paper's.", choices=("cpu", "gpu", "paper"))
-    model: str = setting("segnet", "29 M or 15 M parameters at width 1.", choices=("segnet", "fcn"))
-    methods: str = setting("gradnorm,static,single,equal,uncertainty,dwa", "Some of these, with commas.")
-    alpha: float = setting(1.5, "The paper's, §5.", least=0)
-    seeds: int = setting(3, "The fewest that show a spread; a seed sets the network and the batches.", least=1)
-    steps: int = setting(20_000, "The paper trains 20,000 on NYUv2 with segmentation.", least=1)
-    size: int = setting(320, "Height and width of the image, the paper's 320; the truth's are a quarter.", least=32)
-    width: float = setting(1.0, "Factor on all filters; 1 is the paper's network.", above=0)
-    batch: int = setting(24, "The paper has 24.", least=1)
-    lr: float = setting(2e-5, "With Adam, times 0.2 after each 30 % of the steps; the paper starts at 2e-5.", above=0)
-    weight_lr: float = setting(0.025, "The paper's, with Adam.", above=0)
-    train_images: int = setting(795, "NYUv2 has 795, rooms any number.", least=1)
-    test_images: int = setting(654, "NYUv2 has 654, rooms any number.", least=1)
-    record_every: int = setting(500, "Steps between two tests: 20 to 40 points on a curve.", least=1)
-    precision: str = setting(
-        "32-true", "Lightning's name for the precision.", choices=("32-true", "bf16-mixed", "bf16-true")
-    )
-    devices: int = setting(1, "GPUs, or processes on a CPU; more than one train by DDP.", least=1)
-
-
-CPU: Mapping[str, Any] = {
-    "steps": 1000,
-    "size": 64,
-    "width": 0.125,
-    "batch": 8,
-    "lr": 1e-3,
-    "train_images": 512,
-    "test_images": 128,
-    "record_every": 50,
-}
-"""What two cores can: small images, a narrow network, few steps, and the larger rate that few steps need."""
-
-GPU: Mapping[str, Any] = {
-    "preset": "gpu",
-    "precision": "bf16-mixed",
-    "steps": 10_000,
-    "lr": 2e-4,
-    "train_images": 2000,
-}
-"""The paper's images and network, half its steps, and again a larger rate."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +111,7 @@ class ImageStudy(ABC):
         """One run."""
         from gradnorm_studies.vision.module import Scenes  # needs the extra
 
-        return Scenes(self, job)
+        return Scenes(self.config, self.tasks, self.data, job)
 
     def train(self, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
         """By Lightning."""
@@ -261,24 +220,12 @@ class ImageStudy(ABC):
         return found
 
     def _pictures(self, folder: Path) -> Path:
-        from gradnorm_studies.analysis import figures
-        from gradnorm_studies.vision.data.preview import view
-        from gradnorm_studies.vision.module import SHOWN, load
+        from gradnorm_studies.vision.loading import load
 
         jobs = {job.method: job for job in self.jobs() if job.seed == 0}
         made = {method: read_result(folder.parent, jobs[method])["pictures"] for method in DRAWN}
         truths = load(*self.data, "test", SHOWN, self.config.size)
-        rows = []
-        for i in range(len(truths.image)):
-            truth = view(truths.map(lambda values: values[i]))  # noqa: B023 - called at once
-            drawn = {method: figures.View(method, truth.image, **_arrays(made[method][i])) for method in DRAWN}
-            rows.append({"truth": truth, **drawn})
-        return figures.comparison(folder / "pictures.png", rows, tuple(self.tasks), CLASSES)
-
-
-def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A view's fields as they were written, as they are drawn."""
-    return {name: value if isinstance(value, str) else np.array(value) for name, value in fields.items()}
+        return compare(folder / "pictures.png", truths, made, tuple(self.tasks))
 
 
 def add_delta(metrics: Metrics, problem: str, tasks: Mapping[str, Task]) -> Metrics:
@@ -296,3 +243,81 @@ def add_delta(metrics: Metrics, problem: str, tasks: Mapping[str, Task]) -> Metr
         return 100 * sum(gains) / len(gains)
 
     return metrics.derived(METRIC, names, delta)
+
+
+@dataclass(frozen=True)
+class Vision(ImageStudy):
+    """§5: several dense tasks on one image, by SegNet or FCN, on rendered rooms or on NYUv2."""
+
+    config: VisionConfig = field(default_factory=lambda: VISION_PRESETS["cpu"])
+    name: ClassVar[str] = "vision"
+    config_class: ClassVar[type[VisionConfig]] = VisionConfig
+    presets: ClassVar[Mapping[str, VisionConfig]] = VISION_PRESETS
+    summary: ClassVar[str] = "§5: segmentation, depth, normals, keypoints by SegNet or FCN, on rooms or NYUv2."
+
+    @property
+    def problem(self) -> str:
+        """Data, tasks, network."""
+        return f"{self.config.data}+{self.config.tasks} {self.config.model}"
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """Those of the set that was chosen."""
+        return {name: TASKS[name] for name in SETS[self.config.tasks]}
+
+    @property
+    def data(self) -> tuple[str, str]:
+        """As the config has it."""
+        return self.config.data, self.config.root
+
+    def jobs(self) -> list[Job]:
+        """As for all studies on images.
+
+        Raises:
+            UsageError: The data have no keypoints, and see `ImageStudy`.
+        """
+        if self.config.data == "nyuv2" and self.config.tasks == "kpts":
+            raise UsageError("--tasks kpts: NYUv2's keypoints were never published; take --data rooms.")
+        return super().jobs()
+
+    @property
+    def where(self) -> str:
+        """Either data set."""
+        return "rendered rooms" if self.config.data == "rooms" else "NYUv2"
+
+
+@dataclass(frozen=True)
+class Detect(ImageStudy):
+    """Image classification, object detection and segmentation by one network: what mixed perception models train.
+
+    The losses are of unlike kind: a cross entropy an image, a sum over an object's parts, a cross entropy a pixel. The
+    classifier reads what the encoder gives, detection and segmentation what the decoder makes of it; so `W` is the
+    encoder's last layer, the last that all three share.
+    """
+
+    config: DetectConfig = field(default_factory=lambda: DETECT_PRESETS["cpu"])
+    name: ClassVar[str] = "detect"
+    config_class: ClassVar[type[DetectConfig]] = DetectConfig
+    presets: ClassVar[Mapping[str, DetectConfig]] = DETECT_PRESETS
+    summary: ClassVar[str] = "Classification, detection and segmentation by SegNet or FCN, on rooms."
+    is_papers: ClassVar[bool] = False
+
+    @property
+    def problem(self) -> str:
+        """The network is all that differs."""
+        return f"rooms+detect {self.config.model}"
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """An image's, an object's, a pixel's."""
+        return {"classification": CLASSIFICATION, "detection": DETECTION, "segmentation": TASKS["segmentation"]}
+
+    @property
+    def data(self) -> tuple[str, str]:
+        """NYUv2 has neither boxes nor kinds of room."""
+        return "rooms", ""
+
+    @property
+    def where(self) -> str:
+        """The only data."""
+        return "rendered rooms"

@@ -156,6 +156,10 @@ def _heatmaps(truth: Sample) -> Tensor:
     return truth.keypoints
 
 
+def _segmentation_loss(predicted: Tensor, truth: Sample) -> Tensor:
+    return F.cross_entropy(predicted, truth.segmentation, ignore_index=-1)
+
+
 def _depth_loss(predicted: Tensor, truth: Sample) -> Tensor:
     known = truth.depth > 0
     return (predicted - truth.depth)[known].square().mean()
@@ -170,9 +174,25 @@ def _keypoint_loss(predicted: Tensor, truth: Sample) -> Tensor:
     return (predicted - _heatmaps(truth)).square().mean()
 
 
+def _drawn_segmentation(predicted: Tensor, _: Sample) -> Mapping[str, Any]:
+    return {"segmentation": predicted.argmax(0).tolist()}
+
+
+def _drawn_depth(predicted: Tensor, _: Sample) -> Mapping[str, Any]:
+    return {"depth": predicted[0].tolist()}
+
+
+def _drawn_normals(predicted: Tensor, _: Sample) -> Mapping[str, Any]:
+    return {"normals": F.normalize(predicted, dim=0).movedim(0, -1).tolist()}
+
+
+def _drawn_keypoints(predicted: Tensor, truth: Sample) -> Mapping[str, Any]:
+    return {"keypoints": places(predicted, truth).tolist()}
+
+
 @dataclass(frozen=True)
 class Task:
-    """One task on an image."""
+    """One task on an image. It survives pickling: it is sent to the processes that train by DDP."""
 
     head: Head
     loss: Callable[[Tensor, Sample], Tensor]
@@ -188,25 +208,10 @@ class Task:
 
 
 TASKS: Mapping[str, Task] = {
-    "segmentation": Task(
-        Head(len(CLASSES)),
-        lambda predicted, truth: F.cross_entropy(predicted, truth.segmentation, ignore_index=-1),
-        SegmentationErrors,
-        lambda predicted, _: {"segmentation": predicted.argmax(0).tolist()},
-    ),
-    "depth": Task(Head(1), _depth_loss, DepthErrors, lambda predicted, _: {"depth": predicted[0].tolist()}),
-    "normals": Task(
-        Head(3),
-        _normal_loss,
-        NormalErrors,
-        lambda predicted, _: {"normals": F.normalize(predicted, dim=0).movedim(0, -1).tolist()},
-    ),
-    "keypoints": Task(
-        Head(KEYPOINTS),
-        _keypoint_loss,
-        KeypointErrors,
-        lambda predicted, truth: {"keypoints": places(predicted, truth).tolist()},
-    ),
+    "segmentation": Task(Head(len(CLASSES)), _segmentation_loss, SegmentationErrors, _drawn_segmentation),
+    "depth": Task(Head(1), _depth_loss, DepthErrors, _drawn_depth),
+    "normals": Task(Head(3), _normal_loss, NormalErrors, _drawn_normals),
+    "keypoints": Task(Head(KEYPOINTS), _keypoint_loss, KeypointErrors, _drawn_keypoints),
 }
 
 SETS: Mapping[str, tuple[str, ...]] = {
