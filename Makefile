@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest lint types bench docs clean
+.PHONY: help demo test test-all test-lowest lint types bench docs package clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -57,6 +57,11 @@ bench: $(VENV)/.ready-bench  ## What GradNorm costs: benchmarks/results/overhead
 docs: $(VENV)/.ready-docs  ## The documentation site: build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet || $(call FAILED,mend what mkdocs warned of)
 	@echo "Open build/site/index.html, or serve it while writing: $(BIN)/mkdocs serve"
+
+package: $(VENV)/.ready-dev  ## Wheel and sdist of both packages in dist, after trying them
+	@$(BIN)/python -m pytest -q tests/package || $(call FAILED,what would be released does not work; see above)
+	@rm -rf dist
+	@for folder in . studies; do (cd $$folder && $(abspath $(BIN))/python -m hatchling build -d $(CURDIR)/dist); done
 
 clean:  ## Remove environments, caches and runs
 	rm -rf .venv .venv-lowest .pytest_cache .ruff_cache .hypothesis runs dist build
