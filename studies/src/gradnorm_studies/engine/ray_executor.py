@@ -33,7 +33,7 @@ GRACE_SECONDS = 5.0
 
 
 class Cluster:
-    """A `executor.Pool`; connects when it is made."""
+    """An `executor.Pool`; connects when it is made."""
 
     slots = math.inf
     """Ray holds back what does not fit; a cluster that grows by itself needs to see what waits."""
