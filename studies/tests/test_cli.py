@@ -64,9 +64,7 @@ def test_a_folder_of_something_else_is_an_error_of_one_sentence(tmp_path):
         ("ray", ["toy", "--address", "local"], "ray"),
     ],
 )
-def test_without_an_extra_of_its_own_it_says_what_to_install_and_the_command_line_still_loads(
-    missing, arguments, extra, tmp_path
-):
+def test_without_an_extra_it_says_what_to_install_and_the_commands_load(missing, arguments, extra, tmp_path):
     block = f"import sys; sys.modules.update({missing}=None)\nfrom gradnorm_studies.cli import main; main()"
     tiny = ["--seeds", "1", "--steps", "1", "--workers", "0"]
     command = [sys.executable, "-c", block, "reproduce", *arguments, *tiny, "--out", str(tmp_path / "out")]

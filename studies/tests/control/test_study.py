@@ -13,7 +13,7 @@ from gradnorm_studies.sweeps.learning_rate import Search
 CONFIG = RlConfig(seeds=1, steps=60, record_every=30, copies=2, batch=8, memory=64, warm_up=8, test_games=1)
 
 
-def test_normalised_is_the_share_of_the_way_from_random_play_to_an_agent_alone_on_average_over_seeds():
+def test_normalised_is_the_share_of_the_way_from_random_play_to_an_agent_alone():
     def rows(chance, *returns):
         return [(0, f"return/{task}", r) for task, r in zip(TASKS, returns, strict=True)] + [
             (0, f"random/{task}", chance) for task in TASKS

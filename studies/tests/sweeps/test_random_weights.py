@@ -21,7 +21,7 @@ def quiet():
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_every_base_trains_every_weighting_once_a_seed_beside_gradnorm_equal_and_static(name):
+def test_every_base_trains_every_weighting_once_a_seed_beside_the_methods(name):
     grid = Grid(replace(Grid.presets[name], seeds=2))
     for problem, seed in {(job.problem, job.seed) for job in grid.jobs()}:
         jobs = [job for job in grid.jobs() if (job.problem, job.seed) == (problem, seed)]
