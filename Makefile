@@ -3,42 +3,60 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest lint types bench docs clean
+.PHONY: help demo test check test-all test-lowest test-newest test-float64 mutants lint types bench docs package clean
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-CORE := $(addprefix src/gradnorm/,_numerics.py balancer.py capture functional.py history.py) tests/distributed \
+CORE := $(addprefix src/gradnorm/,_numerics.py _balancer.py capture functional.py _history.py) tests/distributed \
 	tests/oracle $(addprefix tests/unit/,capture test_balancer.py test_functional.py test_history.py test_properties.py)
 FAILED = { echo; echo "make $@ stopped: $(1)"; exit 1; }
 
 help:  ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-# torch first and pinned, so that nothing after it can pull another build; then the package with all it needs.
-$(VENV)/.ready-%: pyproject.toml constraints.txt
+# torch first and pinned, so that nothing after it can pull another build; then the packages with all they need.
+PARTS_studies := -e . -e ./studies
+PARTS_dev := -e '.[dev]' -e './studies[vision,rl,molecules,ray]'
+PARTS_bench := -e '.[bench]'
+PARTS_docs := -e '.[docs]'
+$(VENV)/.ready-%: pyproject.toml studies/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || $(call FAILED,Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11)
 	@echo "Setting up $(VENV) ($*)"
 	@$(PYTHON) -m venv $(VENV) || $(call FAILED,no virtual environment could be made; on Debian: apt-get install python3-venv)
 	@$(PIP_INSTALL) -c constraints.txt torch || $(call FAILED,torch could not be installed; is a package index reachable?)
-	@$(PIP_INSTALL) -c constraints.txt -e '.[$*]' || $(call FAILED,the packages of [$*] could not be installed; is a package index reachable?)
+	@$(PIP_INSTALL) -c constraints.txt $(PARTS_$*) || $(call FAILED,the packages for $* could not be installed; is a package index reachable?)
 	@touch $@
 
-demo: $(VENV)/.ready-study  ## Environment, install, the paper's toy problem: table and picture at the end
+demo: $(VENV)/.ready-studies  ## Environment, install, the paper's toy problem: table and picture at the end
 	@$(BIN)/gradnorm reproduce toy --out runs/toy || $(call FAILED,the study did not finish; run it again and it resumes where it stopped)
 
 test: lint types $(VENV)/.ready-dev  ## Environment, lint, types, all fast tests
 	@$(BIN)/python -m pytest -q -n 2 || $(call FAILED,a test failed; see above)
 
+check: lint types $(VENV)/.ready-dev  ## Lint, types, the core's tests: what to run before each commit
+	@$(BIN)/python -m pytest -q -n 2 $(CORE) || $(call FAILED,a test failed; see above)
+
 test-all: $(VENV)/.ready-dev  ## The slow tests as well
 	@$(BIN)/python -m pytest -q -n 2 -m ''
 
+# Environments of their own, with no extra of this package.
+alone = $(PYTHON) -m venv $(1) && $(1)/bin/python -m pip install --quiet $(2) 'numpy<3' pytest pytest-xdist hypothesis \
+	&& $(1)/bin/python -m pip install --quiet --no-deps -e . && $(1)/bin/python -m pytest -q -n 2 $(CORE)
+
 test-lowest:  ## The core's tests on the lowest torch that pyproject.toml declares (downloads gigabytes)
-	@$(PYTHON) -m venv .venv-lowest
-	@.venv-lowest/bin/python -m pip install --quiet 'torch==2.6.0' 'numpy<3' pytest pytest-xdist hypothesis
-	@.venv-lowest/bin/python -m pip install --quiet --no-deps -e .
-	@.venv-lowest/bin/python -m pytest -q -n 2 $(CORE)
+	@$(call alone,.venv-lowest,'torch==2.6.0')
+
+test-newest:  ## The core's tests beside the newest torch and nothing else (downloads gigabytes)
+	@$(call alone,.venv-newest,torch)
+
+test-float64: export GRADNORM_TEST_DTYPE := float64
+test-float64: $(VENV)/.ready-dev  ## The core's tests with networks in double precision
+	@$(BIN)/python -m pytest -q -n 2 $(CORE) || $(call FAILED,a test failed; see above)
+
+mutants: $(VENV)/.ready-dev  ## Break one line of the core at a time: which breaks does no test notice? ONLY=word takes some
+	@$(BIN)/python tests/mutants.py $(ONLY) || $(call FAILED,write the test that is missing, or remove what does nothing)
 
 lint: $(VENV)/.ready-dev  ## ruff: rules and format
 	@$(BIN)/ruff check . || $(call FAILED,mend what ruff found; many with .venv/bin/ruff check --fix .)
@@ -54,5 +72,10 @@ docs: $(VENV)/.ready-docs  ## The documentation site: build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet || $(call FAILED,mend what mkdocs warned of)
 	@echo "Open build/site/index.html, or serve it while writing: $(BIN)/mkdocs serve"
 
+package: $(VENV)/.ready-dev  ## Wheel and sdist of both packages in dist, after trying them
+	@$(BIN)/python -m pytest -q tests/package || $(call FAILED,what would be released does not work; see above)
+	@rm -rf dist
+	@for folder in . studies; do (cd $$folder && $(abspath $(BIN))/python -m hatchling build -d $(CURDIR)/dist); done
+
 clean:  ## Remove environments, caches and runs
-	rm -rf .venv .venv-lowest .pytest_cache .ruff_cache .hypothesis runs dist build
+	rm -rf .venv .venv-lowest .venv-newest .pytest_cache .ruff_cache .hypothesis runs dist build

@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from gradnorm.study.data.rooms import Rooms
+from gradnorm_studies.vision.data.rooms import Rooms
 
 SIZES = ((32, 8), (64, 16), (128, 32), (320, 80))
 """Image and truth, in pixels."""

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECTS = {
+    folder: tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"] for folder in (".", "./studies")
+}
 
 
 class Block(NamedTuple):
@@ -38,13 +40,15 @@ def check_command(command):
     match words:
         case ["make", target]:
             assert run("make", "-n", target).returncode == 0, command
-        case ["pip", "install", package]:
-            extra = re.search(r"\[(.+)\]", package)
-            assert package.split("[")[0] == PROJECT["name"]
-            assert extra is None or extra[1] in PROJECT["optional-dependencies"], command
+        case ["pip", "install", *packages]:
+            for package in packages:
+                folder, _, extras = package.rstrip("]").partition("[")
+                assert {*filter(None, extras.split(","))} <= {*PROJECTS[folder]["optional-dependencies"]}, command
         case ["gradnorm", *arguments]:
-            result = run(sys.executable, "-m", "gradnorm.cli", *arguments, "--help")
+            code = "from gradnorm_studies.cli import main; main()"
+            result = run(sys.executable, "-c", code, *arguments, "--help")
             assert result.returncode == 0, result.stderr
+            assert "Usage" in result.stdout, command
         case ["python", script, *arguments]:
             assert run(sys.executable, script, *arguments, "--help").returncode == 0, command
         case []:

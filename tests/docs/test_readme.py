@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from .blocks import PROJECT, ROOT, blocks, check_command
+from .blocks import ROOT, blocks, check_command
 
 READMES = ["README.md", "README.zh-CN.md"]
 
@@ -63,9 +63,3 @@ def test_figures_are_those_of_the_tables_that_commands_wrote(name):
     found = figure.findall((ROOT / name).read_text())
     assert found
     assert not {*found} - written
-
-
-def test_version_is_one():
-    import gradnorm
-
-    assert gradnorm.__version__ == PROJECT["version"]

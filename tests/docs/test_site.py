@@ -22,7 +22,7 @@ KINDS = {("python", False), ("python", True), ("bash", False), ("text", False)}
 def environment(folder):
     """As a user's, in an empty home; one thread, since tests share the machine."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COV", "WANDB"))}
-    paths = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src")}
+    paths = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}/src:{ROOT}/studies/src"}
     return {
         **kept,
         **paths,

@@ -68,7 +68,7 @@ def four(net, step):
     }
 
 
-def test_a_loss_that_goes_backward_twice_counts_with_what_goes_back_through_its_head():
+def test_a_loss_that_goes_backward_twice_counts_with_what_passes_its_head():
     """What the page on the inside says of losses outside the balancer: they count for the task whose head they use."""
     net = Net()
     balancer = GradNorm(NAMES, shared=net.last)

@@ -66,3 +66,17 @@ def test_a_task_is_measured_over_the_micro_batches_that_have_it():
     found, wanted = (trained(way, steps=1) for way in (sometimes, halves))
     torch.testing.assert_close(found[0], wanted[0])
     torch.testing.assert_close(found[-1], wanted[-1])
+
+
+def test_a_task_that_every_micro_batch_lacks_is_absent():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, initial_losses=[1.0, 1.0, 1.0])
+    for step in range(3):
+        net.zero_grad()
+        for part, names in zip(batch(step, size=8).chunk(2), (("a", "b"), ("a",)), strict=True):
+            losses = net.losses(part)
+            balancer({name: losses[name] for name in names}).backward()
+        balancer.step()
+    assert balancer.weights[2] == 1.0
+    assert balancer.weights[0] != 1.0
+    assert balancer.log_dict()["gradnorm/skipped"] == 0

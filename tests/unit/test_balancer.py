@@ -471,6 +471,33 @@ def test_frozen_weights_stay_and_thaw():
     assert not torch.equal(balancer.weights, before)
 
 
+VOID = {
+    "freeze": lambda balancer: balancer.freeze().freeze(False),
+    "reset": lambda balancer: balancer.reset(),
+    "load_state_dict": lambda balancer: balancer.load_state_dict(copy.deepcopy(balancer.state_dict())),
+    "to": lambda balancer: balancer.to(torch.float64),
+}
+
+
+@pytest.mark.parametrize("at", ["weights", "features", "branches"])
+@pytest.mark.parametrize("way", VOID)
+def test_what_was_measured_before_is_no_part_of_the_next_step(way, at):
+    net, balancer = Net(), GradNorm(NAMES, at=at)
+
+    def losses():
+        features = net.trunk(batch())
+        branches = balancer.branch(features) if at == "branches" else [features] * 3
+        return [10**i * (net.heads[i](branch) - 1).square().mean() for i, branch in enumerate(branches)]
+
+    balancer(losses()).backward()
+    VOID[way](balancer)
+    with pytest.raises(StateError, match="before a"):
+        balancer.step()
+    balancer(losses()).backward()
+    balancer.step()
+    assert balancer.log_dict()["gradnorm/skipped"] == 0
+
+
 def test_eval_and_no_grad_are_a_plain_weighted_sum():
     net, balancer = trained()
     before = snapshot(balancer)

@@ -11,6 +11,7 @@ from gradnorm import GradNorm
 
 pytest.importorskip("gradnorm_pytorch", reason="needs the extra gradnorm[bench]")
 pytest.importorskip("torchjd", reason="needs the extra gradnorm[bench]")
+pytest.importorskip("gradnorm_studies", reason="the rooms are theirs")
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import methods

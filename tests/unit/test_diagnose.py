@@ -343,7 +343,7 @@ def test_pictures_are_drawn(tmp_path):
 
 def test_the_picture_of_a_diagnosis_says_what_the_text_says(monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     found = diagnose(Net().losses(batch()))
     plots.diagnosis(found, "unused.png")
     bars, table = figures[0].axes

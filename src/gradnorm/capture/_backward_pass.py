@@ -64,8 +64,7 @@ class GradientBuffer:
         if not edge.is_direct:
             gradient = gradient.reshape(output_shape(node, edge.nr)).to(output_dtype(node, edge.nr))
         if (known := self.gradients.get(edge.nr)) is not None:
-            with torch.no_grad():  # a backward with create_graph=True has it on
-                gradient = known + gradient
+            gradient = known + gradient
         self.gradients[edge.nr] = gradient
 
 

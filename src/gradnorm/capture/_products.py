@@ -40,8 +40,7 @@ def product(
         GraphError: Autograd refuses it for a reason that has a remedy, or a function on the path can run only once.
     """
     if type(node) is AccumulateGrad:
-        # A copy, since what arrives here may become, or be added into, the tensor's `.grad`.
-        return [gradients[0].clone() if tensor is node.variable else None for tensor in used]
+        return [gradients[0] if tensor is node.variable else None for tensor in used]
     lent = [each.clone() if path is Path.FOREIGN else each for each in gradients.values()]
     edges = [GradientEdge(node, nr) for nr in gradients]
     try:

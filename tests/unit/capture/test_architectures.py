@@ -82,6 +82,28 @@ def test_of_a_mixture_of_experts_those_count_that_the_batch_chose(order):
     assert len({frozenset(names) for names in chosen}) > 2, "batches must differ for this to mean anything"
 
 
+def test_experts_that_micro_batches_choose_add_up_to_one_longer_gradient():
+    torch.manual_seed(0)
+    model = SwitchLayer()
+    balancer = balancer_for(model)
+    chosen = set()
+    for seed in range(0, 8, 2):
+        parts = [batch(seed + i, size=4) for i in range(2)]
+        chosen |= {frozenset(model.layer_for(x)) for x in parts}
+        model.zero_grad()
+        for x in parts:
+            balancer(model.losses(list, x)).backward()
+        W = [p for p in balancer.shared if p.grad is not None]
+        rows = {}
+        for x in parts:
+            for task, loss in model.losses(list, x).items():
+                found = torch.autograd.grad(loss, W, retain_graph=True, materialize_grads=True)
+                rows[task] = rows.get(task, 0) + torch.cat([each.flatten() for each in found]) / 2
+        balancer.step()
+        assert measured(balancer) == pytest.approx({task: row.norm().item() for task, row in rows.items()}, rel=1e-4)
+    assert len(chosen) > 2, "batches must differ for this to mean anything"
+
+
 def test_a_task_that_the_first_batch_lacks_is_waited_for():
     torch.manual_seed(0)
     model = HardSharing()

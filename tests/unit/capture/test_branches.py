@@ -158,6 +158,18 @@ def test_half_precision_features():
     torch.testing.assert_close(net.balancer.weights, reference.weights, rtol=0.01, atol=0.01)
 
 
+def test_double_precision_is_measured_in_double_precision():
+    net, *_ = pair()
+    net.double()
+    features = net.trunk(batch().double())
+    branches = net.balancer.branch(features)
+    losses = [(head(branch) - 1).square().mean() for head, branch in zip(net.heads, branches, strict=True)]
+    wanted = [torch.autograd.grad(loss, features, retain_graph=True)[0].norm().item() for loss in losses]
+    net.balancer(losses).backward()
+    net.balancer.step()
+    assert [row["norm"] for row in net.balancer.history.rows()] == pytest.approx(wanted, rel=1e-12)
+
+
 def test_what_cannot_be_measured_is_refused():
     net = Net()
     with pytest.raises(ArgumentError, match=r"shared names W, but at=\"branches\""):

@@ -205,6 +205,55 @@ def picked():
     return case
 
 
+def across(read):
+    """Heads' outputs that are collected along one dimension, and read along another: each loss is of all heads."""
+    trunk, hs = mlp(), nn.ModuleList(nn.Linear(8, 3) for _ in range(3))
+
+    def losses(x):
+        outputs = [h(trunk(x[:3])) for h in hs]  # [3, 3] each
+        return [10**i * (part + 1).square().mean() for i, part in enumerate(read(outputs))]
+
+    return Case(nn.ModuleList([trunk, hs]), losses, [trunk[2].weight], torch.randn(5, 6))
+
+
+def across_stack(outputs):
+    return torch.stack([output.mean(1) for output in outputs]).unbind(1)
+
+
+def across_cat(outputs):
+    joint = torch.cat(outputs, 1)
+    return [joint.narrow(0, 0, 3), joint.narrow(0, 0, 2), joint.narrow(0, 1, 2)]
+
+
+def across_written(outputs):
+    joint = torch.zeros(3, 3)
+    for i, output in enumerate(outputs):
+        joint[:, i] = output.mean(1)
+    return [joint[0], joint[1], joint[2]]
+
+
+def across_slices(outputs):
+    joint = torch.stack([output.mean(1) for output in outputs])
+    return [joint[1:3][:, 0:1], joint[0:2][:, 1:2], joint[1:3][:, 1:2]]
+
+
+def stacked_and_summed():
+    case = simple()
+    first = case.losses
+    case.losses = lambda x: (lambda s: [s[0], s[1], s.sum()])(torch.stack(first(x)))
+    return case
+
+
+def read_twice():
+    trunk, hs = mlp(), heads()
+
+    def losses(x):
+        features = trunk(x)
+        return [(h(features) * features.mean()).square().mean() for h in hs]
+
+    return Case(nn.ModuleList([trunk, hs]), losses, [trunk[2].weight], torch.randn(5, 6))
+
+
 def vector():
     trunk, head = mlp(), nn.Linear(8, 3)
     losses = lambda x: head(trunk(x)).square().mean(0)  # noqa: E731
@@ -263,6 +312,12 @@ CASES = {
     "stacked": stacked,
     "unbound": unbound,
     "picked": picked,
+    "stacked and summed": stacked_and_summed,
+    "features read twice": read_twice,
+    "stacked and read across": lambda: across(across_stack),
+    "joined and read across": lambda: across(across_cat),
+    "written and read across": lambda: across(across_written),
+    "slices of slices": lambda: across(across_slices),
     "vector loss": vector,
     "broadcast": broadcast,
     "regulariser": regulariser,
@@ -317,6 +372,24 @@ def test_a_second_backward_over_a_retained_graph_measures_the_same(case):
     loss.backward()
     torch.testing.assert_close(balancer._measurement.sums.entries, 2 * first)
     assert balancer._measurement.sums.factors.tolist() == [2.0] * len(reference)
+
+
+def test_a_batched_product_that_fails_is_not_tried_again(monkeypatch):
+    tried = []
+
+    def fails(*_):
+        tried.append(1)
+        raise RuntimeError("vmap does not get through")
+
+    monkeypatch.setattr(_products, "FEWEST_BATCHED", 2)
+    monkeypatch.setattr(_hooks, "batched_product", fails)
+    case = simple()
+    balancer = GradNorm(3, shared=case.shared, check=False)
+    for _ in range(3):
+        balancer(case.losses(case.x)).backward()
+        balancer.step()
+    assert len(tried) == 1
+    assert len(balancer.history) == 3
 
 
 def test_features_mode_measures_the_norm_where_the_tasks_meet():

@@ -53,6 +53,23 @@ def test_layers_at_which_tasks_share_no_entry_are_heads(update):
     assert [row["norm"] / row["weight"] for row in balancer.history.rows()] == pytest.approx(wanted)
 
 
+def test_where_nothing_lies_before_the_heads_they_stay_the_layer():
+    """A later graph shows a layer before them, which is none of what was settled in the first."""
+    torch.manual_seed(0)
+    first, heads = nn.Linear(6, 6), [nn.Linear(6, 4) for _ in range(2)]
+    balancer = GradNorm(["near", "far"])
+    for step, x in enumerate([batch(), batch(1), first(batch(2))]):
+        near, far = (torch.cat([head(x) for head in heads], 1).tanh() - 1).split(4, 1)
+        losses = [near.square().mean(), far.square().mean()]
+        wanted = [torch.autograd.grad(v, h.weight, retain_graph=True) for v, h in zip(losses, heads, strict=True)]
+        balancer(losses).backward()
+        balancer.step()
+        assert {id(part) for part in balancer.shared} == {id(head.weight) for head in heads}, step
+        rows = balancer.history.rows()[-2:]
+        norms = [gradient.norm().item() for (gradient,) in wanted]
+        assert [row["norm"] / row["weight"] for row in rows] == pytest.approx(norms)
+
+
 def test_a_head_that_starts_at_zero_is_told_and_does_not_move_the_layer():
     net = Concatenated()
     nn.init.zeros_(net.heads[0].weight)

@@ -125,6 +125,51 @@ def test_a_dropped_step_costs_an_update_unless_it_is_said():
             assert norms_of(balancer) == pytest.approx(wanted, rel=1e-4)
 
 
+def test_a_loss_scaler_may_have_skipped_a_step_whose_gradients_at_w_are_finite():
+    """The overflow was elsewhere: nothing was dropped, and nobody need be told."""
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-5)
+    balancer.attach(optimizer)
+    for step in range(4):
+        optimizer.zero_grad()
+        wanted = expected(net, [step])
+        (balancer(net.losses(batch(step))) * 1024).backward()
+        if step != 1:
+            optimizer.step()
+            assert norms_of(balancer) == pytest.approx(wanted, rel=1e-4)
+    assert balancer.log_dict()["gradnorm/skipped"] == 0
+
+
+def test_a_loss_that_runs_backward_again_has_dropped_nothing():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    for step in range(3):
+        wanted = expected(net, [step])
+        net.zero_grad()
+        loss = balancer(net.losses(batch(step)))
+        loss.backward(retain_graph=True)
+        net.zero_grad()
+        loss.backward()
+        balancer.step()
+        assert norms_of(balancer) == pytest.approx(wanted, rel=1e-4)
+    assert balancer.log_dict()["gradnorm/skipped"] == 0
+
+
+def test_gradients_are_cleared_where_the_optimizer_has_them():
+    """A part of `W` that another optimizer trains, and clears at its own time, says nothing of this one's steps."""
+    net = Net()
+    balancer = GradNorm(NAMES, shared=[net.last, net.trunk[0].weight])
+    optimizer = torch.optim.SGD([net.last, *net.heads.parameters()], lr=1e-2)
+    balancer.attach(optimizer)
+    for step in range(3):
+        optimizer.zero_grad()
+        balancer(net.losses(batch(step))).backward()
+        assert balancer._measurement.sums.counts.tolist() == [1.0, 1.0, 1.0]
+        if step == 0:
+            optimizer.step()
+
+
 def test_of_several_evaluations_within_one_step_the_last_counts():
     """As in SAM: the parameters move between the two, which tells them from micro-batches that were moved away."""
     net = Net()

@@ -1,0 +1,1 @@
+"""What runs measured, and what it means: metrics, claims, figures, reports."""

@@ -1,0 +1,288 @@
+"""The studies' figures: plain data in, a PNG out, in the style of the library's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch, Rectangle
+from numpy.typing import NDArray
+
+from gradnorm.plots import STYLE, Curves, draw_curves, panels, save
+
+Array = NDArray[np.float64]
+
+COLOURS = {
+    "equal": "#6b6f76",
+    "uncertainty": "#d55e00",
+    "gradnorm": "#0072b2",
+    "static": "#56b4e9",
+    "single": "#111111",
+    "best grid": "#cc79a7",
+}
+FALLBACK = ("#009e73", "#e69f00", "#cc79a7", "#f0e442")
+
+
+def over_time(path: Path, shown: Sequence[Curves], columns: int = 4) -> Path:
+    """Panels in rows of `columns`: means over seeds as lines, their range as a band, names at the lines' ends."""
+    with plt.rc_context(STYLE):
+        figure, axes = panels(len(shown), columns, width=4.6, height=3.2)
+        for ax, panel in zip(axes, shown, strict=True):
+            methods = {name: colour_of(name, panel.values) for name in panel.values}
+            draw_curves(ax, replace(panel, colours=methods | {**(panel.colours or {})}))
+        return save(figure, path)
+
+
+@dataclass(frozen=True)
+class Points:
+    """One panel: a cloud of points by name, each (x [n], y [n])."""
+
+    title: str
+    values: Mapping[str, tuple[Array, Array]]
+    xlabel: str
+    ylabel: str
+
+
+def scatter(path: Path, shown: Sequence[Points], columns: int = 4) -> Path:
+    """Panels in rows of `columns`: a colour a cloud, those of methods in their own colour and larger, a line at 0."""
+    with plt.rc_context(STYLE):
+        figure, axes = panels(len(shown), columns, width=4.6, height=3.6)
+        for ax, panel in zip(axes, shown, strict=True):
+            _draw_points(ax, panel)
+        return save(figure, path)
+
+
+def _draw_points(ax: Axes, panel: Points) -> None:
+    for name, (x, y) in panel.values.items():
+        size = 46 if name in COLOURS else 14
+        ax.scatter(x, y, s=size, color=colour_of(name, panel.values), alpha=0.7, linewidths=0, label=name)
+    ax.axhline(0, color=COLOURS["gradnorm"], linewidth=1)
+    ax.set_title(panel.title)
+    ax.set_xlabel(panel.xlabel)
+    ax.set_ylabel(panel.ylabel)
+    ax.legend(frameon=False, fontsize=8.5)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """One panel: a final metric by method, each [seeds]."""
+
+    title: str
+    values: Mapping[str, Array]
+    xlabel: str
+
+
+def finals(path: Path, shown: Sequence[Ends], columns: int = 4) -> Path:
+    """Panels in rows of `columns`: a dot a seed, a stroke for their mean, the mean in figures."""
+    with plt.rc_context(STYLE):
+        rows = max(len(panel.values) for panel in shown)
+        figure, axes = panels(len(shown), columns, width=4.2, height=0.9 + 0.33 * rows)
+        for ax, panel in zip(axes, shown, strict=True):
+            _draw_ends(ax, panel)
+        return save(figure, path)
+
+
+def _draw_ends(ax: Axes, panel: Ends) -> None:
+    for row, (name, values) in enumerate(panel.values.items()):
+        colour = colour_of(name, panel.values)
+        ax.plot(values, np.full(len(values), row), "o", color=colour, markersize=4.5, alpha=0.55, markeredgewidth=0)
+        ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.4)
+        ax.text(1.02, row, f"{values.mean():.3g}", transform=ax.get_yaxis_transform(), color=colour, va="center")
+    ax.set_yticks(range(len(panel.values)), list(panel.values))
+    ax.set_ylim(len(panel.values) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="y", color="#eeeeee")
+    ax.set_axisbelow(True)
+    ax.margins(x=0.06)
+    ax.set_title(panel.title)
+    ax.set_xlabel(panel.xlabel)
+
+
+def images(path: Path, rows: Mapping[str, Sequence[Array]]) -> Path:
+    """A grid of small grey images, [H, W] in 0 … 16 each, a named row each."""
+    columns = len(next(iter(rows.values())))
+    with plt.rc_context(STYLE):
+        size = (1.15 * columns, 1.2 * len(rows))
+        figure, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+        for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
+            for ax, picture in zip(axes, pictures, strict=True):
+                ax.imshow(picture, cmap="gray_r", vmin=0, vmax=16)
+                ax.set(xticks=[], yticks=[])
+            axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        return save(figure, path)
+
+
+CLASS_COLOURS = (
+    "#4e79a7",
+    "#b07aa1",
+    "#e8e4da",
+    "#f28e2b",
+    "#9c755f",
+    "#76b7b2",
+    "#e15759",
+    "#edc948",
+    "#59a14f",
+    "#ff9da7",
+    "#222222",
+    "#c9c5bb",
+    "#86bcec",
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """One image, and its truth or what a network made of it; each over the same square, at a size of its own."""
+
+    title: str
+    image: Array
+    """[H, W, 3] in 0 … 1."""
+    segmentation: Array | None = None
+    """[h, w]: places in a list of names; −1 unknown."""
+    depth: Array | None = None
+    """[h, w] in metres; 0 unknown."""
+    normals: Array | None = None
+    """[h, w, 3]; 0 unknown."""
+    keypoints: Array | None = None
+    """[k, 2]: across and down, in pixels of the image."""
+    boxes: Array | None = None
+    """[m, 4]: left, top, right, bottom."""
+    labels: Sequence[int] = ()
+    """[m]: each box's class."""
+    kind: str = ""
+    """What the whole image shows."""
+
+
+FARTHEST = 7.0
+"""Metres at the end of the colours for depth."""
+
+
+def contact_sheet(path: Path, views: Sequence[View], names: Sequence[str], columns: int = 2) -> Path:
+    """For each sample image, classes, depth, normals, and what is found in it; `columns` samples side by side."""
+    draws = (_draw_segmentation, _draw_depth, _draw_normals, _draw_found)
+    tiles = 1 + len(draws)
+    rows = -(-len(views) // columns)
+    with _tiles(path, rows, tiles * columns, names) as grid:
+        for place, view in enumerate(views):
+            row, column = divmod(place, columns)
+            axes = list(grid[row, column * tiles : (column + 1) * tiles])
+            _draw_image(axes[0], view, names)
+            axes[0].set_title(view.title, fontsize=8)
+            for ax, draw in zip(axes[1:], draws, strict=True):
+                draw(ax, view, names)
+    return path
+
+
+def comparison(path: Path, rows: Sequence[Mapping[str, View]], tasks: Sequence[str], names: Sequence[str]) -> Path:
+    """An image a row: the image itself, then for each task (fields of `View`) the row's views side by side."""
+    kinds = list(rows[0])
+    shown = [task for task in tasks if task in DRAWINGS]
+    legend = names if "segmentation" in shown else ()
+    with _tiles(path, len(rows), 1 + len(shown) * len(kinds), legend) as grid:
+        for axes, row in zip(grid, rows, strict=True):
+            _draw_image(axes[0], row[kinds[0]], names)
+            columns = ((task, kind) for task in shown for kind in kinds)
+            for ax, (task, kind) in zip(axes[1:], columns, strict=True):
+                DRAWINGS[task](ax, row[kind], names)
+        for column, task in enumerate(shown):
+            for place, kind in enumerate(kinds):
+                ax = grid[0, 1 + column * len(kinds) + place]
+                ax.set_title(kind if place else f"{task}: {kind}", fontsize=8, fontweight="normal" if place else "bold")
+    return path
+
+
+@contextmanager
+def _tiles(path: Path, rows: int, columns: int, names: Sequence[str]) -> Iterator[Any]:
+    """Square panels without axes, [rows, columns], and the classes' colours below; written at the end."""
+    with plt.rc_context(STYLE):
+        size = (1.45 * columns, 1.6 * rows + 0.9)
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        for ax in grid.flat:
+            ax.axis("off")
+        yield grid
+        if names:
+            handles = [Patch(color=c, label=n) for n, c in zip(names, CLASS_COLOURS, strict=False)]
+            figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False, handlelength=1)
+        save(figure, path, few_colours=False)
+
+
+def _draw_image(ax: Axes, view: View, names: Sequence[str]) -> None:
+    ax.imshow(view.image)
+
+
+def _draw_segmentation(ax: Axes, view: View, names: Sequence[str]) -> None:
+    colours = ListedColormap(("#ffffff", *CLASS_COLOURS[: len(names)]))
+    assert view.segmentation is not None
+    ax.imshow(view.segmentation, cmap=colours, vmin=-1.5, vmax=len(names) - 0.5, interpolation="nearest")
+
+
+def _draw_depth(ax: Axes, view: View, names: Sequence[str]) -> None:
+    assert view.depth is not None
+    known = np.ma.masked_equal(view.depth, 0)
+    ax.imshow(known, cmap="viridis_r", vmin=0, vmax=FARTHEST, interpolation="nearest")
+    ax.text(0.03, 0.04, f"to {known.max():.1f} m", transform=ax.transAxes, fontsize=7, color="#ffffff")
+
+
+def _draw_normals(ax: Axes, view: View, names: Sequence[str]) -> None:
+    """From the viewer's side: right is red, up is green, towards the viewer is blue."""
+    assert view.normals is not None
+    known = np.abs(view.normals).sum(axis=2, keepdims=True) > 0
+    ax.imshow(np.where(known, view.normals * [0.5, -0.5, -0.5] + 0.5, 1.0), interpolation="nearest")
+
+
+def _draw_keypoints(ax: Axes, view: View, names: Sequence[str]) -> None:
+    _draw_pale(ax, view)
+    assert view.keypoints is not None
+    ax.plot(*view.keypoints.T, "o", color="#d00000", markersize=3.5, clip_on=False)
+
+
+def _draw_boxes(ax: Axes, view: View, names: Sequence[str]) -> None:
+    _draw_pale(ax, view)
+    assert view.boxes is not None
+    for (left, top, right, bottom), label in zip(view.boxes, view.labels, strict=True):
+        corner = (left - 0.5, top - 0.5)
+        ax.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color=CLASS_COLOURS[label]))
+        ax.text(*corner, names[label], fontsize=4.5, va="bottom", color="#222222", in_layout=False)
+
+
+def _draw_found(ax: Axes, view: View, names: Sequence[str]) -> None:
+    _draw_keypoints(ax, view, names)
+    _draw_boxes(ax, view, names)
+
+
+def _draw_kind(ax: Axes, view: View, names: Sequence[str]) -> None:
+    _draw_pale(ax, view)
+    ax.text(0.5, 0.5, view.kind.replace(" ", "\n"), transform=ax.transAxes, ha="center", va="center", fontweight="bold")
+
+
+def _draw_pale(ax: Axes, view: View) -> None:
+    ax.imshow(view.image * 0.45 + 0.55)
+
+
+DRAWINGS: dict[str, Callable[[Axes, View, Sequence[str]], None]] = {
+    "segmentation": _draw_segmentation,
+    "depth": _draw_depth,
+    "normals": _draw_normals,
+    "keypoints": _draw_keypoints,
+    "detection": _draw_boxes,
+    "classification": _draw_kind,
+}
+
+
+def colour_of(name: str, names: Mapping[str, Any]) -> str:
+    """A method's colour, the same in every figure; others take theirs by their place."""
+    others = [other for other in names if other not in COLOURS]
+    return COLOURS[name] if name in COLOURS else FALLBACK[others.index(name) % len(FALLBACK)]
+
+
+def ramp(names: Sequence[str]) -> dict[str, Any]:
+    """Colours from light to dark for tasks that have an order, by name."""
+    shades = plt.get_cmap("viridis")(np.linspace(0.85, 0.0, len(names)))
+    return dict(zip(names, map(tuple, shades), strict=True))

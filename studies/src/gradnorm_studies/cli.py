@@ -1,0 +1,242 @@
+"""`gradnorm reproduce STUDY`: from one command to a folder with tables, figures and a report.
+
+The options of a study are the fields of its config, with their defaults and reasons, so that `--help` and the code
+cannot differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import signal
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    import typer
+
+INTERRUPTED = 130
+"""The exit code of a program that was stopped by Ctrl-C."""
+
+FULL_STEPS = 25_000
+"""What public reproductions of the paper's toy problem train for."""
+
+
+def main() -> None:
+    """The entry point."""
+    build()()
+
+
+def build() -> typer.Typer:
+    """The command line, with one command a study."""
+    import typer
+
+    from gradnorm_studies.studies import STUDIES
+
+    app = typer.Typer(name="gradnorm", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+    reproduce = typer.Typer(no_args_is_help=True, help="Run a study and write its folder; run again to resume.")
+    app.add_typer(reproduce, name="reproduce")
+    app.add_typer(_data(), name="data")
+    app.callback()(_about)
+    for study in STUDIES.values():
+        reproduce.command(study.name, help=study.summary)(_command(study))
+    return app
+
+
+def _about() -> None:
+    """GradNorm for PyTorch: the paper's experiments from one command."""
+
+
+def _data() -> typer.Typer:
+    """The commands that show a data set."""
+    import typer
+
+    shown = typer.Option(False, "--show", help="Draw a contact sheet.")
+    path = typer.Option("rooms.png", help="The picture to write.")
+    count = typer.Option(16, help="How many rooms.")
+    seeded = typer.Option(0, help="The data set's seed.")
+    part = typer.Option("train", help="train or test.")
+
+    def rooms(show: bool = shown, out: Path = path, n: int = count, seed: int = seeded, split: str = part) -> None:
+        """Rooms that are rendered on the fly: the images, and the truth for every task."""
+        if not show:
+            raise typer.BadParameter("nothing to do: add --show to draw a contact sheet.")
+        typer.echo(_show_rooms(out, n, seed, split))
+
+    app = typer.Typer(no_args_is_help=True, help="Look at the data sets of the vision studies.")
+    app.callback()(lambda: None)
+    app.command("rooms")(rooms)
+    return app
+
+
+def _show_rooms(out: Path, n: int, seed: int, split: Any) -> Path:
+    import typer
+
+    from gradnorm import ArgumentError
+    from gradnorm_studies.vision.data.preview import contact_sheet
+    from gradnorm_studies.vision.data.rooms import Rooms
+
+    try:
+        return contact_sheet(Rooms(split, n, seed), out)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _command(study: Any) -> Callable[..., None]:
+    """A function whose signature is the study's config and the options that all studies share."""
+
+    def command(**options: Any) -> None:
+        run_options = {name: options.pop(name, False) for name in ("out", "workers", "address", "search", "full")}
+        if run_options["full"]:
+            options["steps"] = _full_steps(study, options["steps"])
+        _run(study, _config(study, options), **run_options)
+
+    parameters = [*_config_parameters(study), *_shared_parameters(study)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _config(study: Any, options: dict[str, Any]) -> Any:
+    """The study's config; where it has presets, the chosen one, changed as far as options were given."""
+    import typer
+
+    if not hasattr(study, "presets"):
+        return study.config_class(**options)
+    chooser = _chooser(study)
+    name = options[chooser]
+    if name not in study.presets:
+        raise typer.BadParameter(f"--{chooser} is {name!r}: choose one of {', '.join(study.presets)}.")
+    given = {option: value for option, value in options.items() if value is not None}
+    return dataclasses.replace(study.presets[name], **given)
+
+
+def _chooser(study: Any) -> str:
+    """The setting that chooses among a study's presets; there is none where it has no presets."""
+    return getattr(study, "chooser", "preset") if hasattr(study, "presets") else ""
+
+
+def _full_steps(study: Any, steps: int) -> int:
+    import typer
+
+    if steps != study.config_class().steps:
+        raise typer.BadParameter(
+            f"--full trains for {FULL_STEPS:,} steps, but --steps is {steps}: give one of the two."
+        )
+    return FULL_STEPS
+
+
+def _config_parameters(study: Any) -> list[inspect.Parameter]:
+    import typer
+
+    parameters = []
+    for field in dataclasses.fields(study.config_class):
+        kind = type(field.default)
+        choices = "|".join(field.metadata["choices"])
+        has_presets = hasattr(study, "presets") and field.name != _chooser(study)
+        option = typer.Option(
+            help=field.metadata["reason"],
+            metavar=choices or kind.__name__,
+            parser=_number(kind),
+            show_default=_by_preset(study, field.name) if has_presets else True,
+        )
+        if has_presets:  # left out, a setting is the preset's
+            parameters.append(_parameter(field.name, Annotated[kind | None, option], None))
+        else:
+            parameters.append(_parameter(field.name, Annotated[kind, option], field.default))
+    return parameters
+
+
+def _by_preset(study: Any, name: str) -> str:
+    """A setting's value, and where presets differ each one's."""
+    values = {preset: str(getattr(config, name)) for preset, config in study.presets.items()}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values())) or "none"
+    return ", ".join(f"{preset}: {value}" for preset, value in values.items())
+
+
+def _number(kind: type) -> Callable[[str], Any]:
+    """A parser whose complaint says what it found; the command line's own does not."""
+    import typer
+
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise typer.BadParameter(f"found {text!r}: give {wanted}.") from None
+
+    return parse
+
+
+def _shared_parameters(study: Any) -> list[inspect.Parameter]:
+    import typer
+
+    chosen = f"-{_chooser(study).upper()}" if hasattr(study, "presets") else ""
+    out = typer.Option(help="The folder to write or resume.", show_default=f"runs/{study.name}{chosen}")
+    workers = typer.Option(help="Processes, each on one thread; 0 computes in this one.")
+    address = typer.Option(help="Of a Ray cluster to compute on: ray://HOST:PORT or auto; local starts one here.")
+    search = typer.Option("--search", help="Search every method's learning rate, on seeds that are never reported.")
+    full = typer.Option("--full", help=f"Train for {FULL_STEPS:,} steps.")
+    parameters = [
+        _parameter("out", Annotated[Path | None, out], None),
+        _parameter("workers", Annotated[int, workers], 2),
+        _parameter("address", Annotated[str, address], ""),
+    ]
+    if hasattr(study, "metric"):
+        parameters.append(_parameter("search", Annotated[bool, search], False))
+    if not hasattr(study, "presets"):
+        parameters.append(_parameter("full", Annotated[bool, full], False))
+    return parameters
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _run(kind: Any, config: Any, out: Path | None, workers: int, address: str, search: bool, full: bool) -> None:
+    import typer
+    from rich.console import Console
+
+    from gradnorm_studies.engine.executor import reproduce
+    from gradnorm_studies.engine.settings import check
+    from gradnorm_studies.engine.study import Interrupted, UsageError
+    from gradnorm_studies.sweeps.learning_rate import Search
+
+    chosen = kind(config)
+    study = Search(chosen) if search else chosen
+    chosen_preset = getattr(config, _chooser(kind), None)
+    folder = out or Path("runs") / "-".join(filter(None, (study.name, chosen_preset, "full" if full else "")))
+    console, errors = Console(), Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _check_extra(f"The study {kind.name}", getattr(kind, "extra", None))
+        _check_extra("--address", ("ray", ("ray",)) if address else None)
+        check(chosen.config)
+        if workers < 0:
+            raise UsageError(f"--workers is {workers}: give a number at least 0.")
+        report = reproduce(study, folder, workers, console, address)
+    except UsageError as error:
+        errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
+        raise typer.Exit(2) from None
+    except Interrupted:
+        errors.print("Stopped; run the same command again and it goes on from here.", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+    report.print(console)
+    for name in ("report.html", "table.md", "metrics.csv", "figures"):
+        console.print(f"{folder / name}", highlight=False, soft_wrap=True)
+
+
+def _check_extra(who: str, extra: tuple[str, tuple[str, ...]] | None) -> None:
+    """Raises a `UsageError` if a package of an extra, `(name, packages)`, is not installed."""
+    from gradnorm_studies.engine.study import UsageError
+
+    name, packages = extra or ("", ())
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        named = ", ".join(missing)
+        raise UsageError(
+            f'{who} needs packages that are not installed ({named}): pip install "gradnorm-studies[{name}]"'
+        )

@@ -1,0 +1,1 @@
+"""What every study needs: settings, training, results, executors, progress."""

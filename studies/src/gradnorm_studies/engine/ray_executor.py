@@ -1,0 +1,134 @@
+"""A study's runs on Ray: on this machine or a cluster of many, by its address.
+
+Each run is a task. Its result file comes back as bytes and is written here, so the folder is the same as without Ray,
+and so is resuming: what is finished stays, whatever happens to the cluster. Runs in hand when a study is stopped start
+anew, since their checkpoints lie where they ran.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from gradnorm_studies.engine.results import result_path, write_whole
+from gradnorm_studies.engine.study import Job, Study, UsageError
+from gradnorm_studies.engine.training import carry_out
+
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+"""A cluster that lives for one command on one machine reports to nobody and needs no password on disk."""
+STORE_BYTES = 100 * 2**20
+"""Results are small; Ray would take a third of the memory for its objects."""
+GRACE_SECONDS = 5.0
+"""What stopped runs get for cleaning up."""
+
+
+class Cluster:
+    """An `executor.Pool`; connects when it is made."""
+
+    slots = math.inf
+    """Ray holds back what does not fit; a cluster that grows by itself needs to see what waits."""
+
+    def __init__(self, study: Study, out: Path, address: str, workers: int) -> None:
+        self._study, self._out = study, out
+        self._temporary = _connect(address, workers)
+        self._reports: Any = ray.remote(num_cpus=0)(_Reports).remote()
+        gpus = getattr(study, "gpus", 0) if ray.cluster_resources().get("GPU") else 0
+        self._train: Any = ray.remote(num_cpus=1, num_gpus=gpus)(_work)
+        self._refs: dict[Future[bytes], Any] = {}
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        running = list(self._refs.values())
+        for ref in running:
+            ray.cancel(ref)
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=GRACE_SECONDS)
+        ray.shutdown()
+        _remove(self._temporary)
+
+    def submit(self, job: Job) -> Future[bytes]:
+        """Hands a run to Ray."""
+        ref = self._train.remote(self._study, job, self._reports)
+        future = ref.future()
+        self._refs[future] = ref
+        return future
+
+    def collect(self, job: Job, future: Future[bytes]) -> None:
+        """Writes a finished run's file; raises what the run raised."""
+        del self._refs[future]
+        write_whole(result_path(self._out, job), future.result())
+
+    def reports(self) -> Iterator[tuple[Job, int]]:
+        """Which runs have come how far since the last look."""
+        yield from ray.get(self._reports.take.remote())
+
+
+def _connect(address: str, workers: int) -> str | None:
+    """Connects to a cluster, or starts one on this machine: then in a temporary folder, which is returned."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    temporary = None
+    if address == "local":
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        temporary = tempfile.mkdtemp(prefix="ray-")  # a path in the study's folder can be too long for Ray's sockets
+        options |= {"num_cpus": max(1, workers), "num_gpus": torch.cuda.device_count(), "include_dashboard": False}
+        options |= {"object_store_memory": STORE_BYTES, "_temp_dir": temporary}
+    terminated = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        _remove(temporary)
+        raise UsageError(
+            f"--address is {address!r}: Ray could not connect ({error}). "
+            f"Give local for a cluster on this machine, auto, or the ray://HOST:PORT of one that runs."
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in place, which leaves without a word
+    return temporary
+
+
+def _remove(temporary: str | None) -> None:
+    if temporary:
+        shutil.rmtree(temporary, ignore_errors=True)  # a process on its way out may still write there
+
+
+class _Reports:
+    """Lives on the cluster; between the runs, which say how far they are, and the progress bar."""
+
+    def __init__(self) -> None:
+        self._steps: dict[Job, int] = {}
+
+    def put(self, job: Job, step: int) -> None:
+        self._steps[job] = step
+
+    def take(self) -> list[tuple[Job, int]]:
+        taken, self._steps = list(self._steps.items()), {}
+        return taken
+
+
+def _work(study: Study, job: Job, reports: Any) -> bytes:
+    """Trains a job on the cluster's machine and returns its result file."""
+    torch.set_num_threads(1)
+
+    def stop(step: int) -> bool:
+        reports.put.remote(job, step)
+        return False
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        result = result_path(out, job)
+        result.parent.mkdir()
+        carry_out(study, job, result.parent, stop)
+        return result.read_bytes()

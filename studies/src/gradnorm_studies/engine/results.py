@@ -1,0 +1,87 @@
+"""A study's folder: its config, one file for each finished run, a manifest.
+
+A file is written at once or not at all, so that a second start finds what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradnorm_studies.analysis.metrics import Row
+from gradnorm_studies.engine.study import Job, Study, UsageError
+from gradnorm_studies.weightings import Weighting
+
+
+def claim(out: Path, study: Study) -> None:
+    """Makes `out` this study's folder, or makes sure that it is."""
+    config = {"study": study.name, **dataclasses.asdict(study.config)}  # pyright: ignore[reportArgumentType]
+    config = json.loads(json.dumps(config))
+    path = out / "config.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != config:
+            raise UsageError(
+                f"--out {out} holds a run with other settings ({_differences(found, config)}). "
+                f"It is left as it is: give another --out, or the same settings to go on with it."
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} exists and holds no run of gradnorm. It is left as it is: give another --out.")
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_whole(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    return ", ".join(f"{name}: {found.get(name)} there, {wanted.get(name)} asked for" for name in names)
+
+
+def write_manifest(out: Path, computed: int, seconds: float) -> None:
+    """Versions and machine, and what the last start computed."""
+    facts = {
+        "gradnorm": _version("gradnorm"),
+        "torch": torch.__version__,
+        "torchjd": _version("torchjd"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "runs_computed_by_the_last_start": computed,
+        "seconds_of_the_last_start": round(seconds, 1),
+    }
+    write_whole(out / "manifest.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+def result_path(out: Path, job: Job) -> Path:
+    """Where a finished run of the study in `out` lies."""
+    return out / "runs" / f"{job.file_name}.json"
+
+
+def read_result(out: Path, job: Job) -> dict[str, Any]:
+    """What a finished run wrote."""
+    return json.loads(result_path(out, job).read_text(encoding="utf-8"))
+
+
+def write_result(folder: Path, job: Job, weighting: Weighting, rows: Sequence[Row], **more: Any) -> None:
+    """A finished run, as `reproduce` looks for it; `more` is what the study's own report asks `read_result` for."""
+    result = {"averaged_weights": weighting.averaged_weights().tolist(), "rows": rows, **more}
+    write_whole(folder / f"{job.file_name}.json", json.dumps(result).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file at once or not at all, so that no kill leaves half of one."""
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(path)

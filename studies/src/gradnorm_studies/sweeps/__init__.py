@@ -1,0 +1,1 @@
+"""What runs on any study: learning rates, α, random static weights."""

@@ -1,0 +1,254 @@
+"""One run of a study on images: a network a method, its batches, its test metrics; trained by Lightning.
+
+Lightning brings mixed precision, several GPUs and logs. As in every study, a batch is drawn by its step's number, so
+that all methods of a seed see the same batches, and so does a run that was resumed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from gradnorm_studies.analysis.metrics import Row
+from gradnorm_studies.engine.results import write_result
+from gradnorm_studies.engine.study import Job
+from gradnorm_studies.engine.training import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, measure
+from gradnorm_studies.vision.data.augment import augment
+from gradnorm_studies.vision.data.sample import Sample
+from gradnorm_studies.vision.loading import load
+from gradnorm_studies.vision.models.dense import Dense, Head
+from gradnorm_studies.vision.models.fcn import FCN
+from gradnorm_studies.vision.models.segnet import SegNet
+from gradnorm_studies.vision.pictures import SHOWN, predicted
+from gradnorm_studies.vision.settings import ImageConfig
+from gradnorm_studies.vision.tasks import ERROR, Task
+from gradnorm_studies.weightings import Setting, weighting
+
+MODELS: dict[str, Callable[[dict[str, Head], float], Dense]] = {"segnet": SegNet, "fcn": FCN}
+DECAY, DECAYS_AT = 0.2, 0.3
+"""The paper's: the learning rate times 0.2 every 6,000 of 20,000 steps."""
+TOGETHER_STEPS = 200
+"""Steps between two checkpoints of several processes."""
+
+
+class Scenes(LightningModule):
+    """One run: the network, or one a task, under a weighting.
+
+    Args:
+        config: The settings.
+        tasks: By name, in order.
+        data: The data set's name, and the folder it lies in, if any.
+        job: The run.
+    """
+
+    def __init__(self, config: ImageConfig, tasks: Mapping[str, Task], data: tuple[str, str], job: Job) -> None:
+        super().__init__()
+        self.config, self.job = config, job
+        self.tasks = tuple(tasks)
+        self._asked, self._source = tasks, data
+        groups = [(task,) for task in self.tasks] if job.method == "single" else [self.tasks]
+        heads = [{task: tasks[task].head for task in group} for group in groups]
+        networks = [MODELS[config.model](each, config.width) for each in heads]
+        self.model: nn.Module = nn.ModuleList(networks)
+        epoch = math.ceil(config.train_images / config.batch)
+        layer = networks[0].last_shared
+        facts = Setting(self.tasks, layer, config.alpha, config.weight_lr, job.weights, epoch)
+        self.weighting = weighting(job.method, facts)
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            [*self.model.parameters(), *self.weighting.parameters()], lr=job.lr
+        )
+        self.rows: list[Row] = []
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] → each task's output in float32, [B, channels, H/4, W/4] or [B, channels]."""
+        return {task: out.float() for network in self.model.children() for task, out in network(image).items()}
+
+    def losses(self, step: int) -> Tensor:
+        """The tasks' losses on the batch of this step, [T]."""
+        truth = self._batch(step)
+        out = self(truth.image)
+        return torch.stack([asked.loss(out[task], truth) for task, asked in self._asked.items()])
+
+    def _batch(self, step: int) -> Sample:
+        generator = torch.Generator().manual_seed((self.job.seed + 1) * 1_000_003 + step)
+        train = self._data("train")
+        indices = torch.randint(len(train.image), (self.config.batch * self._processes,), generator=generator)
+        mine = indices.chunk(self._processes)[self.global_rank if self._trainer else 0]
+        return augment(train.map(lambda values: values[mine]).map(lambda values: values.to(self.device)), generator)
+
+    @property
+    def _processes(self) -> int:
+        return self.trainer.world_size if self._trainer else 1
+
+    def _data(self, split: Literal["train", "test"]) -> Sample:
+        config = self.config
+        n = config.train_images if split == "train" else config.test_images
+        return load(*self._source, split, n, config.size)
+
+    def evaluate(self) -> dict[str, float]:
+        """Every metric of every task over the test set."""
+        test = self._data("test")
+        errors = {task: asked.errors().to(self.device) for task, asked in self._asked.items()}
+        for start in range(0, len(test.image), self.config.batch):
+            stop = start + self.config.batch
+            truth = test.map(lambda values: values[start:stop].to(self.device))  # noqa: B023 - called at once
+            for task, out in self(truth.image).items():
+                errors[task].update(out, truth)
+        found = {
+            name: value
+            for task in self.tasks
+            for name, value in zip(errors[task].names, errors[task].compute(), strict=True)
+        }
+        own = [found[asked.metric] for asked in self._asked.values()]
+        return {ERROR: math.prod(own) ** (1 / len(own))} | found
+
+    @torch.no_grad()
+    def pictures(self) -> list[dict[str, Any]]:
+        """What is made of the first `SHOWN` test images."""
+        test = self._data("test").map(lambda values: values[:SHOWN])
+        self.model.eval()
+        maps = {task: out.cpu() for task, out in self(test.image.to(self.device)).items()}
+        self.model.train()
+        return predicted(maps, test, self._asked)
+
+    # ----------------------------------------------------------------------------------------- what Lightning calls
+
+    def configure_optimizers(self) -> Any:
+        """Adam, and the paper's steps of its rate."""
+        every = max(1, round(DECAYS_AT * self.config.steps))
+        schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, every, gamma=DECAY)
+        return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train_dataloader(self) -> Any:
+        """The steps' numbers; `losses` draws what belongs to each."""
+        return DataLoader(range(self.global_step, self.config.steps), batch_size=None)  # pyright: ignore
+
+    def training_step(self, step: int, _: int) -> Tensor:
+        """The balanced loss."""
+        if int(step) % self.config.record_every == 0:
+            self._record(int(step))
+        losses = self.losses(int(step))
+        if int(step) % self.config.record_every == 0:
+            found = zip(self.tasks, losses.tolist(), strict=True)
+            self.rows += [(int(step), f"loss/{task}", value) for task, value in found]
+        return self.weighting(losses)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The weights step with the network, before callbacks save both."""
+        super().optimizer_step(*args, **kwargs)
+        self.weighting.step()
+
+    def _record(self, step: int) -> None:
+        rows = measure(self, step)
+        self.rows += rows
+        self.log_dict({name: value for _, name, value in rows if "/" not in name}, rank_zero_only=True)
+
+    def on_train_end(self) -> None:
+        """The last measurement, if this was the end."""
+        if self.global_step >= self.config.steps:
+            self.rows += measure(self, self.config.steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What was measured goes into the checkpoint too."""
+        checkpoint["rows"] = self.rows
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """And comes back from it."""
+        self.rows = [(step, name, value) for step, name, value in checkpoint["rows"]]
+
+
+class Heartbeat(Callback):
+    """Saves now and then, tells of progress, and stops when it is told to.
+
+    Several processes save together, so at a step that is the same for all, and cannot be told to stop: they end with
+    the one that started them.
+    """
+
+    def __init__(self, checkpoint: Path, stop: Callable[[int], bool] | None) -> None:
+        self._checkpoint, self._stop = checkpoint, stop
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Each `HEARTBEAT_STEPS`."""
+        step = trainer.global_step
+        if step % HEARTBEAT_STEPS or step >= (trainer.max_steps or 0):
+            return
+        if self._stop is None:
+            is_late = step % TOGETHER_STEPS == 0
+        else:
+            trainer.should_stop = self._stop(step)
+            is_late = time.monotonic() - self._saved > CHECKPOINT_SECONDS * 6
+        if trainer.should_stop or is_late:
+            trainer.save_checkpoint(self._checkpoint)
+            self._saved = time.monotonic()
+
+
+class Finish(Callback):
+    """Writes a finished run; where several processes train, the first of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the last step."""
+        assert isinstance(pl_module, Scenes)
+        if trainer.is_global_zero and trainer.global_step >= pl_module.config.steps:
+            drawn = {"pictures": pl_module.pictures()} if pl_module.job.seed == 0 else {}
+            write_result(self._folder, pl_module.job, pl_module.weighting, pl_module.rows, **drawn)
+
+
+def fit(scenes: Scenes, folder: Path, stop: Callable[[int], bool]) -> bool:
+    """Trains by Lightning from the run's checkpoint, if there is one; whether the run is finished."""
+    config, job = scenes.config, scenes.job
+    checkpoint = folder / f"{job.file_name}.checkpoint"
+    logs = folder.parent / "logs"
+    several = config.devices > 1
+    with _quiet():
+        trainer = Trainer(
+            max_steps=config.steps,
+            accelerator="auto",
+            devices=config.devices,
+            strategy="ddp_spawn" if several else "auto",
+            precision=config.precision,  # pyright: ignore[reportArgumentType]
+            logger=[CSVLogger(logs, "csv", job.file_name), TensorBoardLogger(logs, "tensorboard", job.file_name)],
+            # The study's own bars show progress; processes of their own cannot reach them.
+            callbacks=[Finish(folder), Heartbeat(checkpoint, None if several else stop)],
+            enable_progress_bar=several,
+            use_distributed_sampler=False,  # what the loader gives are steps, which are the same for all
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+        trainer.fit(scenes, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+    finished = (folder / f"{job.file_name}.json").exists()
+    if finished:
+        checkpoint.unlink(missing_ok=True)
+    return finished
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's banners and advice, which would break the progress bars."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        logger.setLevel(level)

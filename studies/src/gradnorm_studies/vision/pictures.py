@@ -1,0 +1,52 @@
+"""What networks make of the first test images, beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gradnorm_studies.vision.data.sample import CLASSES, Sample
+from gradnorm_studies.vision.tasks import Task
+
+SHOWN = 4
+"""Test images whose predictions are kept for the report, by the first seed."""
+DRAWN = ("equal", "gradnorm")
+"""Methods whose pictures are shown beside the truth."""
+
+
+def predicted(maps: Mapping[str, Tensor], truths: Sample, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
+    """What is made of each image: the fields of `figures.View`, as plain values.
+
+    Args:
+        maps: Each task's output, [B, channels, h, w] or [B, channels], on the CPU.
+        truths: The same images.
+        tasks: By name.
+    """
+    drawn: list[dict[str, Any]] = [{} for _ in truths.image]
+    for i, fields in enumerate(drawn):
+        truth = truths.map(lambda values: values[i])  # noqa: B023 - called at once
+        for name, task in tasks.items():
+            fields.update(task.drawn(maps[name][i], truth))
+    return drawn
+
+
+def compare(path: Path, truths: Sample, made: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Sequence[str]) -> Path:
+    """Draws each image's truth and what the methods made of it, `made` by method."""
+    from gradnorm_studies.analysis import figures
+    from gradnorm_studies.vision.data.preview import view
+
+    rows = []
+    for i in range(len(truths.image)):
+        truth = view(truths.map(lambda values: values[i]))  # noqa: B023 - called at once
+        drawn = {method: figures.View(method, truth.image, **_arrays(fields[i])) for method, fields in made.items()}
+        rows.append({"truth": truth, **drawn})
+    return figures.comparison(path, rows, tasks, CLASSES)
+
+
+def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A view's fields as they were written, as they are drawn."""
+    return {name: value if isinstance(value, str) else np.array(value) for name, value in fields.items()}

@@ -1,0 +1,75 @@
+"""The command line says what it would do, and what to do instead."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from gradnorm_studies import cli
+from gradnorm_studies.studies import STUDIES
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli.build(), list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
+def test_help_shows_every_setting_with_its_default_and_reason(study):
+    text = " ".join(invoke("reproduce", study.name, "--help").output.replace("│", " ").split())
+    for field in dataclasses.fields(study.config_class):
+        assert f"--{field.name.replace('_', '-')}" in text
+        if not hasattr(study, "presets") or field.name == getattr(study, "chooser", "preset"):
+            assert f"[default: {field.default}" in text
+        assert field.metadata["reason"][:30] in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("toys",), ("toys",)),
+        (("toy", "--steps", "many"), ("--steps", "many")),
+        (("toy", "--seeds", "0"), ("--seeds", "0")),
+        (("toy", "--workers", "-1"), ("--workers", "-1")),
+        (("toy", "--weight-lr", "0"), ("--weight-lr", "0")),
+        (("toy", "--alpha", "-1"), ("--alpha", "-1")),
+        (("toy", "--preactivation", "0"), ("--preactivation", "0")),
+        (("digits", "--test-share", "1.5"), ("--test-share", "1.5")),
+        (("toy", "--full", "--steps", "5"), ("--full", "--steps")),
+        (("alpha", "--on", "nothing"), ("--on", "nothing", "digits")),
+        (("alpha", "--seeds", "0"), ("--seeds", "0")),
+        (("grid", "--weightings", "1"), ("--weightings", "1")),
+    ],
+)
+def test_bad_input_names_the_argument_and_what_was_found(arguments, found, tmp_path):
+    result = invoke("reproduce", *arguments, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert all(part in result.output for part in found)
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_an_error_of_one_sentence(tmp_path):
+    (tmp_path / "x").write_text("x")
+    result = invoke("reproduce", "toy", "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert "another --out" in result.output
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ("gymnasium", ["rl", "--warm-up", "1", "--test-games", "1"], "rl"),
+        ("ray", ["toy", "--address", "local"], "ray"),
+    ],
+)
+def test_without_an_extra_it_says_what_to_install_and_the_commands_load(missing, arguments, extra, tmp_path):
+    block = f"import sys; sys.modules.update({missing}=None)\nfrom gradnorm_studies.cli import main; main()"
+    tiny = ["--seeds", "1", "--steps", "1", "--workers", "0"]
+    command = [sys.executable, "-c", block, "reproduce", *arguments, *tiny, "--out", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert f'pip install "gradnorm-studies[{extra}]"' in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,184 @@
+"""The vision study: jobs, presets, training by Lightning that is stopped and resumed, several processes, NYUv2."""
+
+import io
+import json
+import multiprocessing
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from gradnorm_studies.cli import build
+from gradnorm_studies.engine.executor import reproduce
+from gradnorm_studies.engine.study import UsageError
+from gradnorm_studies.vision.module import TOGETHER_STEPS
+from gradnorm_studies.vision.settings import VISION_PRESETS as PRESETS
+from gradnorm_studies.vision.study import Vision
+
+SMALL = replace(
+    PRESETS["cpu"], steps=6, size=32, width=0.05, batch=4, train_images=8, test_images=4, record_every=3, seeds=1
+)
+
+
+def unstopped(step):
+    return False
+
+
+def job_of(study, method):
+    return next(job for job in study.jobs() if job.method == method)
+
+
+def small(**changes):
+    return Vision(replace(SMALL, **changes))
+
+
+@pytest.mark.parametrize("method", ["gradnorm", "dwa"])
+def test_stopped_and_resumed_equals_uninterrupted_bitwise(method, tmp_path):
+    study = small(steps=60, record_every=30)
+    job = job_of(study, method)
+    whole, parts = tmp_path / "whole" / "runs", tmp_path / "parts" / "runs"
+    whole.mkdir(parents=True)
+    parts.mkdir(parents=True)
+    assert study.train(job, whole, unstopped)
+    assert not study.train(job, parts, lambda step: step == 20)
+    assert [path.suffix for path in parts.iterdir()] == [".checkpoint"]
+    assert not study.train(job, parts, lambda step: step == 40)
+    assert study.train(job, parts, unstopped)
+    name = f"{job.file_name}.json"
+    assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    assert [path.name for path in parts.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("tasks", ["seg", "kpts"])
+@pytest.mark.parametrize("model", ["segnet", "fcn"])
+def test_a_small_study_writes_its_folder(tasks, model, tmp_path):
+    study = small(tasks=tasks, model=model, methods="single,equal,gradnorm,static")
+    report = reproduce(study, tmp_path / "out", 0, Console(file=io.StringIO()))
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "config.json",
+        "metrics.csv",
+        "table.md",
+        "report.html",
+        "figures",
+        "runs",
+        "logs",
+        "manifest.json",
+    }
+    assert [row[0] for row in report.tables[0].rows] == ["gradnorm", "single", "equal", "static"]
+    assert report.tables[0].rows[1][1] == "0"  # Δm of the reference
+    assert "--preset" not in report.command
+    assert f"--model {model}" in report.command or model == "segnet"
+    logs = list((tmp_path / "out" / "logs" / "csv").rglob("metrics.csv"))
+    assert len(logs) == 4
+    events = list((tmp_path / "out" / "logs" / "tensorboard").rglob("events*"))
+    assert len(events) == 4
+
+
+def test_the_methods_share_everything_but_the_last_layer_and_w_is_what_precedes_it():
+    study = small()
+    scenes = study.experiment(job_of(study, "gradnorm"))
+    balancer = scenes.weighting.balancer
+    scenes.weighting(scenes.losses(0)).backward()
+    (network,) = scenes.model
+    assert balancer.shared[0] is network.last_shared.weight
+    assert len(study.experiment(job_of(study, "single")).model) == 3
+
+
+def test_batches_are_those_of_the_seed_and_step():
+    study = small()
+    one, other = (study.experiment(job_of(study, method)) for method in ("gradnorm", "equal"))
+    assert torch.equal(one._batch(3).image, other._batch(3).image)
+    assert not torch.equal(one._batch(3).image, one._batch(4).image)
+    changed = Vision(replace(SMALL, seeds=2))
+    second = changed.experiment(next(job for job in changed.jobs() if job.seed == 1))
+    assert not torch.equal(one._batch(3).image, second._batch(3).image)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [("gradnorm,fairness", r"'fairness'.*choose from"), ("equal,static", "add gradnorm")],
+)
+def test_methods_that_cannot_be_are_named(methods, message):
+    with pytest.raises(UsageError, match=message):
+        small(methods=methods).jobs()
+
+
+def test_presets_are_changed_by_what_is_given(tmp_path):
+    app = build()
+    result = CliRunner().invoke(app, ["reproduce", "vision", "--preset", "huge"])
+    assert result.exit_code == 2
+    assert "choose one of cpu, gpu, paper" in result.output
+    given = {
+        f"--{name.replace('_', '-')}": value
+        for name, value in vars(SMALL).items()
+        if value != getattr(PRESETS["cpu"], name)
+    }
+    arguments = [str(word) for pair in given.items() for word in pair]
+    out = str(tmp_path / "out")
+    command = ["reproduce", "vision", *arguments, "--methods", "equal", "--workers", "0", "--out", out]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == {"study": "vision", **vars(replace(SMALL, methods="equal"))}
+
+
+def test_nyuv2_that_is_not_there_says_what_to_get(tmp_path):
+    study = small(data="nyuv2", root=str(tmp_path))
+    with pytest.raises(UsageError, match="nyu_depth_v2_labeled"):
+        study.train(study.jobs()[0], tmp_path, unstopped)
+
+
+@pytest.mark.parametrize("form", ["official", "folders"])
+def test_nyuv2_trains_from_either_form(form, request, tmp_path):
+    study = small(data="nyuv2", root=str(request.getfixturevalue(form)), methods="equal,gradnorm", train_images=795)
+    report = reproduce(study, tmp_path / "out", 0, Console(file=io.StringIO()))
+    assert [row[0] for row in report.tables[0].rows] == ["gradnorm", "equal"]
+    assert "--data nyuv2 --root" in report.command
+    assert (tmp_path / "out" / "figures" / "pictures.png").exists()
+
+
+def test_what_cannot_be_is_refused_before_anything_is_read_or_written(tmp_path):
+    with pytest.raises(UsageError, match=r"were never published.*--data rooms"):
+        small(data="nyuv2", tasks="kpts").jobs()
+    result = CliRunner().invoke(build(), ["reproduce", "vision", "--methods", "static", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "--methods has static" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def train_together(steps, folder):
+    """In two processes, each on half of the batch."""
+    study = small(devices=2, methods="gradnorm", steps=steps, record_every=steps // 2)
+    study.train(study.jobs()[0], folder, unstopped)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run(tmp_path):
+    train_together(6, tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert [step for step, name, _ in rows if name == "mean error"] == [0, 3, 6]
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_killed_go_on(tmp_path):
+    """From the last checkpoint, to the same bits."""
+    whole, parts = tmp_path / "whole" / "runs", tmp_path / "parts" / "runs"
+    whole.mkdir(parents=True)
+    parts.mkdir(parents=True)
+    train_together(2 * TOGETHER_STEPS, whole)
+    training = multiprocessing.get_context("spawn").Process(target=train_together, args=(2 * TOGETHER_STEPS, parts))
+    training.start()
+    while not list(parts.glob("*.checkpoint")):
+        assert training.is_alive()
+        time.sleep(0.05)
+    for process in [*psutil.Process(training.pid).children(recursive=True), psutil.Process(training.pid)]:
+        process.kill()
+    training.join()
+    assert not list(parts.glob("*.json"))
+    train_together(2 * TOGETHER_STEPS, parts)
+    (expected,), (found,) = whole.iterdir(), parts.iterdir()
+    assert found.read_bytes() == expected.read_bytes()
