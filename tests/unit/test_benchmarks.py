@@ -66,7 +66,7 @@ def test_ratios_are_paired_by_round():
         {"equal": 2.0, "gradnorm": 2.4},
         {"equal": 10.0, "gradnorm": 13.0},
     ]
-    figures = overhead.summarise(rounds, {"equal": 100, "gradnorm": 150})["gradnorm"]
+    figures = overhead.summarize(rounds, {"equal": 100, "gradnorm": 150})["gradnorm"]
     assert figures["time_ratio"] == pytest.approx(1.2)
     assert figures["time_ratio_low"] == pytest.approx(1.15)
     assert figures["time_ratio_high"] == pytest.approx(1.25)
@@ -115,7 +115,7 @@ def measured(time_ratio, memory_ratio, tasks=3, extra=0.0):
         "seconds": 1.0,
         "peak_bytes": 100,
     }
-    return {"title": "net", "tasks": tasks, "methods": {"equal": row, "gradnorm": row}, "synchronises": {}}
+    return {"title": "net", "tasks": tasks, "methods": {"equal": row, "gradnorm": row}, "synchronizes": {}}
 
 
 @pytest.mark.parametrize(

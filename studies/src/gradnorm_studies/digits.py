@@ -158,7 +158,7 @@ class Overlaid:
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy of each digit in per cent, root mean squared error in the scans' units."""
+        """Accuracy of each digit in percent, root mean squared error in the scans' units."""
         test = self._pairs.test
         first, second, alone = self.model(test.canvas)
         values = (
@@ -263,7 +263,7 @@ def _lead(config: DigitsConfig) -> str:
         f"(cross entropy, about 2), and draw the second alone (squared error in the scans' units of 0 to 16, far "
         f"larger). No scan is in both the training and the test set. All methods of a seed start from the same values "
         f"and see the same batches, for {config.steps:,} steps; figures are mean ± standard deviation over "
-        f"{config.seeds} seeds. Δm is the mean over tasks of the relative gain over one network per task, in per cent: "
+        f"{config.seeds} seeds. Δm is the mean over tasks of the relative gain over one network per task, in percent: "
         f"higher is better."
     )
 

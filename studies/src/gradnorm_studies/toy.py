@@ -227,7 +227,7 @@ def _lead(config: ToyConfig) -> str:
 
 
 def _with_best_grid(metrics: Metrics) -> tuple[Metrics, str]:
-    """Adds the grid's winner as a method of its own; it is chosen on the test set, in the grid's favour."""
+    """Adds the grid's winner as a method of its own; it is chosen on the test set, in the grid's favor."""
     grid = [m for m in metrics.methods("T=2") if m.startswith("grid") or m == "equal"]
     best = min(grid, key=lambda m: metrics.final("T=2", m, METRIC).mean())
     return metrics.renamed("T=2", best, "best grid", drop=[m for m in grid if m != "equal"]), best
@@ -278,4 +278,4 @@ def _weight_panel(metrics: Metrics, problem: str, method: str):
     names = sorted(tasks(problem), key=lambda name: float(name[2:]))
     values = {name: metrics.series(problem, method, f"weight/{name}") for name in names}
     steps = metrics.steps(problem, method, f"weight/{names[0]}")
-    return figures.Curves(f"{problem}, {method}", steps, values, "weight", log=True, colours=figures.ramp(names))
+    return figures.Curves(f"{problem}, {method}", steps, values, "weight", log=True, colors=figures.ramp(names))

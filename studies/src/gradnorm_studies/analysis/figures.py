@@ -19,7 +19,7 @@ from gradnorm.plots import STYLE, Curves, draw_curves, panels, save
 
 Array = NDArray[np.float64]
 
-COLOURS = {
+COLORS = {
     "equal": "#6b6f76",
     "uncertainty": "#d55e00",
     "gradnorm": "#0072b2",
@@ -35,8 +35,8 @@ def over_time(path: Path, shown: Sequence[Curves], columns: int = 4) -> Path:
     with plt.rc_context(STYLE):
         figure, axes = panels(len(shown), columns, width=4.6, height=3.2)
         for ax, panel in zip(axes, shown, strict=True):
-            methods = {name: colour_of(name, panel.values) for name in panel.values}
-            draw_curves(ax, replace(panel, colours=methods | {**(panel.colours or {})}))
+            methods = {name: color_of(name, panel.values) for name in panel.values}
+            draw_curves(ax, replace(panel, colors=methods | {**(panel.colors or {})}))
         return save(figure, path)
 
 
@@ -51,7 +51,7 @@ class Points:
 
 
 def scatter(path: Path, shown: Sequence[Points], columns: int = 4) -> Path:
-    """Panels in rows of `columns`: a colour a cloud, those of methods in their own colour and larger, a line at 0."""
+    """Panels in rows of `columns`: a color a cloud, those of methods in their own color and larger, a line at 0."""
     with plt.rc_context(STYLE):
         figure, axes = panels(len(shown), columns, width=4.6, height=3.6)
         for ax, panel in zip(axes, shown, strict=True):
@@ -61,9 +61,9 @@ def scatter(path: Path, shown: Sequence[Points], columns: int = 4) -> Path:
 
 def _draw_points(ax: Axes, panel: Points) -> None:
     for name, (x, y) in panel.values.items():
-        size = 46 if name in COLOURS else 14
-        ax.scatter(x, y, s=size, color=colour_of(name, panel.values), alpha=0.7, linewidths=0, label=name)
-    ax.axhline(0, color=COLOURS["gradnorm"], linewidth=1)
+        size = 46 if name in COLORS else 14
+        ax.scatter(x, y, s=size, color=color_of(name, panel.values), alpha=0.7, linewidths=0, label=name)
+    ax.axhline(0, color=COLORS["gradnorm"], linewidth=1)
     ax.set_title(panel.title)
     ax.set_xlabel(panel.xlabel)
     ax.set_ylabel(panel.ylabel)
@@ -91,10 +91,10 @@ def finals(path: Path, shown: Sequence[Ends], columns: int = 4) -> Path:
 
 def _draw_ends(ax: Axes, panel: Ends) -> None:
     for row, (name, values) in enumerate(panel.values.items()):
-        colour = colour_of(name, panel.values)
-        ax.plot(values, np.full(len(values), row), "o", color=colour, markersize=4.5, alpha=0.55, markeredgewidth=0)
-        ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.4)
-        ax.text(1.02, row, f"{values.mean():.3g}", transform=ax.get_yaxis_transform(), color=colour, va="center")
+        color = color_of(name, panel.values)
+        ax.plot(values, np.full(len(values), row), "o", color=color, markersize=4.5, alpha=0.55, markeredgewidth=0)
+        ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2.4)
+        ax.text(1.02, row, f"{values.mean():.3g}", transform=ax.get_yaxis_transform(), color=color, va="center")
     ax.set_yticks(range(len(panel.values)), list(panel.values))
     ax.set_ylim(len(panel.values) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
@@ -107,7 +107,7 @@ def _draw_ends(ax: Axes, panel: Ends) -> None:
 
 
 def images(path: Path, rows: Mapping[str, Sequence[Array]]) -> Path:
-    """A grid of small grey images, [H, W] in 0 … 16 each, a named row each."""
+    """A grid of small gray images, [H, W] in 0 … 16 each, a named row each."""
     columns = len(next(iter(rows.values())))
     with plt.rc_context(STYLE):
         size = (1.15 * columns, 1.2 * len(rows))
@@ -120,7 +120,7 @@ def images(path: Path, rows: Mapping[str, Sequence[Array]]) -> Path:
         return save(figure, path)
 
 
-CLASS_COLOURS = (
+CLASS_COLORS = (
     "#4e79a7",
     "#b07aa1",
     "#e8e4da",
@@ -147,7 +147,7 @@ class View:
     segmentation: Array | None = None
     """[h, w]: places in a list of names; −1 unknown."""
     depth: Array | None = None
-    """[h, w] in metres; 0 unknown."""
+    """[h, w] in meters; 0 unknown."""
     normals: Array | None = None
     """[h, w, 3]; 0 unknown."""
     keypoints: Array | None = None
@@ -161,7 +161,7 @@ class View:
 
 
 FARTHEST = 7.0
-"""Metres at the end of the colours for depth."""
+"""Meters at the end of the colors for depth."""
 
 
 def contact_sheet(path: Path, views: Sequence[View], names: Sequence[str], columns: int = 2) -> Path:
@@ -200,7 +200,7 @@ def comparison(path: Path, rows: Sequence[Mapping[str, View]], tasks: Sequence[s
 
 @contextmanager
 def _tiles(path: Path, rows: int, columns: int, names: Sequence[str]) -> Iterator[Any]:
-    """Square panels without axes, [rows, columns], and the classes' colours below; written at the end."""
+    """Square panels without axes, [rows, columns], and the classes' colors below; written at the end."""
     with plt.rc_context(STYLE):
         size = (1.45 * columns, 1.6 * rows + 0.9)
         figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
@@ -208,9 +208,9 @@ def _tiles(path: Path, rows: int, columns: int, names: Sequence[str]) -> Iterato
             ax.axis("off")
         yield grid
         if names:
-            handles = [Patch(color=c, label=n) for n, c in zip(names, CLASS_COLOURS, strict=False)]
+            handles = [Patch(color=c, label=n) for n, c in zip(names, CLASS_COLORS, strict=False)]
             figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False, handlelength=1)
-        save(figure, path, few_colours=False)
+        save(figure, path, few_colors=False)
 
 
 def _draw_image(ax: Axes, view: View, names: Sequence[str]) -> None:
@@ -218,9 +218,9 @@ def _draw_image(ax: Axes, view: View, names: Sequence[str]) -> None:
 
 
 def _draw_segmentation(ax: Axes, view: View, names: Sequence[str]) -> None:
-    colours = ListedColormap(("#ffffff", *CLASS_COLOURS[: len(names)]))
+    colors = ListedColormap(("#ffffff", *CLASS_COLORS[: len(names)]))
     assert view.segmentation is not None
-    ax.imshow(view.segmentation, cmap=colours, vmin=-1.5, vmax=len(names) - 0.5, interpolation="nearest")
+    ax.imshow(view.segmentation, cmap=colors, vmin=-1.5, vmax=len(names) - 0.5, interpolation="nearest")
 
 
 def _draw_depth(ax: Axes, view: View, names: Sequence[str]) -> None:
@@ -248,7 +248,7 @@ def _draw_boxes(ax: Axes, view: View, names: Sequence[str]) -> None:
     assert view.boxes is not None
     for (left, top, right, bottom), label in zip(view.boxes, view.labels, strict=True):
         corner = (left - 0.5, top - 0.5)
-        ax.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color=CLASS_COLOURS[label]))
+        ax.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color=CLASS_COLORS[label]))
         ax.text(*corner, names[label], fontsize=4.5, va="bottom", color="#222222", in_layout=False)
 
 
@@ -276,13 +276,13 @@ DRAWINGS: dict[str, Callable[[Axes, View, Sequence[str]], None]] = {
 }
 
 
-def colour_of(name: str, names: Mapping[str, Any]) -> str:
-    """A method's colour, the same in every figure; others take theirs by their place."""
-    others = [other for other in names if other not in COLOURS]
-    return COLOURS[name] if name in COLOURS else FALLBACK[others.index(name) % len(FALLBACK)]
+def color_of(name: str, names: Mapping[str, Any]) -> str:
+    """A method's color, the same in every figure; others take theirs by their place."""
+    others = [other for other in names if other not in COLORS]
+    return COLORS[name] if name in COLORS else FALLBACK[others.index(name) % len(FALLBACK)]
 
 
 def ramp(names: Sequence[str]) -> dict[str, Any]:
-    """Colours from light to dark for tasks that have an order, by name."""
+    """Colors from light to dark for tasks that have an order, by name."""
     shades = plt.get_cmap("viridis")(np.linspace(0.85, 0.0, len(names)))
     return dict(zip(names, map(tuple, shades), strict=True))

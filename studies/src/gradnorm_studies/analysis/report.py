@@ -36,7 +36,7 @@ figcaption { color: #666a72; font-size: 0.88rem; margin-top: 0.6rem; }
 """
 
 VERDICTS = {"holds": "holds", "does not hold": "fails", "mixed": "mixed"}
-"""Cells that are a verdict, and the style they get; the word itself always stands, colour only helps."""
+"""Cells that are a verdict, and the style they get; the word itself always stands, color only helps."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        colours = {"holds": "green", "does not hold": "red", "mixed": "yellow"}
+        colors = {"holds": "green", "does not hold": "red", "mixed": "yellow"}
         columns = [i for i, name in enumerate(self.header) if name in (self.terminal or self.header)]
         names = [self.header[i] for i in columns]
         table = RichTable(*names, title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
         for row in self.rows:
-            table.add_row(*(Text(row[i], style=colours.get(row[i], "")) for i in columns))
+            table.add_row(*(Text(row[i], style=colors.get(row[i], "")) for i in columns))
         console.print(table)
         console.print(Text(self.note, style="dim"))
 

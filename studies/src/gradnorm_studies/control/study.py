@@ -22,14 +22,14 @@ from gradnorm_studies.engine.study import Job
 
 SMALLEST, LARGEST = TASKS[0], TASKS[-1]
 PROBLEM = "control"
-MEAN, WORST = "normalised return", "worst task"
+MEAN, WORST = "normalized return", "worst task"
 LATE = 0.25
 """Returns of Q-learning jump from one test to the next, so a run's result is its mean over this last share."""
 RATES = {"single": 1e-3, "equal": 3e-4, "uncertainty": 1e-3, "gradnorm": 3e-3, "static": 3e-3}
 """The outcome of `gradnorm reproduce rl --search --seeds 1 --steps 10000 --test-games 10`, `results/rl/search.md`."""
 
 
-def normalised(metrics: Metrics, ends: Metrics) -> Metrics:
+def normalized(metrics: Metrics, ends: Metrics) -> Metrics:
     """Adds each task's return as a share of the way from random play to an agent of its own, in %; mean and worst.
 
     Both marks are means over seeds: single runs differ so much that shares of one seed's would say little.
@@ -45,8 +45,8 @@ def normalised(metrics: Metrics, ends: Metrics) -> Metrics:
     for task in TASKS:
         name = f"return/{task}"
         marks = (float(ends.final(PROBLEM, "single", mark).mean()) for mark in (f"random/{task}", name))
-        metrics = metrics.derived(f"normalised/{task}", (name,), partial(share, name, *marks))
-    shares = tuple(f"normalised/{task}" for task in TASKS)
+        metrics = metrics.derived(f"normalized/{task}", (name,), partial(share, name, *marks))
+    shares = tuple(f"normalized/{task}" for task in TASKS)
     metrics = metrics.derived(MEAN, shares, lambda _, row: sum(row.values()) / len(row))
     return metrics.derived(WORST, shares, lambda _, row: min(row.values()))
 
@@ -60,19 +60,19 @@ CLAIMS = (
     Claim(
         f"With equal weights {SMALLEST}, whose rewards are smallest, suffers: it ends below an agent of its own",
         REASON,
-        _above(f"normalised/{SMALLEST}", "single", "equal"),
+        _above(f"normalized/{SMALLEST}", "single", "equal"),
     ),
     Claim("GradNorm ends above equal weights, by the mean over tasks", REASON, _above(MEAN, "gradnorm", "equal")),
     Claim("…and by the worst task", REASON, _above(WORST, "gradnorm", "equal")),
     Claim(
         f"{SMALLEST} is learned better by GradNorm than with equal weights",
         REASON,
-        _above(f"normalised/{SMALLEST}", "gradnorm", "equal"),
+        _above(f"normalized/{SMALLEST}", "gradnorm", "equal"),
     ),
     Claim(
         f"…and {LARGEST}, whose rewards are largest, is not learned worse",
         REASON,
-        _above(f"normalised/{LARGEST}", "gradnorm", "equal"),
+        _above(f"normalized/{LARGEST}", "gradnorm", "equal"),
     ),
     Claim(
         "GradNorm raises the weight of the smallest rewards and lowers that of the largest",
@@ -120,7 +120,7 @@ class Rl:
     def report(self, metrics: Metrics, figures: Path) -> Report:
         """Tables, verdicts, figures."""
         late = metrics.late(LATE)
-        curves, ends = normalised(metrics, late), normalised(late, late)
+        curves, ends = normalized(metrics, late), normalized(late, late)
         asked = claims.as_questions(claims.table(CLAIMS, ends, (PROBLEM,)))
         return Report(
             title="GradNorm on games whose rewards differ in scale",
@@ -153,9 +153,9 @@ def _table(title: str, ends: Metrics, columns: dict[str, str], note: str = "") -
 
 
 def _shares(ends: Metrics) -> Table:
-    columns = {"mean over tasks %": MEAN, f"{WORST} %": WORST, **{f"{task} %": f"normalised/{task}" for task in TASKS}}
+    columns = {"mean over tasks %": MEAN, f"{WORST} %": WORST, **{f"{task} %": f"normalized/{task}" for task in TASKS}}
     note = "0 is random play, 100 is `single`: an agent for each task; both on average over seeds."
-    return _table("Normalised returns", ends, columns, note)
+    return _table("Normalized returns", ends, columns, note)
 
 
 def _returns(ends: Metrics) -> Table:

@@ -27,7 +27,7 @@ ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 INNER = (0.5, 1.0, 1.5, 2.0)
 """Those of 0 < α < 3."""
 NEAR = (1.0, 1.5, 2.0)
-"""The best α of the paper, 1.5, and its neighbours."""
+"""The best α of the paper, 1.5, and its neighbors."""
 RESTLESS = 0.1
 """A weight that spreads more than this over the last quarter of a run does not converge; the mean weight is 1."""
 
@@ -116,7 +116,7 @@ def _lead(study: Any) -> str:
 
 
 def _gains(study: Any, metrics: Metrics, problem: str, alphas: Sequence[float]) -> Array:
-    """Over equal weights, in per cent, [alphas, seeds]."""
+    """Over equal weights, in percent, [alphas, seeds]."""
     late = metrics.late(getattr(study, "late", 0.0))
     equal = late.final(problem, "equal", study.metric)
     return np.stack([gain(study, late.final(problem, _label(a), study.metric), equal) for a in alphas])
@@ -215,13 +215,11 @@ def _weight_panels(metrics: Metrics, problem: str) -> list[Any]:
     lowest, highest = (float(f([f(values) for values in traces.values()])) for f in (np.min, np.max))
     tasks = metrics.tasks(problem, _label(ALPHAS[0]))
     order = np.argsort(-traces[ALPHAS[0]][:, :, -1].mean(axis=1))
-    colours = figures.ramp([tasks[i] for i in order])
+    colors = figures.ramp([tasks[i] for i in order])
     panels = []
     for alpha, values in traces.items():
         steps = metrics.steps(problem, _label(alpha), f"weight/{tasks[0]}")
         curves = {tasks[i]: values[i] for i in order}
         limits = (lowest / 1.15, highest * 1.15)
-        panels.append(
-            figures.Curves(f"{problem}, {_label(alpha)}", steps, curves, "weight", True, colours, ylim=limits)
-        )
+        panels.append(figures.Curves(f"{problem}, {_label(alpha)}", steps, curves, "weight", True, colors, ylim=limits))
     return panels

@@ -130,7 +130,7 @@ class Cloud:
     distances: Array
     """L2, from GradNorm's time-averaged weights, [weightings, seeds]."""
     gains: Array
-    """Over GradNorm in per cent, below 0 where GradNorm is better, [weightings, seeds]."""
+    """Over GradNorm in percent, below 0 where GradNorm is better, [weightings, seeds]."""
     equal_distances: Array
     """Of equal weights, [seeds]."""
     others: dict[str, Array]

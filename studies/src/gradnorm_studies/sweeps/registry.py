@@ -35,5 +35,5 @@ def base(name: str, config: Config) -> Any:
 
 
 def gain(study: Any, ours: Array, theirs: Array) -> Array:
-    """How much better `ours` are than `theirs`, both in the study's metric, in per cent; below 0 is worse."""
+    """How much better `ours` are than `theirs`, both in the study's metric, in percent; below 0 is worse."""
     return (1 if study.largest else -1) * 100 * (ours - theirs) / np.abs(theirs)

@@ -1,7 +1,7 @@
 """Two tasks that are not maps: which kind of room an image shows, and which objects are where in it.
 
-An object is a point, its centre (CenterNet, Zhou et al., 2019), so that a dense network can have the task beside its
-others: a heatmap a class says where, four more channels say by how much the centre is off its cell, and how large the
+An object is a point, its center (CenterNet, Zhou et al., 2019), so that a dense network can have the task beside its
+others: a heatmap a class says where, four more channels say by how much the center is off its cell, and how large the
 object is. Average precision is counted by COCO's own code.
 """
 
@@ -22,15 +22,15 @@ from gradnorm_studies.vision.models.dense import Head
 from gradnorm_studies.vision.tasks import Errors, Task
 
 HEATMAPS = len(CLASSES)
-"""Channels of the heatmaps; then two for the centre's place within its cell, and two for the box's logarithmic size."""
+"""Channels of the heatmaps; then two for the center's place within its cell, and two for the box's logarithmic size."""
 SPREAD = 0.54 / 6
-"""Standard deviation of a centre's Gaussian, as a share of the box's sides (Liu et al., TTFNet, 2020)…"""
+"""Standard deviation of a center's Gaussian, as a share of the box's sides (Liu et al., TTFNet, 2020)…"""
 NARROWEST = 0.25
 """…and at least this many cells."""
 SIZE_SHARE = 0.1
 """Of the sizes' loss in the whole (Zhou et al., 2019, eq. 4)."""
 PRIOR = -2.19
-"""Added to the heatmaps' logits: at first every cell is an object's centre by one chance in ten (Lin et al., 2017)."""
+"""Added to the heatmaps' logits: at first every cell is an object's center by one chance in ten (Lin et al., 2017)."""
 MOST = 50
 """Detections an image, the best."""
 SURE = 0.3
@@ -46,7 +46,7 @@ def _kind_loss(predicted: Tensor, truth: Sample) -> Tensor:
 
 
 class KindErrors(Errors):
-    """The share of images whose kind of room is named wrongly, in per cent."""
+    """The share of images whose kind of room is named wrongly, in percent."""
 
     names = ("classification error %",)
 
@@ -111,7 +111,7 @@ def _heatmaps(like: Tensor, image: Tensor, labels: Tensor, cells: Tensor, sizes:
 
 
 def _focal(logits: Tensor, wanted: Tensor) -> Tensor:
-    """The sum over all cells; near a centre a false alarm costs less."""
+    """The sum over all cells; near a center a false alarm costs less."""
     chance = logits.sigmoid()
     hits = (1 - chance) ** 2 * F.logsigmoid(logits)
     alarms = (1 - wanted) ** 4 * chance**2 * F.logsigmoid(-logits)
@@ -141,7 +141,7 @@ def detect(predicted: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class DetectionErrors(Errors):
-    """100 − average precision at an overlap of half (AP50), and over overlaps from 0.5 to 0.95 (AP), in per cent."""
+    """100 − average precision at an overlap of half (AP50), and over overlaps from 0.5 to 0.95 (AP), in percent."""
 
     names = ("100−AP50 %", "100−AP %")
 

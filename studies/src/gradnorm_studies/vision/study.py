@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from gradnorm_studies.vision.module import Scenes
 
 METRIC = "Δm"
-"""The mean over tasks of the gain over one network a task in the task's own metric, in per cent."""
+"""The mean over tasks of the gain over one network a task in the task's own metric, in percent."""
 MOVING = ("gradnorm", "uncertainty", "dwa")
 """Methods whose weights change."""
 
@@ -173,7 +173,7 @@ class ImageStudy(ABC):
             f"{config.test_images:,} test images, {config.steps:,} steps of {config.batch}; all is shared but the "
             f"tasks' heads. All methods of a seed start from the same values and see the same batches; figures are "
             f"mean ± standard deviation over {config.seeds} seeds. Mean error is the geometric mean of the tasks' "
-            f"errors, each in its first metric; Δm the mean of their gains over one network a task, in per cent."
+            f"errors, each in its first metric; Δm the mean of their gains over one network a task, in percent."
         )
 
     def _losing(self, metrics: Metrics) -> list[str]:

@@ -58,7 +58,7 @@ class Errors:
 
 
 class SegmentationErrors(Errors):
-    """`100 − mIoU` (§5) and the share of pixels named wrongly, both in per cent, over known pixels."""
+    """`100 − mIoU` (§5) and the share of pixels named wrongly, both in percent, over known pixels."""
 
     names = ("100−mIoU %", "pixel error %")
 
@@ -80,7 +80,7 @@ class SegmentationErrors(Errors):
 
 
 class DepthErrors(Errors):
-    """Root mean square (§5) and mean absolute error in metres, mean relative error in per cent, over known pixels."""
+    """Root mean square (§5) and mean absolute error in meters, mean relative error in percent, over known pixels."""
 
     names = ("depth RMS m", "depth abs m", "depth rel %")
 
@@ -91,7 +91,7 @@ class DepthErrors(Errors):
         super().__init__(*self._metrics)
 
     def update(self, predicted: Tensor, truth: Sample) -> None:
-        """[B, 1, h, w] metres."""
+        """[B, 1, h, w] meters."""
         known = truth.depth > 0
         for metric in self._metrics:
             metric.update(predicted[known], truth.depth[known])
@@ -103,7 +103,7 @@ class DepthErrors(Errors):
 
 
 class NormalErrors(Errors):
-    """`1 − |cos|` (§5); the angle's mean and median in degrees, and its shares beyond `ANGLES` in per cent."""
+    """`1 − |cos|` (§5); the angle's mean and median in degrees, and its shares beyond `ANGLES` in percent."""
 
     names = ("1−|cos|", "normals mean °", "normals median °", *(f"normals >{limit:g}° %" for limit in ANGLES))
 
@@ -127,7 +127,7 @@ class NormalErrors(Errors):
 
 
 class KeypointErrors(Errors):
-    """How far each visible keypoint's highest cell is from the true one, in per cent of the map's diagonal (§5)."""
+    """How far each visible keypoint's highest cell is from the true one, in percent of the map's diagonal (§5)."""
 
     names = ("keypoint error %",)
 

@@ -69,5 +69,5 @@ def test_a_comparison_shows_every_view_of_every_task(tmp_path):
     assert (darkest < 600).all()  # the image, and two tasks twice
 
 
-def test_every_class_has_a_colour():
-    assert len(set(figures.CLASS_COLOURS)) == len(CLASSES)
+def test_every_class_has_a_color():
+    assert len(set(figures.CLASS_COLORS)) == len(CLASSES)

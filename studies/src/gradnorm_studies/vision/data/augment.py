@@ -117,7 +117,7 @@ def scale(sample: Sample, factor: float, corner: tuple[float, float]) -> Sample:
 
 
 def _places(values: Tensor, dim: int, factor: float, start: float) -> Tensor:
-    """Where along `dim` each new pixel's centre was, in pixels."""
+    """Where along `dim` each new pixel's center was, in pixels."""
     count = values.shape[dim]
     centers = (torch.arange(count, device=values.device) + 0.5) / factor + start * count
     return (centers - 0.5).clamp(0, count - 1)

@@ -44,7 +44,7 @@ def places(heatmaps: Tensor, truth: Sample) -> Tensor:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera: focal lengths and principal point in pixels; the upper left pixel's centre is (0, 0)."""
+    """A pinhole camera: focal lengths and principal point in pixels; the upper left pixel's center is (0, 0)."""
 
     fx: float
     fy: float

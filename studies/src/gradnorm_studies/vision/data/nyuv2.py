@@ -36,7 +36,7 @@ TOP, BOTTOM, LEFT, RIGHT = 45, 471, 41, 601
 """The usual crop: without the border for which the depth could not be projected into the image."""
 
 KINECT = Camera(518.85790, 519.46961, 324.58245, 252.73616).cropped(LEFT, TOP)
-"""The colour camera of the official toolbox (its `camera_params.m`, which counts pixels from 1), cropped."""
+"""The color camera of the official toolbox (its `camera_params.m`, which counts pixels from 1), cropped."""
 
 # fmt: off
 THIRTEEN = (12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5,
@@ -183,7 +183,7 @@ def _cropped(stored: np.ndarray) -> Tensor:
 
 
 def _class_table(path: Path) -> Tensor:
-    """[895]: the place in `CLASSES` of each official label; −1 for 0, which is unlabelled."""
+    """[895]: the place in `CLASSES` of each official label; −1 for 0, which is unlabeled."""
     forty = _matlab(path, "mapClass").ravel().astype(int)
     if len(forty) != 894 or forty.min() < 1 or forty.max() > 40:
         raise UsageError(f"{path}: 'mapClass' must map 894 classes to 1 … 40, but has {len(forty)} entries.")

@@ -46,7 +46,7 @@ class Sample:
     segmentation: Tensor
     """[h, w] int64: an index of `CLASSES`; −1 unknown."""
     depth: Tensor
-    """[1, h, w] float32 in metres along the optical axis; 0 unknown."""
+    """[1, h, w] float32 in meters along the optical axis; 0 unknown."""
     normals: Tensor
     """[3, h, w] float32 unit vectors, camera coordinates (x right, y down, z forward), facing it; 0 unknown."""
     keypoints: Tensor | None = None

@@ -35,7 +35,7 @@ ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 27}
 """Rays × parts at a time: what fits a cache, or keeps memory in bounds."""
 
 BASELINE = 0.075
-"""The Kinect's, from its camera to its projector on the right, in metres."""
+"""The Kinect's, from its camera to its projector on the right, in meters."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Batch:
     position: Tensor
     axes: Tensor
     lights: Tensor
-    light_colours: Tensor
+    light_colors: Tensor
     ambient: Tensor
     brightness: Tensor
     noise: Tensor
@@ -67,7 +67,7 @@ def pack(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> Batch:
     """Scenes as one batch on a device."""
     counts = np.array([[(scene.parts["shape"] == kind).sum() for kind in SOLIDS] for scene in scenes])
     rows = np.zeros((len(scenes), FACES + counts.max(axis=0).sum()), PART)
-    rows["half"], rows["centre"] = 1e-3, (0.0, 0.0, 1e3)  # padding lies where no ray goes
+    rows["half"], rows["center"] = 1e-3, (0.0, 0.0, 1e3)  # padding lies where no ray goes
     for row, scene, own in zip(rows, scenes, counts, strict=True):
         row[:FACES] = scene.parts[:FACES]
         begin, start = FACES, FACES
@@ -82,7 +82,7 @@ def pack(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> Batch:
     def stacked(name: str) -> Tensor:
         return tensor(np.stack([np.asarray(getattr(scene, name)) for scene in scenes]))
 
-    names = ("size", "position", "axes", "lights", "light_colours", "ambient", "brightness", "noise", "noise_seed")
+    names = ("size", "position", "axes", "lights", "light_colors", "ambient", "brightness", "noise", "noise_seed")
     return Batch(
         parts={name: tensor(rows[name]) for name in PART.names or ()},
         to_local=tensor(_to_local(rows)),
@@ -114,7 +114,7 @@ class Hits:
 
 
 def pixel_rays(batch: Batch, size: int) -> Tensor:
-    """[B, size², 3]: the rays through the centres of a square image's pixels, in the room's coordinates."""
+    """[B, size², 3]: the rays through the centers of a square image's pixels, in the room's coordinates."""
     x = (torch.arange(size, device=batch.axes.device) + 0.5) / size - 0.5
     across, down = torch.meshgrid(x / FOCAL, x / FOCAL, indexing="xy")
     rays = torch.stack([across.flatten(), down.flatten(), torch.ones_like(across).flatten()], dim=1)
@@ -158,7 +158,7 @@ def cast(batch: Batch, origin: Tensor, rays: Tensor, reduce: Callable[[Tensor, T
     `reduce` makes [b, k, r] of the entries [b, N, r] into the parts [N]: distances in lengths of the ray, infinite
     where a part is missed or the origin is in it.
     """
-    offset = origin[:, None] - batch.parts["centre"]
+    offset = origin[:, None] - batch.parts["center"]
     start = (batch.to_local @ offset[..., None]).squeeze(3)
     at_once = max(1, ELEMENTS[rays.device.type] // start.shape[1])
     images = max(1, at_once // rays.shape[1])
@@ -238,7 +238,7 @@ def _gather(values: Tensor, part: Tensor) -> Tensor:
 
 def _local(batch: Batch, part: Tensor, point: Tensor) -> Tensor:
     """[B, R, 3]: points in their parts' coordinates, −1 … 1."""
-    offset = point - _gather(batch.parts["centre"], part)
+    offset = point - _gather(batch.parts["center"], part)
     return (_gather(batch.to_local, part) @ offset[..., None]).squeeze(3)
 
 
@@ -280,14 +280,14 @@ def shade(batch: Batch, hits: Hits, pixel: float) -> Tensor:
     """
     surface = {
         name: _gather(batch.parts[name], hits.part)
-        for name in ("colour", "second", "frequency", "texture", "gloss", "glow")
+        for name in ("color", "second", "frequency", "texture", "gloss", "glow")
     }
-    colour = _texture(batch, hits, surface, pixel)
+    color = _texture(batch, hits, surface, pixel)
     view = F.normalize(batch.position[:, None] - hits.point, dim=2)
     gloss = surface["gloss"][..., None]
     light = batch.ambient[:, None] * _openness(batch, hits)
     shine = torch.zeros_like(light)
-    for lamp, tint in zip(batch.lights.unbind(1), batch.light_colours.unbind(1), strict=True):
+    for lamp, tint in zip(batch.lights.unbind(1), batch.light_colors.unbind(1), strict=True):
         path = hits.point - lamp[:, None]
         distance = path.norm(dim=2, keepdim=True)
         to_lamp = -path / distance
@@ -297,7 +297,7 @@ def shade(batch: Batch, hits: Hits, pixel: float) -> Tensor:
         half = F.normalize(to_lamp + view, dim=2)
         light = light + arriving
         shine = shine + arriving * gloss * (hits.normal * half).sum(dim=2, keepdim=True).clamp(min=0) ** 40
-    return colour * (light + surface["glow"][..., None]) + shine
+    return color * (light + surface["glow"][..., None]) + shine
 
 
 def _openness(batch: Batch, hits: Hits) -> Tensor:
@@ -305,16 +305,16 @@ def _openness(batch: Batch, hits: Hits) -> Tensor:
     size, point = batch.size[:, None], hits.point
     to_walls = torch.minimum(point, size - point).clamp(min=0)
     corner = 1 - 0.35 * torch.exp(-to_walls / 0.25)
-    # A face is itself at distance 0: only its neighbours darken it.
+    # A face is itself at distance 0: only its neighbors darken it.
     shadow = torch.where(hits.normal.abs() > 0.9, 1.0, corner).prod(dim=2, keepdim=True)
     return shadow * (0.8 + 0.2 * hits.normal[..., 2:])
 
 
 def _texture(batch: Batch, hits: Hits, surface: dict[str, Tensor], pixel: float) -> Tensor:
-    """[B, R, 3]: the surface's colour at each hit."""
-    metres = _local(batch, hits.part, hits.point) * _gather(batch.parts["half"], hits.part)
+    """[B, R, 3]: the surface's color at each hit."""
+    meters = _local(batch, hits.part, hits.point) * _gather(batch.parts["half"], hits.part)
     frequency, texture = surface["frequency"], surface["texture"]
-    phase = metres * frequency + 0.37
+    phase = meters * frequency + 0.37
     u, v, w = phase.unbind(2)
     cell = phase.floor()
     turn = 2 * torch.pi
@@ -336,7 +336,7 @@ def _texture(batch: Batch, hits: Hits, surface: dict[str, Tensor], pixel: float)
     repeats = frequency.amax(dim=2, keepdim=True) * hits.depth[..., None] * pixel
     weight = 0.45 + (weight - 0.45) / (1 + (2.5 * repeats) ** 4)
     plain = (texture == Texture.PLAIN)[..., None]
-    return surface["colour"] + torch.where(plain, 0.0, weight) * (surface["second"] - surface["colour"])
+    return surface["color"] + torch.where(plain, 0.0, weight) * (surface["second"] - surface["color"])
 
 
 def clouds(phase: Tensor) -> Tensor:
@@ -379,6 +379,6 @@ def measured(batch: Batch, hits: Hits) -> Tensor:
     chance = uniform(batch.noise_seed + 1, hits.depth)
     gloss = _gather(batch.parts["gloss"], hits.part)
     blotch = clouds(2.5 * hits.point)
-    dark = (0.05 - _gather(batch.parts["colour"], hits.part).mean(dim=2)).clamp(min=0)
+    dark = (0.05 - _gather(batch.parts["color"], hits.part).mean(dim=2)).clamp(min=0)
     lost = 0.01 + 4 * (0.24 - angle).clamp(min=0) + 0.4 * (hits.depth - 4.5).clamp(min=0) + 12 * dark
     return reached & (chance > lost) & (blotch > 1.3 * gloss - 0.25) & (hits.depth > 0.45)

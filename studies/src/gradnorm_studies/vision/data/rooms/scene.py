@@ -1,6 +1,6 @@
 """A room as plain arrays: its parts, its camera and its lights, all drawn from one seed.
 
-Coordinates are metres: x along the room's width, y along its depth, z up; the room spans 0 … width, 0 … depth,
+Coordinates are meters: x along the room's width, y along its depth, z up; the room spans 0 … width, 0 … depth,
 0 … height. A part is a box, an elliptic cylinder or an ellipsoid, turned about the vertical (`yaw`) after it was leaned
 about its own x axis (`tilt`). The first six parts are the room's own faces.
 
@@ -47,7 +47,7 @@ class Shape(IntEnum):
 
 
 class Texture(IntEnum):
-    """How a material goes from its first colour to its second."""
+    """How a material goes from its first color to its second."""
 
     PLAIN = 0
     STRIPES = 1
@@ -59,17 +59,17 @@ class Texture(IntEnum):
     GRADIENT = 7
 
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Span = tuple[float, float]
 T = TypeVar("T")
 
 
 class Material(NamedTuple):
-    """Linear colours in 0 … 1; `frequency`: repeats a metre along each of the part's axes."""
+    """Linear colors in 0 … 1; `frequency`: repeats a meter along each of the part's axes."""
 
-    colour: Colour
-    second: Colour = (0.0, 0.0, 0.0)
-    frequency: Colour = (0.0, 0.0, 0.0)
+    color: Color
+    second: Color = (0.0, 0.0, 0.0)
+    frequency: Color = (0.0, 0.0, 0.0)
     texture: Texture = Texture.PLAIN
     gloss: float = 0.0
     glow: float = 0.0
@@ -80,11 +80,11 @@ PART = np.dtype(
         ("shape", np.int64),
         ("label", np.int64),
         ("instance", np.int64),
-        ("centre", np.float64, 3),
+        ("center", np.float64, 3),
         ("half", np.float64, 3),
         ("yaw", np.float64),
         ("tilt", np.float64),
-        ("colour", np.float64, 3),
+        ("color", np.float64, 3),
         ("second", np.float64, 3),
         ("frequency", np.float64, 3),
         ("texture", np.int64),
@@ -113,14 +113,14 @@ class Scene:
     """The layout as the camera sees it."""
     lights: Array
     """[2, 3] positions."""
-    light_colours: Array
+    light_colors: Array
     """[2, 3]"""
     ambient: Array
     """[3]"""
     brightness: float
     """Of the picture's mean, in 0 … 1, before gamma."""
     noise: float
-    """Standard deviation of the sensor's noise at mid grey, of full scale."""
+    """Standard deviation of the sensor's noise at mid gray, of full scale."""
     noise_seed: int
 
 
@@ -147,7 +147,7 @@ class Piece(NamedTuple):
     instance: int
 
     def box(self, x: Span, y: Span, z: Span, material: Material, tilt: float = 0.0) -> None:
-        """A box from … to along each axis, leaned about its centre."""
+        """A box from … to along each axis, leaned about its center."""
         self._add(Shape.BOX, x, y, z, material, tilt)
 
     def cylinder(self, x: float, y: float, z: Span, radius: float, material: Material) -> None:
@@ -163,9 +163,9 @@ class Piece(NamedTuple):
         return self._replace(place=self.place.at(x, y))
 
     def _add(self, shape: Shape, x: Span, y: Span, z: Span, material: Material, tilt: float = 0.0) -> None:
-        centre = self.place.at(*((low + high) / 2 for low, high in (x, y, z)))
+        center = self.place.at(*((low + high) / 2 for low, high in (x, y, z)))
         half = tuple((high - low) / 2 for low, high in (x, y, z))
-        row = (shape, self.label, self.instance, centre[:3], half, self.place.yaw, tilt, *material)
+        row = (shape, self.label, self.instance, center[:3], half, self.place.yaw, tilt, *material)
         self.draft.rows.append(row)
 
 
@@ -258,7 +258,7 @@ class Draft:
         c, s = abs(math.cos(middle.yaw)), abs(math.sin(middle.yaw))
         x, y = (c * width + s * depth) / 2, (s * width + c * depth) / 2
         mine = (middle.x - x, middle.x + x, middle.y - y, middle.y + y)
-        slack = 0.06  # the gap that furniture at a wall keeps to its neighbours may reach into the next wall
+        slack = 0.06  # the gap that furniture at a wall keeps to its neighbors may reach into the next wall
         if mine[0] < -slack or mine[1] > self.size[0] + slack or mine[2] < -slack or mine[3] > self.size[1] + slack:
             return False
         if any(mine[0] < b and a < mine[1] and mine[2] < d and c < mine[3] for a, b, c, d in self._taken):
@@ -296,17 +296,17 @@ def look(draft: Draft, parts: NDArray[np.void]) -> tuple[Array, Array, View]:
     cos, sin = np.cos(solid["yaw"]), np.sin(solid["yaw"])
     while True:
         position = np.array([draft.between(0.3, s - 0.3) for s in draft.size[:2]] + [draft.between(1.0, 1.75)])
-        target = solid["centre"][int(draft.between(0, len(solid))), :2]  # people photograph things, not corners
+        target = solid["center"][int(draft.between(0, len(solid))), :2]  # people photograph things, not corners
         away = target - position[:2]
         yaw = math.atan2(-away[0], away[1])
         pitch, roll = draft.between(-0.5, 0.22), draft.between(-0.03, 0.03)
-        x, y, z = (position - solid["centre"]).T
+        x, y, z = (position - solid["center"]).T
         local = np.stack([cos * x + sin * y, cos * y - sin * x, z], axis=1)
         near = (np.maximum(abs(local) - solid["half"], 0) ** 2).sum(axis=1) < 0.35**2
         if np.hypot(*away) < 0.9 or near.any():
             continue
         axes = camera_axes(yaw, pitch, roll)
-        across, down, ahead = axes @ (solid["centre"] - position)[solid["instance"] > 0].T
+        across, down, ahead = axes @ (solid["center"] - position)[solid["instance"] > 0].T
         if (np.maximum(abs(across), abs(down)) < ahead * 0.5 / FOCAL).mean() < LEAST_IN_VIEW:
             continue
         found = view(size, position, axes, FOCAL)
