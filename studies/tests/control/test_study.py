@@ -10,7 +10,9 @@ from gradnorm_studies.control.environments import TASKS
 from gradnorm_studies.control.study import Rl
 from gradnorm_studies.sweeps.learning_rate import Search
 
-CONFIG = RlConfig(seeds=1, steps=60, record_every=30, copies=2, batch=8, memory=64, warm_up=8, test_games=1)
+CONFIG = RlConfig(
+    seeds=1, steps=60, record_every=30, num_envs=2, batch=8, buffer_size=64, learning_starts=8, eval_episodes=1
+)
 
 
 def test_normalized_is_the_share_of_the_way_from_random_play_to_an_agent_alone_on_average_over_seeds():

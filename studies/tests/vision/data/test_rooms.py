@@ -247,7 +247,7 @@ def mirrored(scene):
     parts[[1, 3]] = parts[[3, 1]]
     position = scene.position * [-1, 1, 1] + [scene.size[0], 0, 0]
     axes = mirror @ scene.axes @ mirror
-    view = layout.view(scene.size, position, axes, FOCAL)
+    view = layout.project(scene.size, position, axes, FOCAL)
     lights = scene.lights * [-1, 1, 1] + [scene.size[0], 0, 0]
     return replace(scene, parts=parts, position=position, axes=axes, view=view, lights=lights)
 

@@ -1,4 +1,4 @@
-"""Scenes → images and truth: rays against all parts of many scenes at once, in torch, on any device.
+"""Renderer of batches of scenes: images and ground truth by ray casting in torch, on any device.
 
 Each part is a unit cube, cylinder or ball seen through an affine map, and each of those an intersection of intervals
 along a ray: a part is hit where the last interval begins, if that is before the first one ends. The same function casts
@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from gradnorm_studies.vision.data.rooms.scene import FACES, FOCAL, PART, Scene, Shape, Texture
 
 Axes = Sequence[Tensor]
-"""The components of vectors, one tensor each, which is faster than one tensor for all."""
+"""A vector's components as three tensors, which is faster than one tensor."""
 
 SOLIDS = (Shape.BOX, Shape.CYLINDER, Shape.ELLIPSOID)
 
 FACE_NORMALS = torch.tensor([[0, 1, 0], [-1, 0, 0], [0, -1, 0], [1, 0, 0], [0, 0, 1], [0, 0, -1]], dtype=torch.float32)
-"""Of the room's faces, inwards."""
+"""Normals of the room's faces, inwards."""
 
 FACE_BY_EXIT = torch.tensor([[3, 0, 4], [1, 2, 5]])
 """The face by which a ray leaves the room: backwards or forwards along x, y or z."""
@@ -35,11 +35,11 @@ ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 27}
 """Rays × parts at a time: what fits a cache, or keeps memory in bounds."""
 
 BASELINE = 0.075
-"""The Kinect's, from its camera to its projector on the right, in meters."""
+"""Baseline of the Kinect, from its camera to its projector on the right, in meters."""
 
 
 @dataclass(frozen=True)
-class Batch:
+class SceneBatch:
     """Scenes as tensors, padded to the same number of parts: `parts` holds a field of `PART` each, [B, N, …]."""
 
     parts: dict[str, Tensor]
@@ -63,7 +63,7 @@ class Batch:
         return [slice(a, a + n) for a, n in zip(begins.tolist(), self.counts[scenes].max(axis=0).tolist(), strict=True)]
 
 
-def pack(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> Batch:
+def pack(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> SceneBatch:
     """Scenes as one batch on a device."""
     counts = np.array([[(scene.parts["shape"] == kind).sum() for kind in SOLIDS] for scene in scenes])
     rows = np.zeros((len(scenes), FACES + counts.max(axis=0).sum()), PART)
@@ -83,7 +83,7 @@ def pack(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> Batch:
         return tensor(np.stack([np.asarray(getattr(scene, name)) for scene in scenes]))
 
     names = ("size", "position", "axes", "lights", "light_colors", "ambient", "brightness", "noise", "noise_seed")
-    return Batch(
+    return SceneBatch(
         parts={name: tensor(rows[name]) for name in PART.names or ()},
         to_local=tensor(_to_local(rows)),
         counts=counts,
@@ -102,7 +102,7 @@ def _to_local(rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Hits:
-    """Where the camera's rays end, [B, R] each."""
+    """The first hit of each camera ray, [B, R] each."""
 
     depth: Tensor
     part: Tensor
@@ -113,7 +113,7 @@ class Hits:
     """[B, R, 3] in the room."""
 
 
-def pixel_rays(batch: Batch, size: int) -> Tensor:
+def pixel_rays(batch: SceneBatch, size: int) -> Tensor:
     """[B, size², 3]: the rays through the centers of a square image's pixels, in the room's coordinates."""
     x = (torch.arange(size, device=batch.axes.device) + 0.5) / size - 0.5
     across, down = torch.meshgrid(x / FOCAL, x / FOCAL, indexing="xy")
@@ -121,8 +121,8 @@ def pixel_rays(batch: Batch, size: int) -> Tensor:
     return rays @ batch.axes
 
 
-def trace(batch: Batch, rays: Tensor) -> Hits:
-    """What the camera sees along each ray [B, R, 3]."""
+def trace(batch: SceneBatch, rays: Tensor) -> Hits:
+    """Cast camera rays [B, R, 3] to their first hits."""
     shell, face = _leave_room(batch, rays)
     nearest, solid = cast(batch, batch.position, rays, _first).unbind(1)
     is_solid = nearest < shell
@@ -132,8 +132,8 @@ def trace(batch: Batch, rays: Tensor) -> Hits:
     return Hits(depth, part, point, _normals(batch, part, point))
 
 
-def _leave_room(batch: Batch, rays: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each ray is within the room [B, R], and the face by which it leaves."""
+def _leave_room(batch: SceneBatch, rays: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, R] each: the distance at which a ray leaves the room, and the face through which it does."""
     forwards = (rays > 0).long()
     ahead = torch.where(rays > 0, batch.size[:, None], 0.0) - batch.position[:, None]
     exit_at, axis = (ahead / rays).nan_to_num(torch.inf, torch.inf, torch.inf).min(dim=2)
@@ -141,8 +141,8 @@ def _leave_room(batch: Batch, rays: Tensor) -> tuple[Tensor, Tensor]:
     return exit_at, FACE_BY_EXIT.to(rays.device)[direction, axis]
 
 
-def is_lit(batch: Batch, origin: Tensor, points: Tensor) -> Tensor:
-    """[B, R]: whether nothing is between a lamp [B, 3] and points [B, R, 3] on the parts' surfaces."""
+def is_lit(batch: SceneBatch, origin: Tensor, points: Tensor) -> Tensor:
+    """[B, R]: whether points [B, R, 3] on the parts' surfaces see a lamp [B, 3] unobstructed."""
     nearest = cast(batch, origin, points - origin[:, None], lambda entries, _: entries.amin(dim=1, keepdim=True))
     return nearest.squeeze(1) > 0.998
 
@@ -152,7 +152,7 @@ def _first(entries: Tensor, parts: Tensor) -> Tensor:
     return torch.stack([distance, parts[which].float()], dim=1)
 
 
-def cast(batch: Batch, origin: Tensor, rays: Tensor, reduce: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def cast(batch: SceneBatch, origin: Tensor, rays: Tensor, reduce: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Where rays [B, R, 3] from `origin` [B, 3] enter the solid parts, reduced over these a few rays at a time.
 
     `reduce` makes [b, k, r] of the entries [b, N, r] into the parts [N]: distances in lengths of the ray, infinite
@@ -236,13 +236,13 @@ def _gather(values: Tensor, part: Tensor) -> Tensor:
     return values[torch.arange(len(part), device=part.device)[:, None], part]
 
 
-def _local(batch: Batch, part: Tensor, point: Tensor) -> Tensor:
+def _local(batch: SceneBatch, part: Tensor, point: Tensor) -> Tensor:
     """[B, R, 3]: points in their parts' coordinates, −1 … 1."""
     offset = point - _gather(batch.parts["center"], part)
     return (_gather(batch.to_local, part) @ offset[..., None]).squeeze(3)
 
 
-def _normals(batch: Batch, part: Tensor, point: Tensor) -> Tensor:
+def _normals(batch: SceneBatch, part: Tensor, point: Tensor) -> Tensor:
     local = _local(batch, part, point)
     shape = _gather(batch.parts["shape"], part)[..., None]
     axis = local.abs().argmax(dim=2)
@@ -257,7 +257,7 @@ def _normals(batch: Batch, part: Tensor, point: Tensor) -> Tensor:
     return torch.where(shape == Shape.FACE, faces, solid)
 
 
-def photograph(batch: Batch, hits: Hits, size: int) -> Tensor:
+def photograph(batch: SceneBatch, hits: Hits, size: int) -> Tensor:
     """[B, 3, size, size] in 0 … 1: what a small camera makes of the light that comes from the hits."""
     light = shade(batch, hits, pixel=1 / (FOCAL * size)).mT.unflatten(2, (size, size))
     blurred = F.conv2d(F.pad(light, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None], _lens(light.device))
@@ -273,7 +273,7 @@ def _lens(device: torch.device) -> Tensor:
     return torch.outer(taps, taps)[None, None]
 
 
-def shade(batch: Batch, hits: Hits, pixel: float) -> Tensor:
+def shade(batch: SceneBatch, hits: Hits, pixel: float) -> Tensor:
     """[B, R, 3] linear light: two lamps with shadows, a highlight, what the room scatters, and what glows by itself.
 
     `pixel`: a pixel's width over the focal length, for textures too fine to be seen.
@@ -300,8 +300,8 @@ def shade(batch: Batch, hits: Hits, pixel: float) -> Tensor:
     return color * (light + surface["glow"][..., None]) + shine
 
 
-def _openness(batch: Batch, hits: Hits) -> Tensor:
-    """[B, R, 1]: less scattered light in the room's corners, and on what faces down."""
+def _openness(batch: SceneBatch, hits: Hits) -> Tensor:
+    """[B, R, 1]: ambient occlusion, darker in the room's corners and on surfaces that face down."""
     size, point = batch.size[:, None], hits.point
     to_walls = torch.minimum(point, size - point).clamp(min=0)
     corner = 1 - 0.35 * torch.exp(-to_walls / 0.25)
@@ -310,7 +310,7 @@ def _openness(batch: Batch, hits: Hits) -> Tensor:
     return shadow * (0.8 + 0.2 * hits.normal[..., 2:])
 
 
-def _texture(batch: Batch, hits: Hits, surface: dict[str, Tensor], pixel: float) -> Tensor:
+def _texture(batch: SceneBatch, hits: Hits, surface: dict[str, Tensor], pixel: float) -> Tensor:
     """[B, R, 3]: the surface's color at each hit."""
     meters = _local(batch, hits.part, hits.point) * _gather(batch.parts["half"], hits.part)
     frequency, texture = surface["frequency"], surface["texture"]
@@ -366,10 +366,10 @@ def _hash(seed: Tensor, count: int) -> Tensor:
     return bits ^ (bits >> 15)
 
 
-def measured(batch: Batch, hits: Hits) -> Tensor:
-    """[B, R]: whether a structured-light sensor would have found the depth.
+def has_depth(batch: SceneBatch, hits: Hits) -> Tensor:
+    """[B, R]: whether a structured-light sensor would have measured the depth.
 
-    It needs its projector to reach the point, at a fair angle, not too near or far, and a surface that is neither
+    Its projector must reach the point, at a moderate angle, neither too near nor too far, on a surface that is neither
     glossy nor dark.
     """
     projector = batch.position + BASELINE * batch.axes[:, 0]

@@ -4,7 +4,7 @@ Coordinates are meters: x along the room's width, y along its depth, z up; the r
 0 … height. A part is a box, an elliptic cylinder or an ellipsoid, turned about the vertical (`yaw`) after it was leaned
 about its own x axis (`tilt`). The first six parts are the room's own faces.
 
-All chance is NumPy's PCG64 in float64, so that a seed means the same scene on every machine.
+All randomness is NumPy's PCG64 in float64, so that a seed gives the same scene on every machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradnorm_studies.vision.data.rooms.layout import Array, View, view
+from gradnorm_studies.vision.data.rooms.layout import Array, LayoutView, project
 from gradnorm_studies.vision.data.sample import CLASSES
 
 FOCAL = 0.81
@@ -28,17 +28,17 @@ FACES = 6
 """The room's own parts come first: the walls y = 0, x = width, y = depth, x = 0, the floor and the ceiling."""
 
 KEPT = (1.0, 1.0, 1.0, 1.0, 0.35, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0)
-"""How many of the views of each layout type are kept, since two of the eleven make up two thirds of what is seen."""
+"""Share of the views of each layout type that are kept, since two of the eleven make up two thirds of all views."""
 
 LEAST_IN_VIEW = 0.2
-"""Of the parts of all objects; a view of a bare wall teaches little."""
+"""Minimum share of the objects' parts in view; a view of a bare wall teaches little."""
 
 SHELL = ("wall", "floor", "ceiling")
-"""What is no object: it has no box, and its instance is 0."""
+"""Classes that are no objects: they have no box, and their instance is 0."""
 
 
 class Shape(IntEnum):
-    """What a part is before it is scaled, leaned, turned and moved: all within −1 … 1 each way."""
+    """The unit shape of a part, within −1 … 1 along each axis, before it is scaled, tilted, rotated and moved."""
 
     BOX = 0
     CYLINDER = 1
@@ -47,7 +47,7 @@ class Shape(IntEnum):
 
 
 class Texture(IntEnum):
-    """How a material goes from its first color to its second."""
+    """The pattern between a material's two colors."""
 
     PLAIN = 0
     STRIPES = 1
@@ -65,7 +65,7 @@ T = TypeVar("T")
 
 
 class Material(NamedTuple):
-    """Linear colors in 0 … 1; `frequency`: repeats a meter along each of the part's axes."""
+    """Linear colors in 0 … 1; `frequency`: repeats per meter along each of the part's axes."""
 
     color: Color
     second: Color = (0.0, 0.0, 0.0)
@@ -92,12 +92,12 @@ PART = np.dtype(
         ("glow", np.float64),
     ]
 )
-"""One row a part. `half`: half its size along its own axes; `instance`: 0 or the object it belongs to."""
+"""One row per part. `half`: half its size along its own axes; `instance`: 0 or the object it belongs to."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that the renderer needs."""
+    """The input of the renderer."""
 
     room: int
     """The kind of room."""
@@ -109,7 +109,7 @@ class Scene:
     """[3] of the camera."""
     axes: Array
     """[3, 3]: the camera's right, down and forward."""
-    view: View
+    view: LayoutView
     """The layout as the camera sees it."""
     lights: Array
     """[2, 3] positions."""
@@ -151,7 +151,6 @@ class Piece(NamedTuple):
         self._add(Shape.BOX, x, y, z, material, tilt)
 
     def cylinder(self, x: float, y: float, z: Span, radius: float, material: Material) -> None:
-        """An upright cylinder."""
         self._add(Shape.CYLINDER, (x - radius, x + radius), (y - radius, y + radius), z, material)
 
     def ball(self, x: Span, y: Span, z: Span, material: Material) -> None:
@@ -186,11 +185,9 @@ class Draft:
         return low + (high - low) * next(self._numbers)
 
     def chance(self, probability: float) -> bool:
-        """Yes or no."""
         return next(self._numbers) < probability
 
     def pick(self, options: tuple[T, ...]) -> T:
-        """One of them."""
         return options[int(next(self._numbers) * len(options))]
 
     def piece(self, label: str, place: Place) -> Piece:
@@ -267,7 +264,6 @@ class Draft:
         return True
 
     def hang(self, number: int, along: float, width: float, bottom: float = 0.0, top: float = 9.0) -> None:
-        """Takes this stretch of a wall."""
         self._hung.append((number, along - width / 2, along + width / 2, bottom, top))
 
     def _hangs(self, number: int, along: float, width: float, bottom: float, top: float) -> bool:
@@ -284,12 +280,12 @@ class Draft:
 
 
 def _uniform(rng: np.random.Generator) -> Iterator[float]:
-    """Numbers in 0 … 1, drawn a thousand at a time, which is ten times as fast as one by one."""
+    """Uniform numbers in 0 … 1, drawn a thousand at a time, which is ten times as fast as one by one."""
     while True:
         yield from rng.random(1024).tolist()
 
 
-def look(draft: Draft, parts: NDArray[np.void]) -> tuple[Array, Array, View]:
+def look(draft: Draft, parts: NDArray[np.void]) -> tuple[Array, Array, LayoutView]:
     """A camera that is in nothing and sees some objects and one of the eleven layouts: its position, axes and view."""
     size = np.array(draft.size)
     solid = parts[FACES:]
@@ -309,7 +305,7 @@ def look(draft: Draft, parts: NDArray[np.void]) -> tuple[Array, Array, View]:
         across, down, ahead = axes @ (solid["center"] - position)[solid["instance"] > 0].T
         if (np.maximum(abs(across), abs(down)) < ahead * 0.5 / FOCAL).mean() < LEAST_IN_VIEW:
             continue
-        found = view(size, position, axes, FOCAL)
+        found = project(size, position, axes, FOCAL)
         if found is not None and draft.chance(KEPT[found.kind]):
             return position, axes, found
 
