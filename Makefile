@@ -59,17 +59,17 @@ mutants: $(VENV)/.ready-dev  ## Break one line of the core at a time: which brea
 	@$(BIN)/python tests/mutants.py $(ONLY) || $(call FAILED,write the test that is missing, or remove what does nothing)
 
 lint: $(VENV)/.ready-dev  ## ruff: rules and format
-	@$(BIN)/ruff check . || $(call FAILED,mend what ruff found; many with .venv/bin/ruff check --fix .)
+	@$(BIN)/ruff check . || $(call FAILED,fix what ruff found; many with .venv/bin/ruff check --fix .)
 	@$(BIN)/ruff format --check . || $(call FAILED,run .venv/bin/ruff format .)
 
 types: $(VENV)/.ready-dev  ## pyright
-	@$(BIN)/pyright --pythonpath $(BIN)/python || $(call FAILED,mend the types pyright found)
+	@$(BIN)/pyright --pythonpath $(BIN)/python || $(call FAILED,fix the types pyright found)
 
 bench: $(VENV)/.ready-bench  ## What GradNorm costs: benchmarks/results/overhead.md
 	@$(BIN)/python benchmarks/overhead.py
 
 docs: $(VENV)/.ready-docs  ## The documentation site: build/site
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet || $(call FAILED,mend what mkdocs warned of)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet || $(call FAILED,fix what mkdocs warned about)
 	@echo "Open build/site/index.html, or serve it while writing: $(BIN)/mkdocs serve"
 
 package: $(VENV)/.ready-dev  ## Wheel and sdist of both packages in dist, after trying them

@@ -125,7 +125,7 @@ def explained(output: Tensor, wanted: Tensor) -> float:
 
 
 class Digits:
-    """scikit-learn's scans: which digit, and how much ink, standardised. Cross entropy and squared error."""
+    """scikit-learn's scans: which digit, and how much ink, standardized. Cross entropy and squared error."""
 
     steps, lr, batch = 2000, 1e-3, 64
     main, largest = "mean of accuracy and 100 R²", True
@@ -152,7 +152,7 @@ class Digits:
         }
 
     def figures(self, split: str) -> Figures:
-        """Accuracy in per cent, R²."""
+        """Accuracy in percent, R²."""
         rows = getattr(self._rows, split)
         out = self.model(self._x[rows])
         accuracy = 100 * (out["class"].argmax(1) == self._digit[rows]).double().mean().item()
@@ -239,7 +239,7 @@ class Rare:
         return {"plain": F.mse_loss(out["plain"], plain), "rare": F.mse_loss(out["rare"], self._corrupt(rare))}
 
     def figures(self, split: str) -> Figures:
-        """R² in per cent, of labels without errors."""
+        """R² in percent, of labels without errors."""
         x, plain, rare = self._held_out[split]
         out = self.model(x)
         each = {"plain R², %": 100 * explained(out["plain"], plain), "rare R², %": 100 * explained(out["rare"], rare)}
@@ -305,8 +305,8 @@ def describe(row: dict[str, str]) -> list[float]:
     kinds = np.array([ELEMENTS.index(symbol) for symbol in ast.literal_eval(row["Elements"])])
     at = np.array(json.loads(row["XYZ_Ang"]))
     counts = np.bincount(kinds, minlength=len(ELEMENTS))
-    centred = at - at.mean(0)
-    shape = np.sqrt(np.linalg.eigvalsh(centred.T @ centred / len(at)).clip(0))
+    centered = at - at.mean(0)
+    shape = np.sqrt(np.linalg.eigvalsh(centered.T @ centered / len(at)).clip(0))
     first, second = np.triu_indices(len(at), 1)
     apart = np.linalg.norm(at[first] - at[second], axis=1)
     repulsion = (CHARGES[kinds[first]] * CHARGES[kinds[second]] / apart).sum()
@@ -319,15 +319,13 @@ def describe(row: dict[str, str]) -> list[float]:
         for bond in ("CC", "CN", "CO")
     ]
     degrees = np.bincount(ends.ravel(), minlength=len(at))[kinds > 0]
-    neighbours = [float((degrees == n).sum()) for n in (1, 2, 3, 4)]
+    neighbors = [float((degrees == n).sum()) for n in (1, 2, 3, 4)]
     rings = len(lengths) - len(at) + 1
     signs = [float(row["SMILES"].count(sign)) for sign in SIGNS]
-    extent = np.linalg.norm(centred, axis=1).max()
+    extent = np.linalg.norm(centered, axis=1).max()
     sizes = [len(at), (kinds > 0).sum(), extent, repulsion, rings]
     sizes = [len(at), sum(kinds > 0), extent, apart.max(), repulsion, rings]
-    return [
-        float(x) for x in (*counts, *sizes, *shape, *(number[b] for b in BONDS), *mean_lengths, *neighbours, *signs)
-    ]
+    return [float(x) for x in (*counts, *sizes, *shape, *(number[b] for b in BONDS), *mean_lengths, *neighbors, *signs)]
 
 
 @functools.cache
@@ -343,13 +341,13 @@ def molecules() -> tuple[Tensor, Tensor]:
     return torch.tensor(inputs), torch.tensor(targets, dtype=torch.float64)
 
 
-def standardise(values: Tensor, train: Tensor) -> Tensor:
+def standardize(values: Tensor, train: Tensor) -> Tensor:
     mean, deviation = values[train].mean(0), values[train].std(0)
     return ((values - mean) / deviation.clamp(min=1e-6)).float()
 
 
 class Molecules:
-    """QM9: eleven standardised properties from 34 simple descriptors; energies less each element's usual share."""
+    """QM9: eleven standardized properties from 34 simple descriptors; energies less each element's usual share."""
 
     steps, lr, batch = 3000, 2e-3, 256
     main, largest = "Δm, %", True
@@ -364,7 +362,7 @@ class Molecules:
         usual = torch.linalg.lstsq(composition[train], y[train][:, energies]).solution
         y = y.clone()
         y[:, energies] -= composition @ usual
-        self._x, self._y = standardise(x, train), standardise(y, train)
+        self._x, self._y = standardize(x, train), standardize(y, train)
         self._columns = {name: i for i, name in enumerate(TARGETS) if task in (None, name)}
         self.tasks = tuple(self._columns)
         self.model = Heads(x.shape[1], 128, dict.fromkeys(self.tasks, 1))

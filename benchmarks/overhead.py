@@ -104,7 +104,7 @@ def cuda_peak(benchmark: Benchmark, method: Method) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def synchronises(step: Step, count: int) -> bool:
+def synchronizes(step: Step, count: int) -> bool:
     """Whether `count` steps make the host wait for the GPU."""
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -143,7 +143,7 @@ def play_round(
     return {name: seconds[name] / (turns[name] * benchmark.burst) for name in methods}
 
 
-def summarise(rounds: Sequence[dict[str, float]], peaks: dict[str, int]) -> dict[str, dict[str, float]]:
+def summarize(rounds: Sequence[dict[str, float]], peaks: dict[str, int]) -> dict[str, dict[str, float]]:
     """Median and quartiles of the per-round ratios, seconds and bytes, by method."""
     summary = {}
     for name in rounds[0]:
@@ -170,14 +170,14 @@ def measure(benchmark: Benchmark, rounds: int, device: str, tick: Tick) -> dict[
         repeat(step, WARM_UP)
     syncs = {}
     if device == "cuda":
-        syncs = {name: synchronises(steps[name], method.period) for name, method in methods.items()}
+        syncs = {name: synchronizes(steps[name], method.period) for name, method in methods.items()}
     shuffle = random.Random(0)
     results = []
     for _ in range(rounds):
         results.append(play_round(benchmark, methods, steps, device, shuffle))
         tick()
-    summary = summarise(results, peaks)
-    return {"title": benchmark.title, "tasks": benchmark.tasks, "methods": summary, "synchronises": syncs}
+    summary = summarize(results, peaks)
+    return {"title": benchmark.title, "tasks": benchmark.tasks, "methods": summary, "synchronizes": syncs}
 
 
 def command(arguments: argparse.Namespace) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 Results = dict[str, Any]
 OURS = "gradnorm"
-COLOURS = {"equal": "0.6", "gradnorm": "C0", "floor": "0.35"}
+COLORS = {"equal": "0.6", "gradnorm": "C0", "floor": "0.35"}
 CLOSED_FORM = "gradnorm closed-form"
 TIME_LIMITS = {
     ("toy", OURS): 1.45,
@@ -112,7 +112,7 @@ def markdown(results: Results) -> str:
         [v.target, f"≤ {v.limit:.2f}", "–" if v.value is None else f"{v.value:.2f}", v.text]
         for v in verdicts(benchmarks)
     ]
-    pauses = [[row["title"], name] for row in benchmarks.values() for name, wait in row["synchronises"].items() if wait]
+    pauses = [[row["title"], name] for row in benchmarks.values() for name, wait in row["synchronizes"].items() if wait]
     parts = [
         "# What a balanced step costs",
         f"`{about['command']}`: torch {about['torch']}, Python {about['python']}, {about['device']}, "
@@ -142,9 +142,9 @@ def ratio_figure(benchmarks: Results) -> Figure:
         names = [name for name in row["methods"] if name != "equal"][::-1]
         for height, name in enumerate(names):
             m = row["methods"][name]
-            colour = COLOURS.get(name, "C0" if name.startswith(OURS + " ") else "C1")
-            panel.hlines(height, m["time_ratio_low"], m["time_ratio_high"], color=colour, linewidth=3, alpha=0.4)
-            panel.plot(m["time_ratio"], height, "o", color=colour)
+            color = COLORS.get(name, "C0" if name.startswith(OURS + " ") else "C1")
+            panel.hlines(height, m["time_ratio_low"], m["time_ratio_high"], color=color, linewidth=3, alpha=0.4)
+            panel.plot(m["time_ratio"], height, "o", color=color)
             panel.annotate(
                 f"{m['time_ratio']:.2f}", (m["time_ratio"], height), (6, 4), textcoords="offset points", fontsize=7
             )

@@ -1,6 +1,6 @@
 """A generator with three discriminators, each of which sees its samples in another way.
 
-The data are eight small clusters on a circle. One discriminator sees the points, one their distance from the centre
+The data are eight small clusters on a circle. One discriminator sees the points, one their distance from the center
 only, and one four points at a time, so that it notices missing clusters. The generator's three losses pull unevenly;
 `GradNorm` weighs them. How to put it into a game with two sides:
 

@@ -42,7 +42,7 @@ def quantities(x: Tensor, directions: Tensor) -> dict[str, Tensor]:
     return {task: scale * (waves[:, i] + waves[:, 3]) for i, (task, scale) in enumerate(SCALES.items())}
 
 
-def labelled(wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def labeled(wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """The labels as they come from a table with gaps: NaN where there is none."""
     return {t: torch.where(torch.rand(len(y)) < SHARES[t], y, torch.nan) for t, y in wanted.items()}
 
@@ -74,7 +74,7 @@ def run(method: str, steps: int) -> Metrics:
     losses_of = over_all_rows if method == "GradNorm, all rows" else task_losses
     for _ in range(steps):
         x = torch.randn(BATCH, INPUTS)
-        loss = balancer(losses_of(model(x), labelled(quantities(x, directions))))
+        loss = balancer(losses_of(model(x), labeled(quantities(x, directions))))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

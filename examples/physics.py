@@ -85,7 +85,7 @@ EQUATIONS = {"heat": Heat(), "Poisson": Poisson()}
 
 @torch.no_grad()
 def error(u: nn.Module, equation: Heat | Poisson) -> float:
-    """`‖u − solution‖ / ‖solution‖` at random points, in per cent."""
+    """`‖u − solution‖ / ‖solution‖` at random points, in percent."""
     at = torch.rand(5000, equation.inputs)
     wanted = equation.solution(at)
     return 100 * ((u(at) - wanted).norm() / wanted.norm()).item()

@@ -29,7 +29,7 @@ INPUTS = ["lncoins", "idp", "lpi", "fmde", "physlm"]
 
 @cache
 def records() -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Inputs [n, 5], standardised; targets [n] of each task; and the group, [n], that each record belongs to."""
+    """Inputs [n, 5], standardized; targets [n] of each task; and the group, [n], that each record belongs to."""
     from statsmodels.datasets import randhie
 
     table: Any = randhie.load_pandas().data

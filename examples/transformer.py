@@ -66,7 +66,7 @@ def task_losses(predicted: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict
 
 @torch.no_grad()
 def evaluate(model: Model) -> Metrics:
-    """Errors in per cent on fresh sequences: of the variance left unexplained, or of the answers wrong."""
+    """Errors in percent on fresh sequences: of the variance left unexplained, or of the answers wrong."""
     x = torch.randint(DIGITS, (2000, LENGTH))
     predicted, wanted = model(x), targets(x)
     errors = {t: F.mse_loss(predicted[t], wanted[t]) / wanted[t].var() for t in ("zeros", "sum")}

@@ -1,6 +1,6 @@
 """What a diagnosis found and what a balancer recorded, as PNG files. The only file that knows matplotlib.
 
-One palette (Okabe and Ito's, told apart by colour-blind readers), one style, and names written beside what they name.
+One palette (Okabe and Ito's, told apart by color-blind readers), one style, and names written beside what they name.
 `Curves`, `panels`, `draw_curves` and `save` draw other figures of the same kind.
 """
 
@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#f0e442", "#56b4e9")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#f0e442", "#56b4e9")
 """By the task's place."""
 STYLE: Any = {
     "figure.dpi": 110,
@@ -62,7 +62,7 @@ class Curves:
     values: Mapping[str, Array]
     ylabel: str
     log: bool = False
-    colours: Mapping[str, Any] | None = None
+    colors: Mapping[str, Any] | None = None
     """By name; left out, by place."""
     xlabel: str = "step"
     ylim: tuple[float, float] | None = None
@@ -72,11 +72,11 @@ def draw_curves(ax: Axes, panel: Curves) -> None:
     """Means over seeds as lines, their range as a band, names at the lines' ends."""
     ends: list[tuple[float, str, Any]] = []
     for place, (name, values) in enumerate(panel.values.items()):
-        colour = (panel.colours or {}).get(name) or colour_at(place)
+        color = (panel.colors or {}).get(name) or color_at(place)
         mean = values.mean(axis=0)
-        ax.plot(panel.steps, mean, color=colour)
-        ax.fill_between(panel.steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.16, linewidth=0)
-        ends.append((float(mean[-1]), name, colour))
+        ax.plot(panel.steps, mean, color=color)
+        ax.fill_between(panel.steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.16, linewidth=0)
+        ends.append((float(mean[-1]), name, color))
     if panel.log:
         ax.set_yscale("log")
     ax.set_title(panel.title)
@@ -98,8 +98,8 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
         at[i] = max(at[i], at[i - 1] + gap)
     for i in reversed(range(len(at))):
         at[i] = min(at[i], at[i + 1] - gap if i + 1 < len(at) else 1.0)
-    for height, (_, name, colour) in zip(at, ends, strict=True):
-        ax.text(1.02, height, name, transform=ax.transAxes, color=colour, va="center", fontsize=8.5)
+    for height, (_, name, color) in zip(at, ends, strict=True):
+        ax.text(1.02, height, name, transform=ax.transAxes, color=color, va="center", fontsize=8.5)
 
 
 def diagnosis(found: Diagnosis, path: str | Path) -> Path:
@@ -107,7 +107,7 @@ def diagnosis(found: Diagnosis, path: str | Path) -> Path:
     with plt.rc_context(STYLE):
         figure, (bars, table) = panels(2, 2, width=4.4, height=1.4 + 0.34 * len(found.tasks))
         norms = found.norms.numpy()
-        bars.barh(range(len(norms)), norms, color=COLOURS[0], height=0.62)
+        bars.barh(range(len(norms)), norms, color=COLORS[0], height=0.62)
         for row, norm in enumerate(norms):
             bars.text(1.02, row, f"{norm:.3g}", transform=bars.get_yaxis_transform(), va="center")
         bars.set_yticks(range(len(norms)), found.tasks)
@@ -139,7 +139,7 @@ def training(history: History, path: str | Path) -> Path:
     rows = history.rows()
     table = {field: np.array([row[field] for row in rows], float).reshape(-1, len(history.tasks)) for field in FIELDS}
     steps = np.array([row["step"] for row in rows], float)[:: len(history.tasks)]
-    colours = {task: colour_at(place) for place, task in enumerate(history.tasks)}
+    colors = {task: color_at(place) for place, task in enumerate(history.tasks)}
     shown = [
         ("weight $w_i$", table["weight"], False),
         ("gradient norm $G_i$; dotted: its target", table["norm"], True),
@@ -150,9 +150,9 @@ def training(history: History, path: str | Path) -> Path:
         figure, axes = panels(len(shown), 2, width=4.6, height=2.9)
         for ax, (title, values, log) in zip(axes, shown, strict=True):
             curves = {task: values[None, :, i] for i, task in enumerate(history.tasks)}
-            draw_curves(ax, Curves(title, steps, curves, "", log, colours))
+            draw_curves(ax, Curves(title, steps, curves, "", log, colors))
         for i, task in enumerate(history.tasks):
-            axes[1].plot(steps, table["target"][:, i], ":", color=colours[task], linewidth=1.1)
+            axes[1].plot(steps, table["target"][:, i], ":", color=colors[task], linewidth=1.1)
         return save(figure, Path(path))
 
 
@@ -160,9 +160,9 @@ def _first_present(values: Array) -> Array:
     return np.array([column[np.isfinite(column)][0] if np.isfinite(column).any() else np.nan for column in values.T])
 
 
-def colour_at(place: int) -> str:
-    """The colour of the task at this place."""
-    return COLOURS[place % len(COLOURS)]
+def color_at(place: int) -> str:
+    """The color of the task at this place."""
+    return COLORS[place % len(COLORS)]
 
 
 def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -177,11 +177,11 @@ def panels(count: int, columns: int, width: float, height: float) -> tuple[Figur
     return figure, list(axes.flat[:count])
 
 
-def save(figure: Figure, path: Path, few_colours: bool = True) -> Path:
-    """Writes a PNG of 128 colours, which for all but photographs looks the same and is a third of the size."""
+def save(figure: Figure, path: Path, few_colors: bool = True) -> Path:
+    """Writes a PNG of 128 colors, which for all but photographs looks the same and is a third of the size."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)
     picture = Image.open(buffer).convert("RGB")
-    (picture.quantize(128) if few_colours else picture).save(path, optimize=True)
+    (picture.quantize(128) if few_colors else picture).save(path, optimize=True)
     return path

@@ -77,7 +77,7 @@ class GradNormTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.balancer = balancer
         _check_usable(self)
-        # Nothing here is normalised by `num_items_in_batch`; versions without `loss_is_scaled_for_ga` go by this.
+        # Nothing here is normalized by `num_items_in_batch`; versions without `loss_is_scaled_for_ga` go by this.
         self.model_accepts_loss_kwargs = False
         self._attach = _Attach(balancer)
         self.add_callback(self._attach)

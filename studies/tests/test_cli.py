@@ -60,7 +60,7 @@ def test_a_folder_of_something_else_is_an_error_of_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("missing", "arguments", "extra"),
     [
-        ("gymnasium", ["rl", "--warm-up", "1", "--test-games", "1"], "rl"),
+        ("gymnasium", ["rl", "--learning-starts", "1", "--eval-episodes", "1"], "rl"),
         ("ray", ["toy", "--address", "local"], "ray"),
     ],
 )

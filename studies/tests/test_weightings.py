@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradnorm_studies.weightings import METHODS, Setting, Weighting, weighting
+from gradnorm_studies.weightings import METHODS, Weighting, WeightingConfig, weighting
 
 TASKS = ("a", "b", "c")
 
@@ -17,7 +17,7 @@ def built(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module, Weighti
 
 
 def build(method, trunk):
-    return weighting(method, Setting(TASKS, trunk, alpha=1.0, weight_lr=0.025, fixed=(0.5, 1.0, 1.5), epoch=3))
+    return weighting(method, WeightingConfig(TASKS, trunk, alpha=1.0, weight_lr=0.025, fixed=(0.5, 1.0, 1.5), epoch=3))
 
 
 class Training:
@@ -109,12 +109,12 @@ def test_the_scalar_is_the_weighted_sum_whose_weights_are_recorded(built):
 
 
 def test_an_unknown_method_is_named_with_the_choices():
-    setting = Setting(TASKS, nn.Linear(1, 1), alpha=1.0, weight_lr=0.1)
+    setting = WeightingConfig(TASKS, nn.Linear(1, 1), alpha=1.0, weight_lr=0.1)
     with pytest.raises(ValueError, match=r"'gradnrom'.*gradnorm"):
         weighting("gradnrom", setting)
 
 
 def test_static_without_weights_says_what_is_missing():
-    setting = Setting(TASKS, nn.Linear(1, 1), alpha=1.0, weight_lr=0.1)
+    setting = WeightingConfig(TASKS, nn.Linear(1, 1), alpha=1.0, weight_lr=0.1)
     with pytest.raises(ValueError, match="needs weights"):
         weighting("static", setting)

@@ -1,4 +1,4 @@
-"""Under DDP each process measures its own part of the batch, exactly, and gradient synchronisation stays as it is."""
+"""Under DDP each process measures its own part of the batch, exactly, and gradient synchronization stays as it is."""
 
 import pytest
 import torch

@@ -125,7 +125,7 @@ def test_two_processes_equal_one_with(option, tmp_path):
 
 
 @pytest.mark.parametrize("update", UPDATES)
-def test_accumulation_without_synchronisation_equals_one_batch(update, tmp_path):
+def test_accumulation_without_synchronization_equals_one_batch(update, tmp_path):
     # The first micro-batch decides where the closed form starts.
     options = {"update": update, "initial_weights": None}
     same(launch(data_parallel, tmp_path, {}, options, 2), joint(options))
@@ -329,7 +329,7 @@ def test_a_measured_step_makes_one_collective_more_and_no_other_step_any(tmp_pat
     assert first == [own + ours * (step % 2 == 0) for step, own in enumerate(plain)]
 
 
-# ---------------------------------------------------------------------------- normalisation over the batch of all ranks
+# ---------------------------------------------------------------------------- normalization over the batch of all ranks
 
 
 class SumOfRanks(torch.autograd.Function):
@@ -346,17 +346,17 @@ class SumOfRanks(torch.autograd.Function):
         return SumOfRanks.apply(gradient)
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     def forward(self, x):
         total = SumOfRanks.apply(torch.cat([x.sum(0), x.square().sum(0), x.new_tensor([len(x)])]))
         mean, square = (total[:-1] / total[-1]).chunk(2)
         return (x - mean) / (square - mean.square() + 1e-5).sqrt()
 
 
-def synchronised(rank, place):
+def synchronized(rank, place):
     """In float64, since differences of squares are noisy; `rank` is `None` for one process on the joint batch."""
     model = Outputs()
-    model.net.trunk[place] = nn.Sequential(model.net.trunk[place], Normalised())
+    model.net.trunk[place] = nn.Sequential(model.net.trunk[place], Normalized())
     model.double()
     balancer = GradNorm(NAMES, shared=model.net.last).double()
     wrapped = model if rank is None else DistributedDataParallel(model)
@@ -372,4 +372,4 @@ def synchronised(rank, place):
 
 @pytest.mark.parametrize("place", [1, 3], ids=["before W", "between W and the heads"])
 def test_statistics_over_all_ranks(place, tmp_path):
-    same(launch(synchronised, tmp_path, place), synchronised(None, place))
+    same(launch(synchronized, tmp_path, place), synchronized(None, place))

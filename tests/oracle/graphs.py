@@ -39,7 +39,7 @@ class RandomNet(nn.Module):
         self.x = torch.randn(draw.randint(1, 8), self.width, dtype=torch.float64)
 
     def layer(self):
-        """Linear mostly, sometimes normalised or a convolution."""
+        """Linear mostly, sometimes normalized or a convolution."""
         kind = self.kinds.random()
         if kind < 0.2:
             layer = nn.Sequential(nn.Linear(self.width, self.width), nn.LayerNorm(self.width))

@@ -66,7 +66,7 @@ def test_ratios_are_paired_by_round():
         {"equal": 2.0, "gradnorm": 2.4},
         {"equal": 10.0, "gradnorm": 13.0},
     ]
-    figures = overhead.summarise(rounds, {"equal": 100, "gradnorm": 150})["gradnorm"]
+    figures = overhead.summarize(rounds, {"equal": 100, "gradnorm": 150})["gradnorm"]
     assert figures["time_ratio"] == pytest.approx(1.2)
     assert figures["time_ratio_low"] == pytest.approx(1.15)
     assert figures["time_ratio_high"] == pytest.approx(1.25)

@@ -13,7 +13,7 @@ from gradnorm import GradNorm
 
 @functools.cache
 def scans():
-    """Pixels, digits and the standardised amount of ink, shuffled; the last 597 scans are for validation."""
+    """Pixels, digits and the standardized amount of ink, shuffled; the last 597 scans are for validation."""
     pixels, digits = load_digits(return_X_y=True)
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     x = torch.tensor(pixels / 16, dtype=torch.float32)[order]

@@ -1,1 +1,1 @@
-"""The paper's experiments, and ours, by one command each: `gradnorm reproduce STUDY`."""
+"""The paper's experiments, and our own, one command per study: `gradnorm reproduce STUDY`."""

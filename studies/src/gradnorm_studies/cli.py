@@ -1,7 +1,7 @@
-"""`gradnorm reproduce STUDY`: from one command to a folder with tables, figures and a report.
+"""`gradnorm reproduce STUDY`: one command writes a folder with tables, figures and a report.
 
-The options of a study are the fields of its config, with their defaults and reasons, so that `--help` and the code
-cannot differ.
+The options of a study are generated from the fields of its config, with their defaults and reasons, so `--help` and
+the code cannot differ.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ if TYPE_CHECKING:
     import typer
 
 INTERRUPTED = 130
-"""The exit code of a program that was stopped by Ctrl-C."""
+"""Exit code after Ctrl-C."""
 
 FULL_STEPS = 25_000
-"""What public reproductions of the paper's toy problem train for."""
+"""Steps in public reproductions of the paper's toy problem."""
 
 
 def main() -> None:
-    """The entry point."""
     build()()
 
 
 def build() -> typer.Typer:
-    """The command line, with one command a study."""
+    """The command line, with one command per study."""
     import typer
 
     from gradnorm_studies.studies import STUDIES
@@ -50,22 +49,22 @@ def _about() -> None:
 
 
 def _data() -> typer.Typer:
-    """The commands that show a data set."""
+    """The commands of `gradnorm data`."""
     import typer
 
-    shown = typer.Option(False, "--show", help="Draw a contact sheet.")
-    path = typer.Option("rooms.png", help="The picture to write.")
-    count = typer.Option(16, help="How many rooms.")
-    seeded = typer.Option(0, help="The data set's seed.")
-    part = typer.Option("train", help="train or test.")
+    shown = typer.Option(False, "--show", help="Write a contact sheet.")
+    path = typer.Option("rooms.png", help="Path of the PNG file.")
+    count = typer.Option(16, help="Number of rooms.")
+    seeded = typer.Option(0, help="Seed of the data set.")
+    part = typer.Option("train", help="Split: train or test.")
 
     def rooms(show: bool = shown, out: Path = path, n: int = count, seed: int = seeded, split: str = part) -> None:
-        """Rooms that are rendered on the fly: the images, and the truth for every task."""
+        """Show rooms rendered on the fly: images, and ground truth for every task."""
         if not show:
-            raise typer.BadParameter("nothing to do: add --show to draw a contact sheet.")
+            raise typer.BadParameter("nothing to do: add --show to write a contact sheet.")
         typer.echo(_show_rooms(out, n, seed, split))
 
-    app = typer.Typer(no_args_is_help=True, help="Look at the data sets of the vision studies.")
+    app = typer.Typer(no_args_is_help=True, help="Show the data sets of the vision studies.")
     app.callback()(lambda: None)
     app.command("rooms")(rooms)
     return app
@@ -85,7 +84,7 @@ def _show_rooms(out: Path, n: int, seed: int, split: Any) -> Path:
 
 
 def _command(study: Any) -> Callable[..., None]:
-    """A function whose signature is the study's config and the options that all studies share."""
+    """A function whose signature is the fields of the study's config plus the options that all studies share."""
 
     def command(**options: Any) -> None:
         run_options = {name: options.pop(name, False) for name in ("out", "workers", "address", "search", "full")}
@@ -100,7 +99,7 @@ def _command(study: Any) -> Callable[..., None]:
 
 
 def _config(study: Any, options: dict[str, Any]) -> Any:
-    """The study's config; where it has presets, the chosen one, changed as far as options were given."""
+    """The study's config: the chosen preset, if any, with the given options replaced."""
     import typer
 
     if not hasattr(study, "presets"):
@@ -114,7 +113,7 @@ def _config(study: Any, options: dict[str, Any]) -> Any:
 
 
 def _chooser(study: Any) -> str:
-    """The setting that chooses among a study's presets; there is none where it has no presets."""
+    """The setting that selects a study's preset; `None` without presets."""
     return getattr(study, "chooser", "preset") if hasattr(study, "presets") else ""
 
 
@@ -150,7 +149,7 @@ def _config_parameters(study: Any) -> list[inspect.Parameter]:
 
 
 def _by_preset(study: Any, name: str) -> str:
-    """A setting's value, and where presets differ each one's."""
+    """The default of a setting; per preset where they differ."""
     values = {preset: str(getattr(config, name)) for preset, config in study.presets.items()}
     if len(set(values.values())) == 1:
         return next(iter(values.values())) or "none"
@@ -158,7 +157,7 @@ def _by_preset(study: Any, name: str) -> str:
 
 
 def _number(kind: type) -> Callable[[str], Any]:
-    """A parser whose complaint says what it found; the command line's own does not."""
+    """A number parser whose error message quotes the input; typer's own does not."""
     import typer
 
     def parse(text: str) -> Any:
@@ -175,10 +174,10 @@ def _shared_parameters(study: Any) -> list[inspect.Parameter]:
     import typer
 
     chosen = f"-{_chooser(study).upper()}" if hasattr(study, "presets") else ""
-    out = typer.Option(help="The folder to write or resume.", show_default=f"runs/{study.name}{chosen}")
-    workers = typer.Option(help="Processes, each on one thread; 0 computes in this one.")
-    address = typer.Option(help="Of a Ray cluster to compute on: ray://HOST:PORT or auto; local starts one here.")
-    search = typer.Option("--search", help="Search every method's learning rate, on seeds that are never reported.")
+    out = typer.Option(help="Output folder; resumed if it exists.", show_default=f"runs/{study.name}{chosen}")
+    workers = typer.Option(help="Worker processes (one thread each); 0 runs in-process.")
+    address = typer.Option(help="Address of a Ray cluster: ray://HOST:PORT or auto; local starts one on this machine.")
+    search = typer.Option("--search", help="Search each method's learning rate, on seeds that are never reported.")
     full = typer.Option("--full", help=f"Train for {FULL_STEPS:,} steps.")
     parameters = [
         _parameter("out", Annotated[Path | None, out], None),
@@ -222,7 +221,7 @@ def _run(kind: Any, config: Any, out: Path | None, workers: int, address: str, s
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(2) from None
     except Interrupted:
-        errors.print("Stopped; run the same command again and it goes on from here.", highlight=False)
+        errors.print("Stopped; run the same command again to resume.", highlight=False)
         raise typer.Exit(INTERRUPTED) from None
     report.print(console)
     for name in ("report.html", "table.md", "metrics.csv", "figures"):
@@ -230,7 +229,7 @@ def _run(kind: Any, config: Any, out: Path | None, workers: int, address: str, s
 
 
 def _check_extra(who: str, extra: tuple[str, tuple[str, ...]] | None) -> None:
-    """Raises a `UsageError` if a package of an extra, `(name, packages)`, is not installed."""
+    """Raise a `UsageError` if a package of an extra, `(name, packages)`, is not installed."""
     from gradnorm_studies.engine.study import UsageError
 
     name, packages = extra or ("", ())

@@ -1,6 +1,6 @@
-"""Two real scans on one canvas: which digit is at the top left, which at the bottom right, and the second one alone.
+"""Two real scans on one canvas: classify the digit at the top left and at the bottom right, reconstruct the second.
 
-Cross entropies of about 2 stand beside a squared error in the scans' own units (0 … 16), some twenty times as large.
+Two cross entropies of about 2, and a squared error in the scans' own units (0 … 16), some twenty times as large.
 The scans are scikit-learn's `load_digits`, 1,797 of 8×8 pixels; none is in both the training and the test set.
 
 The learning rates of `RATES` are the outcome of `gradnorm reproduce digits --search --seeds 1`.
@@ -21,40 +21,40 @@ from torch.nn import functional as F
 from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import Claim
 from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.analysis.report import Figure, Report, Table
+from gradnorm_studies.analysis.report import Figure, StudyReport, Table
 from gradnorm_studies.engine.settings import command_line, config_table, setting
 from gradnorm_studies.engine.study import Job
-from gradnorm_studies.weightings import Setting, weighting
+from gradnorm_studies.weightings import WeightingConfig, weighting
 
 CANVAS, SCAN, CLASSES = 13, 8, 10
 TASKS = ("first digit", "second digit", "second alone")
 PROBLEM = "digits"
 METRIC = "Δm"
 SCORE = "mean of both accuracies and 100 R²"
-"""One figure for a run by itself, by which learning rates are chosen; R² is the share of the drawing's variance."""
+"""The figure by which learning rates are chosen; R² is the reconstruction's explained share of variance."""
 QUALITIES = {"first digit": "accuracy 1 %", "second digit": "accuracy 2 %", "second alone": "RMSE"}
-"""Each task's test metric."""
+"""Test metric by task."""
 
 RATES = {"single": 3e-3, "equal": 3e-3, "uncertainty": 3e-3, "gradnorm": 3e-3, "static": 3e-3}
 
 
 @dataclass(frozen=True)
 class DigitsConfig:
-    """Chosen once, before any result was seen."""
+    """Settings, chosen once, before any result was seen."""
 
     seeds: int = setting(
         3, "The fewest that show a spread; a seed sets the split, the network and the batches.", least=1
     )
     steps: int = setting(1000, "All runs of all methods in about a minute on two cores.", least=1)
-    batch: int = setting(64, "A common size; every pair is drawn anew, with its own shifts.", least=1)
-    test_size: int = setting(1000, "Pairs of test scans; the same for every method of a seed.", least=1)
+    batch: int = setting(64, "A common size; every batch draws new pairs, each with its own shifts.", least=1)
+    test_size: int = setting(1000, "Pairs of test scans; the same for every method with a seed.", least=1)
     test_share: float = setting(0.3, "Share of the scans kept for testing.", above=0, below=1)
-    alpha: float = setting(1.5, "The paper's for scenes, §5: tasks of unlike kind.", least=0)
+    alpha: float = setting(1.5, "The paper's for scenes, §5: tasks of different kinds.", least=0)
     weight_lr: float = setting(0.025, "The paper's, §5, with Adam.", above=0)
-    record_every: int = setting(20, "50 points on a curve.", least=1)
+    record_every: int = setting(20, "50 points per curve.", least=1)
 
 
-class Batch(NamedTuple):
+class ScanPairs(NamedTuple):
     """Pairs of scans: the canvas and the second scan alone [n, 13, 13], both labels [n]."""
 
     canvas: Tensor
@@ -64,7 +64,7 @@ class Batch(NamedTuple):
 
 
 class Pairs:
-    """The scans of one seed, split once, and pairs of them by step."""
+    """The scans, split by one seed, and the pairs of each step."""
 
     def __init__(self, config: DigitsConfig, seed: int) -> None:
         from sklearn.datasets import load_digits
@@ -79,20 +79,20 @@ class Pairs:
         self.test = self._pairs(self.test_scans, config.test_size, generator)
         self._seed = seed
 
-    def batch(self, n: int, step: int) -> Batch:
-        """The batch of a step: the same for every method, and for a run that was resumed."""
+    def batch(self, n: int, step: int) -> ScanPairs:
+        """The batch of a step: the same for every method, and after resuming."""
         return self._pairs(self.train_scans, n, torch.Generator().manual_seed((self._seed + 1) * 1_000_003 + step))
 
-    def _pairs(self, scans: Tensor, n: int, generator: torch.Generator) -> Batch:
+    def _pairs(self, scans: Tensor, n: int, generator: torch.Generator) -> ScanPairs:
         first, second = scans[torch.randint(len(scans), (2, n), generator=generator)]
         near, far = torch.randint(3, (2, n, 2), generator=generator)
         upper = _place(self._images[first], near)
         lower = _place(self._images[second], far + CANVAS - SCAN - 2)
-        return Batch(torch.maximum(upper, lower), self._labels[first], self._labels[second], lower)
+        return ScanPairs(torch.maximum(upper, lower), self._labels[first], self._labels[second], lower)
 
 
 def _place(scans: Tensor, corners: Tensor) -> Tensor:
-    """Puts scans [n, 8, 8] on empty canvases with their upper left corner at [n, 2]."""
+    """Scans [n, 8, 8] on empty canvases with their upper left corners at [n, 2]."""
     canvas = scans.new_zeros(len(scans), CANVAS, CANVAS)
     pixels = torch.arange(SCAN)
     rows = corners[:, 0, None, None] + pixels[:, None]
@@ -117,7 +117,7 @@ class Trunk(nn.Sequential):
 
 
 class Network(nn.Module):
-    """One trunk for all tasks, or one for each, and an affine head a task."""
+    """One trunk for all tasks, or one per task, and an affine head per task."""
 
     def __init__(self, trunks: int) -> None:
         super().__init__()
@@ -133,8 +133,6 @@ class Network(nn.Module):
 
 
 class Overlaid:
-    """One run."""
-
     tasks = TASKS
 
     def __init__(self, config: DigitsConfig, job: Job) -> None:
@@ -142,7 +140,9 @@ class Overlaid:
         self._pairs = Pairs(config, job.seed)
         self.model = Network(trunks=len(TASKS) if job.method == "single" else 1)
         last = cast(Trunk, self.model.trunks[0])[-2]
-        self.weighting = weighting(job.method, Setting(TASKS, last, config.alpha, config.weight_lr, job.weights))
+        self.weighting = weighting(
+            job.method, WeightingConfig(TASKS, last, config.alpha, config.weight_lr, job.weights)
+        )
         self.optimizer = torch.optim.Adam([*self.model.parameters(), *self.weighting.parameters()], lr=job.lr)
 
     def losses(self, step: int) -> Tensor:
@@ -158,7 +158,7 @@ class Overlaid:
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy of each digit in per cent, root mean squared error in the scans' units."""
+        """Accuracy of each digit in percent, root mean squared error in the scans' units."""
         test = self._pairs.test
         first, second, alone = self.model(test.canvas)
         values = (
@@ -176,7 +176,7 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def add_delta(metrics: Metrics) -> Metrics:
-    """Adds Δm: the mean over tasks of the gain over the single-task networks of the same seed at the end, in %."""
+    """Add Δm: the mean over tasks of the final gain over the single-task networks of the same seed, in %."""
     seeds = metrics.seeds(PROBLEM, "single")
     finals = [metrics.final(PROBLEM, "single", quality).tolist() for quality in QUALITIES.values()]
     references = dict(zip(seeds, zip(*finals, strict=True), strict=True))
@@ -218,21 +218,18 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Digits:
-    """The study; see the module."""
-
     config: DigitsConfig = field(default_factory=DigitsConfig)
     name: ClassVar[str] = "digits"
     config_class: ClassVar[type[DigitsConfig]] = DigitsConfig
-    summary: ClassVar[str] = "Real scans: two digits on one canvas, to be read and to be taken apart."
+    summary: ClassVar[str] = "Real scans: two digits on one canvas, to classify and to separate."
     metric: ClassVar[str] = SCORE
     largest: ClassVar[bool] = True
 
     def task_names(self, problem: str) -> tuple[str, ...]:
-        """Those of the one problem there is."""
         return TASKS
 
     def jobs(self) -> list[Job]:
-        """GradNorm first, since the static runs wait for it."""
+        """GradNorm first, since the static runs depend on it."""
         jobs = []
         for seed in range(self.config.seeds):
             gradnorm = Job(PROBLEM, "gradnorm", seed, RATES["gradnorm"])
@@ -241,13 +238,11 @@ class Digits:
         return jobs
 
     def experiment(self, job: Job) -> Overlaid:
-        """One run."""
         return Overlaid(self.config, job)
 
-    def report(self, metrics: Metrics, figures: Path) -> Report:
-        """Tables, verdicts, figures."""
+    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
         metrics = add_delta(metrics)
-        return Report(
+        return StudyReport(
             title="GradNorm on overlaid scans",
             command=command_line(self.name, self.config),
             lead=[_lead(self.config), claims.losses_of("gradnorm", metrics, (PROBLEM,), METRIC, largest=True)],
@@ -259,12 +254,12 @@ class Digits:
 
 def _lead(config: DigitsConfig) -> str:
     return (
-        f"Two real scans lie on one canvas. Three tasks share one network: name the first digit, name the second "
-        f"(cross entropy, about 2), and draw the second alone (squared error in the scans' units of 0 to 16, far "
-        f"larger). No scan is in both the training and the test set. All methods of a seed start from the same values "
-        f"and see the same batches, for {config.steps:,} steps; figures are mean ± standard deviation over "
-        f"{config.seeds} seeds. Δm is the mean over tasks of the relative gain over one network per task, in per cent: "
-        f"higher is better."
+        f"Two real scans lie on one canvas. Three tasks share one network: classify the first digit, classify the "
+        f"second (cross entropy, about 2), and reconstruct the second (squared error in the scans' units of 0 to 16, "
+        f"far larger). No scan is in both the training and the test set. All methods with a seed start from the same "
+        f"initial values and see the same batches, for {config.steps:,} steps; figures are mean ± standard deviation "
+        f"over {config.seeds} seeds. Δm is the mean over tasks of the relative gain over one network per task, in "
+        f"percent: higher is better."
     )
 
 
@@ -299,7 +294,7 @@ def _figures(config: DigitsConfig, metrics: Metrics, folder: Path) -> list[Figur
     rows = _samples(Pairs(config, seed=0).test)
     over_time, finals = figures.over_time, figures.finals
     return [
-        Figure(figures.images(folder / "samples.png", rows), "Test samples: the canvas, and what to draw."),
+        Figure(figures.images(folder / "samples.png", rows), "Test samples: the canvas, and the second scan."),
         Figure(over_time(folder / "metric.png", curves, columns=2), "Test metrics: means over seeds and their range."),
         Figure(over_time(folder / "weights.png", weights), "The weights over time."),
         Figure(
@@ -309,7 +304,7 @@ def _figures(config: DigitsConfig, metrics: Metrics, folder: Path) -> list[Figur
     ]
 
 
-def _samples(test: Batch) -> dict[str, list[np.ndarray]]:
+def _samples(test: ScanPairs) -> dict[str, list[np.ndarray]]:
     return {
         "canvas": [image.numpy() for image in test.canvas[:8]],
         "second\nalone": [image.numpy() for image in test.alone[:8]],

@@ -1,4 +1,4 @@
-"""Every study, by the name that `gradnorm reproduce` takes; a new one is added here."""
+"""Registry of all studies, by the name that `gradnorm reproduce` takes; a new one is added here."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import Claim
 from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.analysis.report import Figure, Report, Table
+from gradnorm_studies.analysis.report import Figure, StudyReport, Table
 from gradnorm_studies.engine.settings import command_line, config_table, setting
 from gradnorm_studies.engine.study import Job
-from gradnorm_studies.weightings import Setting, weighting
+from gradnorm_studies.weightings import WeightingConfig, weighting
 
 SIGMAS: dict[str, tuple[float, ...]] = {
     "T=10": (48, 3, 54, 16, 9, 30, 52, 26, 47, 81),
@@ -33,7 +33,7 @@ INPUTS, OUTPUTS, WIDTH = 250, 100, 100
 METRIC = "Σ test loss ratio"
 
 GRID = ((1.9, 0.1), (1.98, 0.02), (1.998, 0.002), (1.9998, 0.0002), (1.99998, 0.00002))
-"""Static weights for T = 2, even in the logarithm as squared errors differ by 10⁴; equal weights come first."""
+"""Static weights for T = 2, log-spaced since squared errors differ by 10⁴; equal weights come first."""
 
 RATES: dict[str, dict[str, float]] = {
     "T=2": {"equal": 3e-3, "uncertainty": 3e-3, "gradnorm": 3e-3, "static": 1e-2},
@@ -43,7 +43,7 @@ RATES: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class ToyConfig:
-    """What the paper gives, and what it leaves open, chosen once and before any result was seen."""
+    """The paper's settings, and those that it leaves open, chosen once, before any result was seen."""
 
     seeds: int = setting(
         3, "The fewest that show a spread; a seed sets the problem, the network and the batches.", least=1
@@ -51,8 +51,8 @@ class ToyConfig:
     steps: int = setting(
         2500, "All runs of all methods in about three minutes on two cores; --full takes 25,000.", least=1
     )
-    batch: int = setting(100, "Open in the paper; fresh inputs every step, so that nothing can be overfitted.", least=1)
-    test_size: int = setting(1000, "Open in the paper; the same held-out inputs for every method of a seed.", least=1)
+    batch: int = setting(100, "Open in the paper; new inputs every step, so there is no overfitting.", least=1)
+    test_size: int = setting(1000, "Open in the paper; the same held-out inputs for every method with a seed.", least=1)
     preactivation: float = setting(
         1.0,
         "Standard deviation of (B x)_k, which sets s in x ~ N(0, s² I). Open in the paper; with unit inputs 98 % of "
@@ -62,11 +62,11 @@ class ToyConfig:
     )
     alpha: float = setting(0.12, "The paper's, §4.", least=0)
     weight_lr: float = setting(0.025, "The paper's, §5, with Adam; the toy's own is not given.", above=0)
-    record_every: int = setting(25, "100 points on a curve.", least=1)
+    record_every: int = setting(25, "100 points per curve.", least=1)
 
 
 class Problem:
-    """The maps of one seed, and its data."""
+    """The matrices and the data of one seed."""
 
     def __init__(self, config: ToyConfig, sigmas: tuple[float, ...], seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -79,18 +79,18 @@ class Problem:
         self.test = self.sample(config.test_size, generator)
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Inputs at unit variance [n, 250] and targets [T, n, 100]."""
+        """Inputs of unit variance [n, 250] and targets [T, n, 100]."""
         x = torch.randn(n, INPUTS, generator=generator)
         y = torch.tanh(x @ self._maps).unflatten(1, (-1, OUTPUTS)).transpose(0, 1)
         return x, self._sigmas * y
 
     def batch(self, n: int, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of a step: the same for every method, and for a run that was resumed."""
+        """The batch of a step: the same for every method, and after resuming."""
         return self.sample(n, torch.Generator().manual_seed((self._seed + 1) * 1_000_003 + step))
 
 
 class Network(nn.Module):
-    """Four fully connected ReLU layers of 100 units, then one affine head a task (§4)."""
+    """Four fully connected ReLU layers of 100 units, then one affine head per task (§4)."""
 
     def __init__(self, n_tasks: int) -> None:
         super().__init__()
@@ -106,22 +106,20 @@ class Network(nn.Module):
 
 
 class Regression:
-    """One run of the toy problem."""
-
     def __init__(self, config: ToyConfig, job: Job) -> None:
         self._config = config
         self._problem = Problem(config, SIGMAS[job.problem], job.seed)
         self.tasks = tasks(job.problem)
         self.model = Network(len(self.tasks))
         shared = self.model.trunk[-2]
-        own = Setting(self.tasks, shared, config.alpha, config.weight_lr, job.weights)
+        own = WeightingConfig(self.tasks, shared, config.alpha, config.weight_lr, job.weights)
         self.weighting = weighting(job.method, own)
         self.optimizer = torch.optim.Adam([*self.model.parameters(), *self.weighting.parameters()], lr=job.lr)
         with torch.no_grad():
             self._initial = self._errors(*self._problem.test)
 
     def losses(self, step: int) -> Tensor:
-        """Mean squared errors on the batch of this step, [T]."""
+        """[T], mean squared errors on the batch of this step."""
         return self._errors(*self._problem.batch(self._config.batch, step))
 
     def evaluate(self) -> dict[str, float]:
@@ -170,8 +168,6 @@ GRID_CLAIM = Claim("No static weights of a grid beat GradNorm", "§5.3", claims.
 
 @dataclass(frozen=True)
 class Toy:
-    """The study; see the module."""
-
     config: ToyConfig = field(default_factory=ToyConfig)
     name: ClassVar[str] = "toy"
     config_class: ClassVar[type[ToyConfig]] = ToyConfig
@@ -184,7 +180,7 @@ class Toy:
         return tasks(problem)
 
     def jobs(self) -> list[Job]:
-        """GradNorm first, since the static runs wait for it."""
+        """GradNorm first, since the static runs depend on it."""
         jobs = []
         for problem, rates in RATES.items():
             for seed in range(self.config.seeds):
@@ -198,16 +194,14 @@ class Toy:
         return jobs
 
     def experiment(self, job: Job) -> Regression:
-        """One run."""
         return Regression(self.config, job)
 
-    def report(self, metrics: Metrics, figures: Path) -> Report:
-        """Tables, verdicts, figures."""
+    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
         metrics, best = _with_best_grid(metrics)
         rows = claims.table(CLAIMS, metrics, tuple(RATES))
         grid = claims.table((GRID_CLAIM,), metrics, ("T=2",))
         verdicts = replace(rows, rows=rows.rows + grid.rows)
-        return Report(
+        return StudyReport(
             title="GradNorm on the paper's toy problem",
             command=command_line(self.name, self.config),
             lead=[_lead(self.config), claims.losses_of("gradnorm", metrics, tuple(RATES), METRIC)],
@@ -221,13 +215,13 @@ def _lead(config: ToyConfig) -> str:
     return (
         f"Every task is the same kind of regression, f_i(x) = σ_i tanh((B + ε_i) x); only the scale σ_i differs. The "
         f"metric is the sum over tasks of test loss over initial test loss: T at the start, lower is better. All "
-        f"methods of a seed start from the same values and see the same batches, for {config.steps:,} steps; figures "
-        f"are mean ± standard deviation over {config.seeds} seeds."
+        f"methods with a seed start from the same initial values and see the same batches, for {config.steps:,} steps; "
+        f"figures are mean ± standard deviation over {config.seeds} seeds."
     )
 
 
 def _with_best_grid(metrics: Metrics) -> tuple[Metrics, str]:
-    """Adds the grid's winner as a method of its own; it is chosen on the test set, in the grid's favour."""
+    """Add the best of the grid as a method; it is selected on the test set, which favors the grid."""
     grid = [m for m in metrics.methods("T=2") if m.startswith("grid") or m == "equal"]
     best = min(grid, key=lambda m: metrics.final("T=2", m, METRIC).mean())
     return metrics.renamed("T=2", best, "best grid", drop=[m for m in grid if m != "equal"]), best
@@ -278,4 +272,4 @@ def _weight_panel(metrics: Metrics, problem: str, method: str):
     names = sorted(tasks(problem), key=lambda name: float(name[2:]))
     values = {name: metrics.series(problem, method, f"weight/{name}") for name in names}
     steps = metrics.steps(problem, method, f"weight/{names[0]}")
-    return figures.Curves(f"{problem}, {method}", steps, values, "weight", log=True, colours=figures.ramp(names))
+    return figures.Curves(f"{problem}, {method}", steps, values, "weight", log=True, colors=figures.ramp(names))

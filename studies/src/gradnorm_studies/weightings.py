@@ -1,7 +1,7 @@
-"""The weightings that studies compare, behind one protocol: values in, scalar out, something after the step.
+"""The weightings that studies compare, behind one interface: losses in, scalar out, `step()` after the optimizer's.
 
-What others have written well comes from TorchJD; what is here only gives it the protocol, so that a study's loop does
-not know which method it trains with. A new method is one class and one line of `METHODS`.
+Existing methods come from TorchJD, wrapped here, so that a study's loop does not depend on the method. A new method is
+one class and one line in `METHODS`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from gradnorm import Descent, GradNorm
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a weighting may need to know of the network it balances."""
+class WeightingConfig:
+    """The facts about the network and the settings that a weighting may need."""
 
     tasks: tuple[str, ...]
     shared: nn.Module
@@ -27,27 +27,27 @@ class Setting:
     weight_lr: float
     """The learning rate of GradNorm's weights."""
     fixed: tuple[float, ...] | None = None
-    """The weights of a static run, one a task."""
+    """The weights of a static run, one per task."""
     epoch: int = 100
     """Steps over which DWA averages a loss."""
 
 
 class Weighting(nn.Module):
-    """Turns the losses of all tasks, [T], into the scalar that trains the network."""
+    """Reduces the losses of all tasks, [T], to the scalar that trains the network."""
 
     weights: Tensor
-    """What multiplies each loss now, [T]."""
+    """[T], the current factors of the losses."""
 
     def step(self) -> None:
         """Called after the optimizer's step."""
 
     def averaged_weights(self) -> Tensor:
-        """The weights for a static run after this one, [T]."""
+        """[T], the weights for a static run after this one."""
         return self.weights
 
 
 class Fixed(Weighting):
-    """`Σ w_i L_i` with weights that never change."""
+    """`Σ w_i L_i` with constant weights."""
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Uncertainty(Weighting):
 
     @property
     def weights(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The effective `w_i = ½ exp(−s_i)`, [T]."""
+        """[T], the effective `w_i = ½ exp(−s_i)`."""
         return 0.5 * torch.exp(-self.scalarizer.log_var.detach())
 
     def forward(self, values: Tensor) -> Tensor:
@@ -116,17 +116,17 @@ class DynamicAverage(Weighting):
 
 
 class GradientNormalization(Weighting):
-    """GradNorm, as any user would call it."""
+    """`gradnorm.GradNorm`, through its public interface."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, config: WeightingConfig) -> None:
         super().__init__()
         self.balancer = GradNorm(
-            list(setting.tasks), shared=setting.shared, alpha=setting.alpha, update=Descent(setting.weight_lr)
+            list(config.tasks), shared=config.shared, alpha=config.alpha, update=Descent(config.weight_lr)
         )
 
     @property
     def weights(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The balancer's weights, [T]."""
+        """[T], the balancer's weights."""
         return cast(Tensor, self.balancer.weights)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -138,41 +138,43 @@ class GradientNormalization(Weighting):
         self.balancer.step()
 
     def averaged_weights(self) -> Tensor:
-        """The average over the run, [T] (§5.2)."""
+        """[T], the average over the run (§5.2)."""
         return self.balancer.time_averaged_weights()
 
 
-def _equal(setting: Setting) -> Weighting:
-    return Fixed(torch.ones(len(setting.tasks)))
+def _equal(config: WeightingConfig) -> Weighting:
+    return Fixed(torch.ones(len(config.tasks)))
 
 
-def _static(setting: Setting) -> Weighting:
-    if setting.fixed is None:
-        raise ValueError("The method 'static' needs weights and found none: give Setting(fixed=(…)), one a task.")
-    return Fixed(torch.tensor(setting.fixed))
+def _static(config: WeightingConfig) -> Weighting:
+    if config.fixed is None:
+        raise ValueError(
+            "The method 'static' needs weights and found none: give WeightingConfig(fixed=(…)), one per task."
+        )
+    return Fixed(torch.tensor(config.fixed))
 
 
-METHODS: dict[str, Callable[[Setting], Weighting]] = {
+METHODS: dict[str, Callable[[WeightingConfig], Weighting]] = {
     # Without shared parameters and with an optimizer that works parameter by parameter, the plain sum of the losses
     # trains T networks as if each were alone.
     "single": _equal,
     "equal": _equal,
     "static": _static,
-    "uncertainty": lambda setting: Uncertainty(len(setting.tasks)),
-    "dwa": lambda setting: DynamicAverage(len(setting.tasks), setting.epoch),
+    "uncertainty": lambda config: Uncertainty(len(config.tasks)),
+    "dwa": lambda config: DynamicAverage(len(config.tasks), config.epoch),
     "gradnorm": GradientNormalization,
 }
 
 
-def weighting(method: str, setting: Setting) -> Weighting:
-    """The weighting called `method`, for the network that `setting` describes.
+def weighting(method: str, config: WeightingConfig) -> Weighting:
+    """The weighting called `method`, for the network that `config` describes.
 
     Examples:
         >>> layer = nn.Linear(2, 2)
-        >>> equal = weighting("equal", Setting(("a", "b"), layer, alpha=1.5, weight_lr=0.025))
+        >>> equal = weighting("equal", WeightingConfig(("a", "b"), layer, alpha=1.5, weight_lr=0.025))
         >>> equal(torch.tensor([1.0, 2.0]))
         tensor(3.)
     """
     if method not in METHODS:
         raise ValueError(f"There is no method {method!r}: choose one of {', '.join(METHODS)}.")
-    return METHODS[method](setting)
+    return METHODS[method](config)

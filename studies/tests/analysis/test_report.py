@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from gradnorm_studies.analysis import figures
-from gradnorm_studies.analysis.report import Figure, Report, Table
+from gradnorm_studies.analysis.report import Figure, StudyReport, Table
 
 
 @pytest.fixture
-def report(tmp_path: Path) -> Report:
+def report(tmp_path: Path) -> StudyReport:
     panel = figures.Curves("T=2", np.arange(3.0), {"equal": np.ones((2, 3)), "gradnorm": np.zeros((2, 3))}, "loss")
     ends = figures.Ends("T=2", {"equal": np.ones(2), "other": np.zeros(2)}, "loss")
     pictures = [
@@ -22,10 +22,10 @@ def report(tmp_path: Path) -> Report:
     ]
     table = Table("Claims", ("claim", "verdict"), [("a < b & c", "holds"), ("|x|", "does not hold")], "a note")
     settings = Table("Settings", ("setting",), [("steps",)])
-    return Report("Title", "gradnorm reproduce toy", ["Lead."], [table], pictures, settings)
+    return StudyReport("Title", "gradnorm reproduce toy", ["Lead."], [table], pictures, settings)
 
 
-def test_html_refers_to_nothing_outside_itself(report: Report):
+def test_html_refers_to_nothing_outside_itself(report: StudyReport):
     page = report.html()
     assert re.findall(r"""(?:src|href)=["'](?!data:)""", page) == []
     assert "url(" not in page
@@ -34,7 +34,7 @@ def test_html_refers_to_nothing_outside_itself(report: Report):
     assert page.count("data:image/png;base64,") == 3
 
 
-def test_html_is_well_formed_and_escaped(report: Report):
+def test_html_is_well_formed_and_escaped(report: StudyReport):
     class Checker(HTMLParser):
         def __init__(self) -> None:
             super().__init__()
@@ -55,7 +55,7 @@ def test_html_is_well_formed_and_escaped(report: Report):
     assert 'class="fails">does not hold' in report.html()
 
 
-def test_markdown_has_every_row_and_the_command(report: Report):
+def test_markdown_has_every_row_and_the_command(report: StudyReport):
     text = report.markdown()
     assert "`gradnorm reproduce toy`" in text
     assert "| a < b & c | holds |" in text

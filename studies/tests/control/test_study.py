@@ -10,7 +10,9 @@ from gradnorm_studies.control.environments import TASKS
 from gradnorm_studies.control.study import Rl
 from gradnorm_studies.sweeps.learning_rate import Search
 
-CONFIG = RlConfig(seeds=1, steps=60, record_every=30, copies=2, batch=8, memory=64, warm_up=8, test_games=1)
+CONFIG = RlConfig(
+    seeds=1, steps=60, record_every=30, num_envs=2, batch=8, buffer_size=64, learning_starts=8, eval_episodes=1
+)
 
 
 def test_normalised_is_the_share_of_the_way_from_random_play_to_an_agent_alone():
@@ -25,10 +27,10 @@ def test_normalised_is_the_share_of_the_way_from_random_play_to_an_agent_alone()
         (rl.PROBLEM, "equal", 0): rows(-150.0, 0.0, -50.0, -25.0),
     }
     metrics = Metrics(runs)
-    found = rl.normalised(metrics, metrics)
-    shares = [found.final(rl.PROBLEM, "single", f"normalised/{task}").tolist() for task in TASKS]
+    found = rl.normalized(metrics, metrics)
+    shares = [found.final(rl.PROBLEM, "single", f"normalized/{task}").tolist() for task in TASKS]
     assert shares == [[150, 50], [100, 100], [50, 150]]
-    assert [found.final(rl.PROBLEM, "equal", f"normalised/{task}").item() for task in TASKS] == [50, 50, 150]
+    assert [found.final(rl.PROBLEM, "equal", f"normalized/{task}").item() for task in TASKS] == [50, 50, 150]
     assert found.final(rl.PROBLEM, "equal", rl.WORST).item() == 50
     assert math.isclose(found.final(rl.PROBLEM, "equal", rl.MEAN).item(), 250 / 3)
 

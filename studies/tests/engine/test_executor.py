@@ -29,7 +29,7 @@ from gradnorm_studies.toy import Toy, ToyConfig
 
 TOY = Toy(ToyConfig(seeds=1, steps=8, record_every=4, batch=8, test_size=16))
 DIGITS = Digits(DigitsConfig(seeds=1, steps=4, record_every=2, batch=8, test_size=16))
-RL = Rl(RlConfig(seeds=1, steps=4, record_every=2, batch=8, warm_up=4, memory=64, test_games=1))
+RL = Rl(RlConfig(seeds=1, steps=4, record_every=2, batch=8, learning_starts=4, buffer_size=64, eval_episodes=1))
 ALPHA = Alpha(AlphaConfig("digits", seeds=1, steps=4, record_every=2))
 SMALL = [TOY, DIGITS, RL]
 

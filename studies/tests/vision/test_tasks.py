@@ -67,7 +67,7 @@ def test_unknown_pixels_count_for_nothing(task):
     assert errors(task, other, sample) == errors(task, predicted.detach(), sample)
 
 
-def test_depth_errors_in_metres():
+def test_depth_errors_in_meters():
     sample = truth()
     found = errors("depth", sample.depth + 0.5, sample)
     known = sample.depth[sample.depth > 0]

@@ -728,7 +728,7 @@ class Generator(Architecture):
         return {task: error(judges[task](made)) for task in order(self.tasks)}
 
 
-# --------------------------------------------------------------------------------------------------------- regularisers
+# --------------------------------------------------------------------------------------------------------- regularizers
 
 
 class WeightDecay(HardSharing):

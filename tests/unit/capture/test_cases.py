@@ -270,7 +270,7 @@ def broadcast():
     return Case(nn.ModuleList([trunk, hs]), losses, [trunk[2].weight], torch.randn(5, 6))
 
 
-def regulariser():
+def regularizer():
     case = simple()
     first = case.losses
     (w,) = case.shared
@@ -320,7 +320,7 @@ CASES = {
     "slices of slices": lambda: across(across_slices),
     "vector loss": vector,
     "broadcast": broadcast,
-    "regulariser": regulariser,
+    "regularizer": regularizer,
     "split output": split_output,
     "sparse embedding": embedding,
 }

@@ -1,1 +1,1 @@
-"""What runs measured, and what it means: metrics, claims, figures, reports."""
+"""Analysis of finished runs: metrics, claims, figures, reports."""

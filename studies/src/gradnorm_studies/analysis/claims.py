@@ -1,8 +1,8 @@
-"""The paper's claims as data, and the verdict on each, counted over the seeds of our own runs.
+"""The paper's claims as data, and a verdict per claim, counted over the seeds of our runs.
 
-A claim is a yes-or-no question put to one seed at a time: all methods of a seed start from the same values and see the
-same batches, so each seed is a paired comparison. It holds if every seed says yes, does not hold if none does, and is
-mixed otherwise. The questions and their thresholds were written before the first result was seen.
+A claim is a yes-or-no question per seed: all methods with the same seed start from the same initial values and see the
+same batches, so each seed is a paired comparison. A claim holds if every seed answers yes, does not hold if none does,
+and is mixed otherwise. The questions and their thresholds were written before the first result was seen.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from gradnorm_studies.analysis.report import Table
 Verdict = Literal["holds", "does not hold", "mixed"]
 Answers = NDArray[np.bool_]
 Look = Callable[[Metrics, str], "Evidence"]
-"""Metrics and a problem to the evidence."""
+"""Called as `(metrics, problem)`; returns the evidence."""
 Name = Callable[[str], str]
-"""The task of a problem that a claim speaks of."""
+"""Maps a problem to the task that a claim is about."""
 Names = Callable[[str], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one claim looks like in our runs."""
+    """Our runs' answer to one claim."""
 
     answers: Answers
-    """Yes or no, [seeds]."""
+    """bool, [seeds]."""
     found: str
-    """The figures behind it, in words."""
+    """The figures behind the answers, as text."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper, where it stands, and how our runs answer it for one problem."""
+    """A sentence of the paper, its section, and the function that answers it for one problem."""
 
     text: str
     source: str
@@ -46,7 +46,7 @@ class Claim:
 
 
 def verdict(answers: Answers) -> Verdict:
-    """All seeds, none, or some.
+    """The verdict over seeds.
 
     Examples:
         >>> verdict(np.array([True, True])), verdict(np.array([True, False])), verdict(np.array([False]))
@@ -58,7 +58,7 @@ def verdict(answers: Answers) -> Verdict:
 
 
 def below(metric: str, method: str, other: str, largest: bool = False) -> Look:
-    """Does `method` end below `other` (above it, where `largest` is best)?"""
+    """Whether `method` ends below `other` (above it, where `largest` is best)."""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
         ours, theirs = (metrics.final(problem, name, metric) for name in (method, other))
@@ -69,7 +69,7 @@ def below(metric: str, method: str, other: str, largest: bool = False) -> Look:
 
 
 def suppressed(ratio: str, method: str, small: Name, large: Name) -> Look:
-    """Has the task `small(problem)` learned less than the task `large(problem)` at the end, both as loss ratios?"""
+    """Whether the task `small(problem)` ends with a larger loss ratio than the task `large(problem)`."""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
         names = small(problem), large(problem)
@@ -80,7 +80,7 @@ def suppressed(ratio: str, method: str, small: Name, large: Name) -> Look:
 
 
 def ordered(method: str, raised: Name, lowered: Name) -> Look:
-    """Does the method end with the weight of one task above 1 and that of another below?"""
+    """Whether the method ends with the weight of one task above 1 and that of another below."""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
         names = raised(problem), lowered(problem)
@@ -91,9 +91,9 @@ def ordered(method: str, raised: Name, lowered: Name) -> Look:
 
 
 def settled(method: str, tasks: Names, tolerance: float = 0.1) -> Look:
-    """Does every weight spread (standard deviation) less than `tolerance` over the last quarter of the run?
+    """Whether the standard deviation of every weight over the last quarter of the run is below `tolerance`.
 
-    The mean weight is 1, so the tolerance is a share of it.
+    The mean weight is 1, so the tolerance is relative.
     """
 
     def look(metrics: Metrics, problem: str) -> Evidence:
@@ -106,7 +106,7 @@ def settled(method: str, tasks: Names, tolerance: float = 0.1) -> Look:
 
 
 def deteriorated(metric: str, method: str, tolerance: float = 0.02) -> Look:
-    """Does the metric end more than `tolerance` (a share) above its best?"""
+    """Whether the metric ends more than `tolerance` (relative) above its best."""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
         series = metrics.series(problem, method, metric)
@@ -117,7 +117,7 @@ def deteriorated(metric: str, method: str, tolerance: float = 0.02) -> Look:
 
 
 def faster_at_first(metric: str, method: str, other: str, share: float = 0.1) -> Look:
-    """Is `method` below `other` after this share of the run?"""
+    """Whether `method` is below `other` after this share of the run."""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
         ours, theirs = (metrics.series(problem, name, metric) for name in (method, other))
@@ -128,7 +128,7 @@ def faster_at_first(metric: str, method: str, other: str, share: float = 0.1) ->
 
 
 def growing(method: str, tasks: Names) -> Look:
-    """Is the sum of the weights still growing in the second half of the run?"""
+    """Whether the sum of the weights still grows in the second half of the run."""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
         total = np.sum([metrics.series(problem, method, f"weight/{task}") for task in tasks(problem)], axis=0)
@@ -151,7 +151,7 @@ def spread(values: NDArray[np.float64]) -> str:
 
 
 def table(claims: Sequence[Claim], metrics: Metrics, problems: Sequence[str]) -> Table:
-    """A row per claim and problem: the sentence, our figures, the seeds that agree, the verdict."""
+    """One row per claim and problem: the sentence, our figures, the seeds that agree, the verdict."""
     rows = []
     for claim in claims:
         for problem in problems:
@@ -168,7 +168,7 @@ def table(claims: Sequence[Claim], metrics: Metrics, problems: Sequence[str]) ->
 
 
 def as_questions(verdicts: Table) -> Table:
-    """The same for claims that the paper does not make of these tasks: they are questions of our own."""
+    """The table for questions of our own: claims that the paper does not make about these tasks."""
     return replace(
         verdicts,
         title="What we asked, and what we found",
@@ -178,7 +178,7 @@ def as_questions(verdicts: Table) -> Table:
 
 
 def losses_of(method: str, metrics: Metrics, problems: Sequence[str], metric: str, largest: bool = False) -> str:
-    """Where a method is not the best on average, in one sentence."""
+    """One sentence on where a method is not the best on average."""
     sentences = []
     for problem in problems:
         means = {name: float(metrics.final(problem, name, metric).mean()) for name in metrics.methods(problem)}

@@ -1,4 +1,4 @@
-"""The studies' figures: plain data in, a PNG out, in the style of the library's own."""
+"""The studies' figures: plain data in, a PNG out, in the style of `gradnorm.plots`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradnorm.plots import STYLE, Curves, draw_curves, panels, save
 
 Array = NDArray[np.float64]
 
-COLOURS = {
+COLORS = {
     "equal": "#6b6f76",
     "uncertainty": "#d55e00",
     "gradnorm": "#0072b2",
@@ -31,18 +31,18 @@ FALLBACK = ("#009e73", "#e69f00", "#cc79a7", "#f0e442")
 
 
 def over_time(path: Path, shown: Sequence[Curves], columns: int = 4) -> Path:
-    """Panels in rows of `columns`: means over seeds as lines, their range as a band, names at the lines' ends."""
+    """Panels in rows of `columns`: means over seeds as lines, ranges as bands, names at the lines' ends."""
     with plt.rc_context(STYLE):
         figure, axes = panels(len(shown), columns, width=4.6, height=3.2)
         for ax, panel in zip(axes, shown, strict=True):
-            methods = {name: colour_of(name, panel.values) for name in panel.values}
-            draw_curves(ax, replace(panel, colours=methods | {**(panel.colours or {})}))
+            methods = {name: color_of(name, panel.values) for name in panel.values}
+            draw_curves(ax, replace(panel, colors=methods | {**(panel.colors or {})}))
         return save(figure, path)
 
 
 @dataclass(frozen=True)
 class Points:
-    """One panel: a cloud of points by name, each (x [n], y [n])."""
+    """One scatter panel: points (x [n], y [n]) by name."""
 
     title: str
     values: Mapping[str, tuple[Array, Array]]
@@ -51,7 +51,7 @@ class Points:
 
 
 def scatter(path: Path, shown: Sequence[Points], columns: int = 4) -> Path:
-    """Panels in rows of `columns`: a colour a cloud, those of methods in their own colour and larger, a line at 0."""
+    """Scatter panels in rows of `columns`: one color per name, methods in their own color and larger, a line at 0."""
     with plt.rc_context(STYLE):
         figure, axes = panels(len(shown), columns, width=4.6, height=3.6)
         for ax, panel in zip(axes, shown, strict=True):
@@ -61,9 +61,9 @@ def scatter(path: Path, shown: Sequence[Points], columns: int = 4) -> Path:
 
 def _draw_points(ax: Axes, panel: Points) -> None:
     for name, (x, y) in panel.values.items():
-        size = 46 if name in COLOURS else 14
-        ax.scatter(x, y, s=size, color=colour_of(name, panel.values), alpha=0.7, linewidths=0, label=name)
-    ax.axhline(0, color=COLOURS["gradnorm"], linewidth=1)
+        size = 46 if name in COLORS else 14
+        ax.scatter(x, y, s=size, color=color_of(name, panel.values), alpha=0.7, linewidths=0, label=name)
+    ax.axhline(0, color=COLORS["gradnorm"], linewidth=1)
     ax.set_title(panel.title)
     ax.set_xlabel(panel.xlabel)
     ax.set_ylabel(panel.ylabel)
@@ -72,7 +72,7 @@ def _draw_points(ax: Axes, panel: Points) -> None:
 
 @dataclass(frozen=True)
 class Ends:
-    """One panel: a final metric by method, each [seeds]."""
+    """One panel: a final metric [seeds] by method."""
 
     title: str
     values: Mapping[str, Array]
@@ -80,7 +80,7 @@ class Ends:
 
 
 def finals(path: Path, shown: Sequence[Ends], columns: int = 4) -> Path:
-    """Panels in rows of `columns`: a dot a seed, a stroke for their mean, the mean in figures."""
+    """Panels in rows of `columns`: one dot per seed, a stroke at the mean, and its value."""
     with plt.rc_context(STYLE):
         rows = max(len(panel.values) for panel in shown)
         figure, axes = panels(len(shown), columns, width=4.2, height=0.9 + 0.33 * rows)
@@ -91,10 +91,10 @@ def finals(path: Path, shown: Sequence[Ends], columns: int = 4) -> Path:
 
 def _draw_ends(ax: Axes, panel: Ends) -> None:
     for row, (name, values) in enumerate(panel.values.items()):
-        colour = colour_of(name, panel.values)
-        ax.plot(values, np.full(len(values), row), "o", color=colour, markersize=4.5, alpha=0.55, markeredgewidth=0)
-        ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.4)
-        ax.text(1.02, row, f"{values.mean():.3g}", transform=ax.get_yaxis_transform(), color=colour, va="center")
+        color = color_of(name, panel.values)
+        ax.plot(values, np.full(len(values), row), "o", color=color, markersize=4.5, alpha=0.55, markeredgewidth=0)
+        ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2.4)
+        ax.text(1.02, row, f"{values.mean():.3g}", transform=ax.get_yaxis_transform(), color=color, va="center")
     ax.set_yticks(range(len(panel.values)), list(panel.values))
     ax.set_ylim(len(panel.values) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
@@ -107,7 +107,7 @@ def _draw_ends(ax: Axes, panel: Ends) -> None:
 
 
 def images(path: Path, rows: Mapping[str, Sequence[Array]]) -> Path:
-    """A grid of small grey images, [H, W] in 0 … 16 each, a named row each."""
+    """A grid of small gray images, each [H, W] in 0 … 16, in named rows."""
     columns = len(next(iter(rows.values())))
     with plt.rc_context(STYLE):
         size = (1.15 * columns, 1.2 * len(rows))
@@ -120,7 +120,7 @@ def images(path: Path, rows: Mapping[str, Sequence[Array]]) -> Path:
         return save(figure, path)
 
 
-CLASS_COLOURS = (
+CLASS_COLORS = (
     "#4e79a7",
     "#b07aa1",
     "#e8e4da",
@@ -138,34 +138,34 @@ CLASS_COLOURS = (
 
 
 @dataclass(frozen=True)
-class View:
-    """One image, and its truth or what a network made of it; each over the same square, at a size of its own."""
+class AnnotatedImage:
+    """One image with its ground truth or a network's predictions, each drawn over the same square at its own size."""
 
     title: str
     image: Array
     """[H, W, 3] in 0 … 1."""
     segmentation: Array | None = None
-    """[h, w]: places in a list of names; −1 unknown."""
+    """[h, w]: class indices; −1 unknown."""
     depth: Array | None = None
-    """[h, w] in metres; 0 unknown."""
+    """[h, w] in meters; 0 unknown."""
     normals: Array | None = None
     """[h, w, 3]; 0 unknown."""
     keypoints: Array | None = None
-    """[k, 2]: across and down, in pixels of the image."""
+    """[k, 2]: x and y, in pixels of the image."""
     boxes: Array | None = None
     """[m, 4]: left, top, right, bottom."""
     labels: Sequence[int] = ()
-    """[m]: each box's class."""
+    """[m]: the class of each box."""
     kind: str = ""
-    """What the whole image shows."""
+    """The class of the whole image."""
 
 
 FARTHEST = 7.0
-"""Metres at the end of the colours for depth."""
+"""Upper end of the depth colormap, in meters."""
 
 
-def contact_sheet(path: Path, views: Sequence[View], names: Sequence[str], columns: int = 2) -> Path:
-    """For each sample image, classes, depth, normals, and what is found in it; `columns` samples side by side."""
+def contact_sheet(path: Path, views: Sequence[AnnotatedImage], names: Sequence[str], columns: int = 2) -> Path:
+    """Per sample: image, classes, depth, normals, keypoints and boxes; `columns` samples side by side."""
     draws = (_draw_segmentation, _draw_depth, _draw_normals, _draw_found)
     tiles = 1 + len(draws)
     rows = -(-len(views) // columns)
@@ -180,8 +180,10 @@ def contact_sheet(path: Path, views: Sequence[View], names: Sequence[str], colum
     return path
 
 
-def comparison(path: Path, rows: Sequence[Mapping[str, View]], tasks: Sequence[str], names: Sequence[str]) -> Path:
-    """An image a row: the image itself, then for each task (fields of `View`) the row's views side by side."""
+def comparison(
+    path: Path, rows: Sequence[Mapping[str, AnnotatedImage]], tasks: Sequence[str], names: Sequence[str]
+) -> Path:
+    """One row per image: the image, then per task (a field of `AnnotatedImage`) the row's versions side by side."""
     kinds = list(rows[0])
     shown = [task for task in tasks if task in DRAWINGS]
     legend = names if "segmentation" in shown else ()
@@ -200,7 +202,7 @@ def comparison(path: Path, rows: Sequence[Mapping[str, View]], tasks: Sequence[s
 
 @contextmanager
 def _tiles(path: Path, rows: int, columns: int, names: Sequence[str]) -> Iterator[Any]:
-    """Square panels without axes, [rows, columns], and the classes' colours below; written at the end."""
+    """Square panels without axes, [rows, columns], and a legend of the classes; saved on exit."""
     with plt.rc_context(STYLE):
         size = (1.45 * columns, 1.6 * rows + 0.9)
         figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
@@ -208,65 +210,65 @@ def _tiles(path: Path, rows: int, columns: int, names: Sequence[str]) -> Iterato
             ax.axis("off")
         yield grid
         if names:
-            handles = [Patch(color=c, label=n) for n, c in zip(names, CLASS_COLOURS, strict=False)]
+            handles = [Patch(color=c, label=n) for n, c in zip(names, CLASS_COLORS, strict=False)]
             figure.legend(handles=handles, loc="outside lower center", ncols=len(names), frameon=False, handlelength=1)
-        save(figure, path, few_colours=False)
+        save(figure, path, few_colors=False)
 
 
-def _draw_image(ax: Axes, view: View, names: Sequence[str]) -> None:
+def _draw_image(ax: Axes, view: AnnotatedImage, names: Sequence[str]) -> None:
     ax.imshow(view.image)
 
 
-def _draw_segmentation(ax: Axes, view: View, names: Sequence[str]) -> None:
-    colours = ListedColormap(("#ffffff", *CLASS_COLOURS[: len(names)]))
+def _draw_segmentation(ax: Axes, view: AnnotatedImage, names: Sequence[str]) -> None:
+    colors = ListedColormap(("#ffffff", *CLASS_COLORS[: len(names)]))
     assert view.segmentation is not None
-    ax.imshow(view.segmentation, cmap=colours, vmin=-1.5, vmax=len(names) - 0.5, interpolation="nearest")
+    ax.imshow(view.segmentation, cmap=colors, vmin=-1.5, vmax=len(names) - 0.5, interpolation="nearest")
 
 
-def _draw_depth(ax: Axes, view: View, names: Sequence[str]) -> None:
+def _draw_depth(ax: Axes, view: AnnotatedImage, names: Sequence[str]) -> None:
     assert view.depth is not None
     known = np.ma.masked_equal(view.depth, 0)
     ax.imshow(known, cmap="viridis_r", vmin=0, vmax=FARTHEST, interpolation="nearest")
     ax.text(0.03, 0.04, f"to {known.max():.1f} m", transform=ax.transAxes, fontsize=7, color="#ffffff")
 
 
-def _draw_normals(ax: Axes, view: View, names: Sequence[str]) -> None:
-    """From the viewer's side: right is red, up is green, towards the viewer is blue."""
+def _draw_normals(ax: Axes, view: AnnotatedImage, names: Sequence[str]) -> None:
+    """Right is red, up is green, towards the viewer is blue."""
     assert view.normals is not None
     known = np.abs(view.normals).sum(axis=2, keepdims=True) > 0
     ax.imshow(np.where(known, view.normals * [0.5, -0.5, -0.5] + 0.5, 1.0), interpolation="nearest")
 
 
-def _draw_keypoints(ax: Axes, view: View, names: Sequence[str]) -> None:
+def _draw_keypoints(ax: Axes, view: AnnotatedImage, names: Sequence[str]) -> None:
     _draw_pale(ax, view)
     assert view.keypoints is not None
     ax.plot(*view.keypoints.T, "o", color="#d00000", markersize=3.5, clip_on=False)
 
 
-def _draw_boxes(ax: Axes, view: View, names: Sequence[str]) -> None:
+def _draw_boxes(ax: Axes, view: AnnotatedImage, names: Sequence[str]) -> None:
     _draw_pale(ax, view)
     assert view.boxes is not None
     for (left, top, right, bottom), label in zip(view.boxes, view.labels, strict=True):
         corner = (left - 0.5, top - 0.5)
-        ax.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color=CLASS_COLOURS[label]))
+        ax.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, color=CLASS_COLORS[label]))
         ax.text(*corner, names[label], fontsize=4.5, va="bottom", color="#222222", in_layout=False)
 
 
-def _draw_found(ax: Axes, view: View, names: Sequence[str]) -> None:
+def _draw_found(ax: Axes, view: AnnotatedImage, names: Sequence[str]) -> None:
     _draw_keypoints(ax, view, names)
     _draw_boxes(ax, view, names)
 
 
-def _draw_kind(ax: Axes, view: View, names: Sequence[str]) -> None:
+def _draw_kind(ax: Axes, view: AnnotatedImage, names: Sequence[str]) -> None:
     _draw_pale(ax, view)
     ax.text(0.5, 0.5, view.kind.replace(" ", "\n"), transform=ax.transAxes, ha="center", va="center", fontweight="bold")
 
 
-def _draw_pale(ax: Axes, view: View) -> None:
+def _draw_pale(ax: Axes, view: AnnotatedImage) -> None:
     ax.imshow(view.image * 0.45 + 0.55)
 
 
-DRAWINGS: dict[str, Callable[[Axes, View, Sequence[str]], None]] = {
+DRAWINGS: dict[str, Callable[[Axes, AnnotatedImage, Sequence[str]], None]] = {
     "segmentation": _draw_segmentation,
     "depth": _draw_depth,
     "normals": _draw_normals,
@@ -276,13 +278,13 @@ DRAWINGS: dict[str, Callable[[Axes, View, Sequence[str]], None]] = {
 }
 
 
-def colour_of(name: str, names: Mapping[str, Any]) -> str:
-    """A method's colour, the same in every figure; others take theirs by their place."""
-    others = [other for other in names if other not in COLOURS]
-    return COLOURS[name] if name in COLOURS else FALLBACK[others.index(name) % len(FALLBACK)]
+def color_of(name: str, names: Mapping[str, Any]) -> str:
+    """The color of a method, the same in every figure; other names are colored by position."""
+    others = [other for other in names if other not in COLORS]
+    return COLORS[name] if name in COLORS else FALLBACK[others.index(name) % len(FALLBACK)]
 
 
 def ramp(names: Sequence[str]) -> dict[str, Any]:
-    """Colours from light to dark for tasks that have an order, by name."""
+    """Colors from light to dark by name, for tasks that have an order."""
     shades = plt.get_cmap("viridis")(np.linspace(0.85, 0.0, len(names)))
     return dict(zip(names, map(tuple, shades), strict=True))

@@ -1,4 +1,4 @@
-"""What the runs of a study measured: long rows on disk, series by name in memory."""
+"""The metrics of a study's runs: rows in long format on disk, series by name in memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = tuple[int, str, float]
-"""Step, quantity, value; a quantity is `weight/TASK`, `loss/TASK`, or what the study's `evaluate` calls it."""
+"""Step, quantity, value; a quantity is `weight/TASK`, `loss/TASK`, or a name that the study's `evaluate` gives."""
 
 Key = tuple[str, str, int]
-"""Problem, method, seed: one run."""
+"""Problem, method, seed of one run."""
 
 COLUMNS = ("problem", "method", "seed", "step", "quantity", "value")
 
 
 class Metrics:
-    """All series of a study, each found by problem, method and quantity; the first axis is always the seed."""
+    """All series of a study, by problem, method and quantity; the first axis is always the seed."""
 
     def __init__(self, runs: dict[Key, list[Row]]) -> None:
         self._series: dict[tuple[Key, str], list[tuple[int, float]]] = {}
@@ -43,21 +43,21 @@ class Metrics:
         return tuple(dict.fromkeys(quantity.removeprefix("weight/") for quantity in weights))
 
     def steps(self, problem: str, method: str, quantity: str) -> NDArray[np.float64]:
-        """The steps at which a quantity was recorded, [R]."""
+        """[R], the steps at which a quantity was recorded."""
         seed = self.seeds(problem, method)[0]
         return np.array([step for step, _ in self._series[(problem, method, seed), quantity]], dtype=float)
 
     def series(self, problem: str, method: str, quantity: str) -> NDArray[np.float64]:
-        """A quantity over time, [seeds, R]."""
+        """[seeds, R], a quantity over time."""
         seeds = self.seeds(problem, method)
         return np.array([[v for _, v in self._series[(problem, method, seed), quantity]] for seed in seeds])
 
     def final(self, problem: str, method: str, quantity: str) -> NDArray[np.float64]:
-        """A quantity at the end of each run, [seeds]."""
+        """[seeds], a quantity at the end of each run."""
         return self.series(problem, method, quantity)[:, -1]
 
     def renamed(self, problem: str, method: str, name: str, drop: Sequence[str] = ()) -> Metrics:
-        """These metrics with a method's runs under another name as well, and without the methods to drop."""
+        """These metrics with a method's runs also under another name, and without the methods in `drop`."""
         kept = {key: rows for key, rows in self._runs.items() if key[0] != problem or key[1] not in drop}
         copies = {(p, name, seed): rows for (p, m, seed), rows in self._runs.items() if (p, m) == (problem, method)}
         return Metrics({**kept, **copies})
@@ -65,7 +65,7 @@ class Metrics:
     def derived(
         self, name: str, sources: tuple[str, ...], formula: Callable[[int, dict[str, float]], float]
     ) -> Metrics:
-        """These metrics and one more, `formula(seed, values of the sources)`, at every recorded step of every run."""
+        """These metrics and a new quantity, `formula(seed, values of the sources)`, at every recorded step of a run."""
         runs = {}
         for key, rows in self._runs.items():
             at: dict[int, dict[str, float]] = {}
@@ -76,9 +76,9 @@ class Metrics:
         return Metrics(runs)
 
     def late(self, share: float) -> Metrics:
-        """Ends without jitter: each quantity's mean over the last `share` of a run's records, as the only record.
+        """Smoothed ends: the mean of each quantity over the last `share` of a run's records, as the only record.
 
-        The last record always counts, so that a share of 0 is the plain end.
+        The last record always counts, so a share of 0 is the plain end.
         """
         runs: dict[Key, list[Row]] = {key: [] for key in self._runs}
         for (key, quantity), series in self._series.items():
@@ -87,7 +87,7 @@ class Metrics:
         return Metrics(runs)
 
     def write_csv(self, path: Path) -> None:
-        """Every row, one a line, in the order of `COLUMNS`."""
+        """Write every row, one per line, in the order of `COLUMNS`."""
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)

@@ -1,4 +1,4 @@
-"""What a study found, once, and its three forms: markdown, one self-contained HTML page, the terminal."""
+"""A study's report, rendered as Markdown, as one self-contained HTML page, and in the terminal."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ figcaption { color: #666a72; font-size: 0.88rem; margin-top: 0.6rem; }
 """
 
 VERDICTS = {"holds": "holds", "does not hold": "fails", "mixed": "mixed"}
-"""Cells that are a verdict, and the style they get; the word itself always stands, colour only helps."""
+"""CSS class by verdict; the word itself is always shown, so color is redundant."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header."""
+    """A table of text."""
 
     title: str
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
     note: str = ""
     terminal: tuple[str, ...] = ()
-    """The columns that a terminal has room for; all, if left out."""
+    """The columns shown in a terminal. Default: all."""
 
     def markdown(self) -> str:
-        """A pipe table under its title.
+        """The table in Markdown, under its title.
 
         Examples:
             >>> print(Table("Ends", ("method", "loss"), [("equal", "1.5")]).markdown())
@@ -66,7 +66,6 @@ class Table:
         return "\n\n".join(filter(None, (f"## {self.title}", table, self.note)))
 
     def html(self) -> str:
-        """A section of the page."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
         body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in self.rows)
         note = f'<p class="note">{html.escape(self.note)}</p>' if self.note else ""
@@ -79,25 +78,25 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        colours = {"holds": "green", "does not hold": "red", "mixed": "yellow"}
+        colors = {"holds": "green", "does not hold": "red", "mixed": "yellow"}
         columns = [i for i, name in enumerate(self.header) if name in (self.terminal or self.header)]
         names = [self.header[i] for i in columns]
         table = RichTable(*names, title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
         for row in self.rows:
-            table.add_row(*(Text(row[i], style=colours.get(row[i], "")) for i in columns))
+            table.add_row(*(Text(row[i], style=colors.get(row[i], "")) for i in columns))
         console.print(table)
         console.print(Text(self.note, style="dim"))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture on disk and what it shows."""
+    """An image file and its caption."""
 
     path: Path
     caption: str
 
     def html(self) -> str:
-        """The picture, inside the page itself."""
+        """The figure with its image inlined."""
         data = base64.b64encode(self.path.read_bytes()).decode()
         caption = html.escape(self.caption)
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
@@ -105,8 +104,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Report:
-    """A study's findings, in reading order: what was asked, what came out, the pictures, how it was done."""
+class StudyReport:
+    """A study's report, in reading order: questions, results, figures, settings."""
 
     title: str
     command: str
@@ -116,13 +115,12 @@ class Report:
     settings: Table | None = None
 
     def markdown(self) -> str:
-        """Everything but the pictures."""
         made = f"Made by `{self.command}`."
         tables = [table.markdown() for table in self._all_tables()]
         return "\n\n".join([f"# {self.title}", *self.lead, made, *tables]) + "\n"
 
     def html(self) -> str:
-        """One page that needs nothing else: no script, no font, no file, no network."""
+        """One self-contained page: no script, font, file or network access."""
         title = html.escape(self.title)
         lead = "\n".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in self.lead)
         made = f"<p>Made by <code>{html.escape(self.command)}</code>.</p>"
@@ -133,12 +131,12 @@ class Report:
         return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
 
     def write(self, folder: Path) -> None:
-        """Writes `table.md` and `report.html`."""
+        """Write `table.md` and `report.html`."""
         (folder / "table.md").write_text(self.markdown(), encoding="utf-8")
         (folder / "report.html").write_text(self.html(), encoding="utf-8")
 
     def print(self, console: Console) -> None:
-        """The tables, without the settings."""
+        """Print the tables, without the settings."""
         for table in self.tables:
             table.print(console)
 

@@ -1,1 +1,1 @@
-"""One agent on several tasks of gymnasium."""
+"""One DQN agent on several environments of gymnasium."""

@@ -1,6 +1,6 @@
 """One agent on three of gymnasium's tasks, whose rewards differ a hundredfold in scale.
 
-The tasks are in `environments.py`, the agent and how it learns in `dqn.py`.
+The environments are in `environments.py`, the agent in `dqn.py`.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import ClassVar
 from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import Claim
 from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.analysis.report import Figure, Report, Table
+from gradnorm_studies.analysis.report import Figure, StudyReport, Table
 from gradnorm_studies.control.dqn import SCORE, Agent, RlConfig
-from gradnorm_studies.control.environments import GAMES, TASKS
+from gradnorm_studies.control.environments import ENVIRONMENTS, TASKS
 from gradnorm_studies.engine.settings import command_line, config_table
 from gradnorm_studies.engine.study import Job
 
 SMALLEST, LARGEST = TASKS[0], TASKS[-1]
 PROBLEM = "control"
-MEAN, WORST = "normalised return", "worst task"
+MEAN, WORST = "normalized return", "worst task"
 LATE = 0.25
-"""Returns of Q-learning jump from one test to the next, so a run's result is its mean over this last share."""
+"""Returns of Q-learning jump between evaluations, so a run's result is its mean over this last share."""
 RATES = {"single": 1e-3, "equal": 3e-4, "uncertainty": 1e-3, "gradnorm": 3e-3, "static": 3e-3}
-"""The outcome of `gradnorm reproduce rl --search --seeds 1 --steps 10000 --test-games 10`, `results/rl/search.md`."""
+"""Result of `gradnorm reproduce rl --search --seeds 1 --steps 10000 --eval-episodes 10`, `results/rl/search.md`."""
 
 
-def normalised(metrics: Metrics, ends: Metrics) -> Metrics:
-    """Adds each task's return as a share of the way from random play to an agent of its own, in %; mean and worst.
+def normalized(metrics: Metrics, ends: Metrics) -> Metrics:
+    """Adds each task's return, from random play (0 %) to a single-task agent (100 %); mean and worst.
 
-    Both marks are means over seeds: single runs differ so much that shares of one seed's would say little.
+    Both references are means over seeds: single runs differ too much to refer to one seed's.
 
     Args:
         metrics: Returns.
@@ -45,8 +45,8 @@ def normalised(metrics: Metrics, ends: Metrics) -> Metrics:
     for task in TASKS:
         name = f"return/{task}"
         marks = (float(ends.final(PROBLEM, "single", mark).mean()) for mark in (f"random/{task}", name))
-        metrics = metrics.derived(f"normalised/{task}", (name,), partial(share, name, *marks))
-    shares = tuple(f"normalised/{task}" for task in TASKS)
+        metrics = metrics.derived(f"normalized/{task}", (name,), partial(share, name, *marks))
+    shares = tuple(f"normalized/{task}" for task in TASKS)
     metrics = metrics.derived(MEAN, shares, lambda _, row: sum(row.values()) / len(row))
     return metrics.derived(WORST, shares, lambda _, row: min(row.values()))
 
@@ -58,21 +58,21 @@ def _above(metric: str, method: str, other: str) -> claims.Look:
 REASON = "recommended use"
 CLAIMS = (
     Claim(
-        f"With equal weights {SMALLEST}, whose rewards are smallest, suffers: it ends below an agent of its own",
+        f"With equal weights {SMALLEST}, whose rewards are smallest, suffers: it ends below a single-task agent",
         REASON,
-        _above(f"normalised/{SMALLEST}", "single", "equal"),
+        _above(f"normalized/{SMALLEST}", "single", "equal"),
     ),
     Claim("GradNorm ends above equal weights, by the mean over tasks", REASON, _above(MEAN, "gradnorm", "equal")),
     Claim("…and by the worst task", REASON, _above(WORST, "gradnorm", "equal")),
     Claim(
         f"{SMALLEST} is learned better by GradNorm than with equal weights",
         REASON,
-        _above(f"normalised/{SMALLEST}", "gradnorm", "equal"),
+        _above(f"normalized/{SMALLEST}", "gradnorm", "equal"),
     ),
     Claim(
         f"…and {LARGEST}, whose rewards are largest, is not learned worse",
         REASON,
-        _above(f"normalised/{LARGEST}", "gradnorm", "equal"),
+        _above(f"normalized/{LARGEST}", "gradnorm", "equal"),
     ),
     Claim(
         "GradNorm raises the weight of the smallest rewards and lowers that of the largest",
@@ -81,16 +81,12 @@ CLAIMS = (
     ),
     Claim("GradNorm ends above uncertainty weighting, by the mean", REASON, _above(MEAN, "gradnorm", "uncertainty")),
     Claim("Static GradNorm weights end above equal weights, by the mean", "§5.2", _above(MEAN, "static", "equal")),
-    Claim(
-        "One GradNorm agent ends above an agent for each task, by the mean", REASON, _above(MEAN, "gradnorm", "single")
-    ),
+    Claim("One GradNorm agent ends above one agent per task, by the mean", REASON, _above(MEAN, "gradnorm", "single")),
 )
 
 
 @dataclass(frozen=True)
 class Rl:
-    """The study; see the module."""
-
     config: RlConfig = field(default_factory=RlConfig)
     name: ClassVar[str] = "rl"
     config_class: ClassVar[type[RlConfig]] = RlConfig
@@ -101,7 +97,6 @@ class Rl:
     late: ClassVar[float] = LATE
 
     def task_names(self, problem: str) -> tuple[str, ...]:
-        """Those of the one problem there is."""
         return TASKS
 
     def jobs(self) -> list[Job]:
@@ -114,16 +109,14 @@ class Rl:
         return jobs
 
     def experiment(self, job: Job) -> Agent:
-        """One run."""
         return Agent(self.config, job)
 
-    def report(self, metrics: Metrics, figures: Path) -> Report:
-        """Tables, verdicts, figures."""
+    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
         late = metrics.late(LATE)
-        curves, ends = normalised(metrics, late), normalised(late, late)
+        curves, ends = normalized(metrics, late), normalized(late, late)
         asked = claims.as_questions(claims.table(CLAIMS, ends, (PROBLEM,)))
-        return Report(
-            title="GradNorm on games whose rewards differ in scale",
+        return StudyReport(
+            title="GradNorm on environments whose rewards differ in scale",
             command=command_line(self.name, self.config),
             lead=[_lead(self.config), claims.losses_of("gradnorm", ends, (PROBLEM,), MEAN, largest=True)],
             tables=[_shares(ends), _returns(ends), _weights(ends), asked],
@@ -133,18 +126,19 @@ class Rl:
 
 
 def _lead(config: RlConfig) -> str:
-    scales = ", ".join(f"{task.name}'s by {task.scale:g}" for task in GAMES)
+    scales = ", ".join(f"{spec.name}'s by {spec.scale:g}" for spec in ENVIRONMENTS)
     return (
-        f"One Q-learning agent plays {', '.join(TASKS)} with one trunk and a head a task. For learning, rewards are "
-        f"multiplied: {scales}; a step of random play then earns about 0.05, −0.5 and −6, a hundredfold from first to "
-        f"last. Returns are in gymnasium's own units. All methods of a seed start from the same values and the same "
-        f"games, for {config.steps:,} steps and {config.steps * config.copies:,} moves a task. A run's result is its "
-        f"mean over the last quarter of the run; figures are mean ± standard deviation over {config.seeds} seeds."
+        f"One Q-learning agent plays {', '.join(TASKS)} with one trunk and a head per task. For learning, rewards are "
+        f"multiplied: {scales}; random play then earns about 0.05, −0.5 and −6 per step, a hundredfold from first to "
+        f"last. Returns are in gymnasium's own units. All methods with a seed start from the same initial values and "
+        f"episodes, for {config.steps:,} steps and {config.steps * config.num_envs:,} transitions per task. A run's "
+        f"result is its mean over the last quarter of the run; figures are mean ± standard deviation over "
+        f"{config.seeds} seeds."
     )
 
 
 def _table(title: str, ends: Metrics, columns: dict[str, str], note: str = "") -> Table:
-    """A row a method, a column a quantity, by its heading."""
+    """One row per method, one column per quantity, by its heading."""
     rows = []
     for method in ends.methods(PROBLEM):
         values = [claims.spread(ends.final(PROBLEM, method, quantity)) for quantity in columns.values()]
@@ -153,15 +147,15 @@ def _table(title: str, ends: Metrics, columns: dict[str, str], note: str = "") -
 
 
 def _shares(ends: Metrics) -> Table:
-    columns = {"mean over tasks %": MEAN, f"{WORST} %": WORST, **{f"{task} %": f"normalised/{task}" for task in TASKS}}
-    note = "0 is random play, 100 is `single`: an agent for each task; both on average over seeds."
-    return _table("Normalised returns", ends, columns, note)
+    columns = {"mean over tasks %": MEAN, f"{WORST} %": WORST, **{f"{task} %": f"normalized/{task}" for task in TASKS}}
+    note = "0 is random play, 100 is `single`: one agent per task; both on average over seeds."
+    return _table("Normalized returns", ends, columns, note)
 
 
 def _returns(ends: Metrics) -> Table:
     table = _table("Returns", ends, {task: f"return/{task}" for task in TASKS} | {SCORE: SCORE})
     chance = (claims.spread(ends.final(PROBLEM, "single", f"random/{task}")) for task in TASKS)
-    solved = ", ".join(f"{task.name} {task.solved:g}" for task in GAMES)
+    solved = ", ".join(f"{spec.name} {spec.solved:g}" for spec in ENVIRONMENTS)
     note = f"Share of solved: 0 is random play, 100 is {solved}, on average over tasks."
     return replace(table, rows=[("random play", *chance, "0"), *table.rows], note=note)
 
@@ -175,7 +169,10 @@ def _figures(curves: Metrics, ends: Metrics, folder: Path) -> list[Figure]:
 
     methods = curves.methods(PROBLEM)
     steps = curves.steps(PROBLEM, "gradnorm", MEAN)
-    panels = [("mean over tasks", MEAN, "% of an agent alone"), *((task, f"return/{task}", "return") for task in TASKS)]
+    panels = [
+        ("mean over tasks", MEAN, "% of a single-task agent"),
+        *((task, f"return/{task}", "return") for task in TASKS),
+    ]
     learning, last = [], []
     for title, quantity, unit in panels:
         series = {m: curves.series(PROBLEM, m, quantity) for m in methods}
@@ -189,7 +186,7 @@ def _figures(curves: Metrics, ends: Metrics, folder: Path) -> list[Figure]:
     return [
         Figure(
             over_time(folder / "rl.png", [*learning, *weights], columns=2),
-            "Test games as the agent learns, and its weights. Lines are means over seeds, bands their range.",
+            "Evaluation returns during training, and the weights. Lines are means over seeds, bands their range.",
         ),
         Figure(finals(folder / "finals.png", last, columns=2), "Each run's last quarter, seed by seed, and the mean."),
     ]

@@ -1,1 +1,1 @@
-"""What every study needs: settings, training, results, executors, progress."""
+"""The machinery of all studies: settings, training, results, executors, progress."""

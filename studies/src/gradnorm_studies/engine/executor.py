@@ -1,6 +1,6 @@
-"""All runs of a study, each once: what is missing is trained, then everything is reported.
+"""Runs a study: trains the jobs without a result, then reports on all of them.
 
-Each finished run is one file; a second start does what is missing.
+Each finished run is one file; starting again trains what is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.analysis.report import Report
+from gradnorm_studies.analysis.report import StudyReport
 from gradnorm_studies.engine.processes import Processes
 from gradnorm_studies.engine.progress import Board
 from gradnorm_studies.engine.results import claim, read_result, result_path, write_manifest
@@ -26,15 +26,15 @@ from gradnorm_studies.engine.study import Interrupted, Job, Study
 from gradnorm_studies.engine.training import carry_out
 
 
-def reproduce(study: Study, out: Path, workers: int, console: Console, address: str = "") -> Report:
-    """Does what is missing of a study and writes its folder.
+def reproduce(study: Study, out: Path, workers: int, console: Console, address: str = "") -> StudyReport:
+    """Train a study's missing runs and write its folder.
 
     Args:
-        study: What to do.
-        out: The folder; made if need be, resumed if it holds this study with this config.
-        workers: Processes; 0 computes in this one.
+        study: The study.
+        out: Output folder; created if missing, resumed if it holds this study with this config.
+        workers: Worker processes; 0 runs in-process.
         console: Where progress and the tables go.
-        address: Of a Ray cluster, which computes in place of this machine's processes; "local" starts one here.
+        address: Address of a Ray cluster, used instead of worker processes; "local" starts one on this machine.
 
     Returns:
         The report, already written to `out`.
@@ -62,17 +62,17 @@ def reproduce(study: Study, out: Path, workers: int, console: Console, address: 
 
 
 def _reporting_order(jobs: Sequence[Job]) -> Callable[[Job], tuple[str, int, int]]:
-    """By problem and seed; within, in the study's own order."""
+    """Jobs by problem and seed, otherwise in the study's own order."""
     place = {job.key: i for i, job in enumerate(jobs)}
     return lambda job: (job.problem, job.seed, place[job.key])
 
 
 class Pool(Protocol):
-    """Where runs are trained; leaving its context stops those in hand."""
+    """An executor of runs; leaving the context stops running ones."""
 
     @property
     def slots(self) -> float:
-        """How many runs to hand over at once."""
+        """How many runs to submit at once."""
         ...
 
     def submit(self, job: Job) -> Future[Any]:
@@ -80,11 +80,11 @@ class Pool(Protocol):
         ...
 
     def collect(self, job: Job, future: Future[Any]) -> None:
-        """Sees to it that a finished run's file lies in the study's folder; raises what the run raised."""
+        """Make sure that a finished run's file is in the study's folder; re-raises the run's exception."""
         ...
 
     def reports(self) -> Iterator[tuple[Job, int]]:
-        """Which runs have come to which step since the last look."""
+        """The steps that runs have reached since the last call."""
         ...
 
 
@@ -107,7 +107,7 @@ def _execute(
 
 
 def _execute_on(pool: Pool, pending: list[Job], out: Path, board: Board) -> None:
-    """Trains all jobs, each as soon as its weights are known and the pool has room."""
+    """Train all jobs, each as soon as its weights are known and the pool has room."""
     running: dict[Future[Any], Job] = {}
     while pending or running:
         while len(running) < pool.slots and (job := _take(pending, out)) is not None:
@@ -122,7 +122,7 @@ def _execute_on(pool: Pool, pending: list[Job], out: Path, board: Board) -> None
 
 
 def _ready(job: Job, out: Path) -> Job | None:
-    """The job with its weights filled in, or nothing if it still waits for another's."""
+    """The job with its weights filled in; `None` while it depends on an unfinished run."""
     if job.weights_from is None:
         return job
     if not result_path(out, job.weights_from).exists():
@@ -132,7 +132,7 @@ def _ready(job: Job, out: Path) -> Job | None:
 
 
 def _take(pending: list[Job], out: Path) -> Job | None:
-    """Removes and returns the first job that can be started."""
+    """Remove and return the first job that can be started."""
     for i, job in enumerate(pending):
         ready = _ready(job, out)
         if ready is not None:
@@ -154,7 +154,7 @@ def _execute_here(study: Study, pending: list[Job], out: Path, board: Board) -> 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread a process, everywhere: these nets gain nothing from more, and sums come out the same."""
+    """One thread per process: these networks gain nothing from more, and sums are the same everywhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

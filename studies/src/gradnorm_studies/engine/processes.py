@@ -1,4 +1,4 @@
-"""A study's runs in worker processes of this machine."""
+"""Executor in worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradnorm_studies.engine.training import carry_out
 
 
 class Processes:
-    """A pool of processes that train one job at a time each and stop, with a checkpoint, when told to."""
+    """A pool of processes, each training one job at a time; when told to stop they save a checkpoint."""
 
     def __init__(self, study: Study, out: Path, workers: int) -> None:
         self._study, self._folder, self.slots = study, out / "runs", workers
@@ -33,15 +33,15 @@ class Processes:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, job: Job) -> Future[bool]:
-        """Hands a run to the next free process."""
+        """Submit a run to the next free process."""
         return self._executor.submit(_work, self._study, job, self._folder)
 
     def collect(self, job: Job, future: Future[bool]) -> None:
-        """Raises what the run raised; its file lies in the folder."""
+        """Re-raise the run's exception, if any; its file is in the folder."""
         future.result()
 
     def reports(self) -> Iterator[tuple[Job, int]]:
-        """Which runs have come how far since the last look."""
+        """The steps that runs have reached since the last call."""
         while not self._reports.empty():
             yield self._reports.get()
 
@@ -50,7 +50,7 @@ _worker: tuple[Any, Any] | None = None
 
 
 def _start_worker(stop: Any, reports: Any) -> None:
-    """Readies a worker process. Ctrl-C reaches it too, but stopping is its parent's decision."""
+    """Initialize a worker process. Ctrl-C reaches it too, but stopping is its parent's decision."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

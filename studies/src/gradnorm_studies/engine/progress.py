@@ -12,7 +12,7 @@ from gradnorm_studies.engine.study import Job, Study
 
 
 class Board:
-    """Live progress: one bar for the whole study, one for each run in hand."""
+    """Live progress: one bar for the whole study, and one per running run."""
 
     def __init__(self, console: Console, study: Study, total: int, done: int) -> None:
         self._steps = study.config.steps
@@ -50,7 +50,6 @@ class Board:
         self._sum()
 
     def finish(self, job: Job) -> None:
-        """A run has ended."""
         if job.key in self._bars:
             self._progress.remove_task(self._bars.pop(job.key))
         self._done += 1

@@ -1,8 +1,8 @@
-"""A study's runs on Ray: on this machine or a cluster of many, by its address.
+"""Executor on Ray: on this machine, or on a cluster by its address.
 
-Each run is a task. Its result file comes back as bytes and is written here, so the folder is the same as without Ray,
-and so is resuming: what is finished stays, whatever happens to the cluster. Runs in hand when a study is stopped start
-anew, since their checkpoints lie where they ran.
+Each run is a Ray task. Its result file is returned as bytes and written here, so the folder is the same as without Ray,
+and so is resuming: finished runs stay, whatever happens to the cluster. Runs that were running when a study is stopped
+start again from step 0, since their checkpoints are on the machine where they ran.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from gradnorm_studies.engine.study import Job, Study, UsageError
 from gradnorm_studies.engine.training import carry_out
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-"""A cluster that lives for one command on one machine reports to nobody and needs no password on disk."""
+"""A cluster for one command on one machine reports no usage and needs no password file."""
 STORE_BYTES = 100 * 2**20
-"""Results are small; Ray would take a third of the memory for its objects."""
+"""Size of Ray's object store: results are small, and Ray's default is a third of the memory."""
 GRACE_SECONDS = 5.0
-"""What stopped runs get for cleaning up."""
+"""Time that stopped runs get to clean up."""
 
 
 class Cluster:
-    """An `executor.Pool`; connects when it is made."""
+    """An `executor.Pool`; connects when constructed."""
 
     slots = math.inf
-    """Ray holds back what does not fit; a cluster that grows by itself needs to see what waits."""
+    """Ray queues what does not fit; an autoscaling cluster needs to see the queue."""
 
     def __init__(self, study: Study, out: Path, address: str, workers: int) -> None:
         self._study, self._out = study, out
@@ -59,24 +59,24 @@ class Cluster:
         _remove(self._temporary)
 
     def submit(self, job: Job) -> Future[bytes]:
-        """Hands a run to Ray."""
+        """Submit a run to Ray."""
         ref = self._train.remote(self._study, job, self._reports)
         future = ref.future()
         self._refs[future] = ref
         return future
 
     def collect(self, job: Job, future: Future[bytes]) -> None:
-        """Writes a finished run's file; raises what the run raised."""
+        """Write a finished run's file; re-raises the run's exception."""
         del self._refs[future]
         write_whole(result_path(self._out, job), future.result())
 
     def reports(self) -> Iterator[tuple[Job, int]]:
-        """Which runs have come how far since the last look."""
+        """The steps that runs have reached since the last call."""
         yield from ray.get(self._reports.take.remote())
 
 
 def _connect(address: str, workers: int) -> str | None:
-    """Connects to a cluster, or starts one on this machine: then in a temporary folder, which is returned."""
+    """Connect to a cluster, or start one on this machine, in a temporary folder that is returned."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     temporary = None
     if address == "local":
@@ -105,7 +105,7 @@ def _remove(temporary: str | None) -> None:
 
 
 class _Reports:
-    """Lives on the cluster; between the runs, which say how far they are, and the progress bar."""
+    """An actor that collects the runs' steps for the progress bar."""
 
     def __init__(self) -> None:
         self._steps: dict[Job, int] = {}
@@ -119,7 +119,7 @@ class _Reports:
 
 
 def _work(study: Study, job: Job, reports: Any) -> bytes:
-    """Trains a job on the cluster's machine and returns its result file."""
+    """Train a job on a machine of the cluster; returns its result file."""
     torch.set_num_threads(1)
 
     def stop(step: int) -> bool:

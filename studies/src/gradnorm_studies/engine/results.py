@@ -1,6 +1,6 @@
-"""A study's folder: its config, one file for each finished run, a manifest.
+"""A study's folder: its config, one file per finished run, a manifest.
 
-A file is written at once or not at all, so that a second start finds what is missing.
+Files are written atomically, so that starting again finds what is missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gradnorm_studies.weightings import Weighting
 
 
 def claim(out: Path, study: Study) -> None:
-    """Makes `out` this study's folder, or makes sure that it is."""
+    """Create `out` as this study's folder, or check that it is."""
     config = {"study": study.name, **dataclasses.asdict(study.config)}  # pyright: ignore[reportArgumentType]
     config = json.loads(json.dumps(config))
     path = out / "config.json"
@@ -30,7 +30,7 @@ def claim(out: Path, study: Study) -> None:
         if found != config:
             raise UsageError(
                 f"--out {out} holds a run with other settings ({_differences(found, config)}). "
-                f"It is left as it is: give another --out, or the same settings to go on with it."
+                f"It is left as it is: give another --out, or the same settings to resume it."
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists and holds no run of gradnorm. It is left as it is: give another --out.")
@@ -45,7 +45,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def write_manifest(out: Path, computed: int, seconds: float) -> None:
-    """Versions and machine, and what the last start computed."""
+    """Write versions, machine, and the runs that the last start trained."""
     facts = {
         "gradnorm": _version("gradnorm"),
         "torch": torch.__version__,
@@ -65,23 +65,23 @@ def _version(package: str) -> str:
 
 
 def result_path(out: Path, job: Job) -> Path:
-    """Where a finished run of the study in `out` lies."""
+    """Path of a finished run of the study in `out`."""
     return out / "runs" / f"{job.file_name}.json"
 
 
 def read_result(out: Path, job: Job) -> dict[str, Any]:
-    """What a finished run wrote."""
+    """The content of a finished run's file."""
     return json.loads(result_path(out, job).read_text(encoding="utf-8"))
 
 
 def write_result(folder: Path, job: Job, weighting: Weighting, rows: Sequence[Row], **more: Any) -> None:
-    """A finished run, as `reproduce` looks for it; `more` is what the study's own report asks `read_result` for."""
+    """Write a finished run's file for `reproduce`; `more` is what the study's own report reads by `read_result`."""
     result = {"averaged_weights": weighting.averaged_weights().tolist(), "rows": rows, **more}
     write_whole(folder / f"{job.file_name}.json", json.dumps(result).encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file at once or not at all, so that no kill leaves half of one."""
+    """Write a file atomically, so that a killed process leaves no partial one."""
     part = path.with_suffix(f".{os.getpid()}")
     part.write_bytes(content)
     part.replace(path)

@@ -20,13 +20,13 @@ def setting(
     below: float = math.inf,
     choices: Sequence[str] = (),
 ) -> Any:
-    """A field of a config: its default, the reason for it, which `--help` shows, and the values that make sense."""
+    """A field of a config: its default, the reason for it (shown by `--help`), and its valid values."""
     bounds = {"reason": reason, "least": least, "above": above, "below": below, "choices": choices}
     return dataclasses.field(default=default, metadata=bounds)
 
 
 def check(config: Any) -> None:
-    """Raises a `UsageError` for the first setting that is out of its bounds."""
+    """Raise a `UsageError` for the first setting that is out of bounds."""
     for f in dataclasses.fields(config):
         value, option = getattr(config, f.name), f"--{f.name.replace('_', '-')}"
         if isinstance(value, str):
@@ -41,7 +41,7 @@ def check(config: Any) -> None:
 
 
 def command_line(name: str, config: Any, base: Any = None) -> str:
-    """The command that makes a study: its name, and each setting that is not that of `base`, or the default."""
+    """The command that reproduces a study: its name, and each setting that differs from `base`, or from the default."""
     base = base or type(config)()
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     changed = {name: value for name, value in values.items() if value != getattr(base, name)}
@@ -49,7 +49,7 @@ def command_line(name: str, config: Any, base: Any = None) -> str:
 
 
 def config_table(config: Any) -> Table:
-    """A config with its reasons, for the end of a report."""
+    """The settings and their reasons, for the end of a report."""
     fields = dataclasses.fields(config)
     rows = [(f.name, str(getattr(config, f.name)), f.metadata["reason"]) for f in fields]
     return Table("How it was done", ("setting", "value", "why"), rows)

@@ -1,7 +1,7 @@
-"""What a study is: which runs there are (`jobs`), how to build one (`experiment`), what all of them mean (`report`).
+"""The contract of a study: its runs (`jobs`), how to build one (`experiment`), and the report on all (`report`).
 
-A run is a pure function of its job and the study's config: batches are drawn by step number, so a run that was stopped
-at any step and goes on from its checkpoint gives the same bits as one that never stopped.
+A run is a pure function of its job and the study's config: batches are drawn by step number, so a run that is resumed
+from any checkpoint is bitwise equal to one that was never stopped.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from gradnorm_studies.analysis.metrics import Key, Metrics
-from gradnorm_studies.analysis.report import Report
+from gradnorm_studies.analysis.report import StudyReport
 from gradnorm_studies.weightings import Weighting
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done; the message says what to do instead."""
+    """A request that cannot be carried out; the message says what to do instead."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it, and nothing is lost
-    """The study was stopped; its finished runs and checkpoints are on disk."""
+    """The user stopped the study; its finished runs and checkpoints are on disk."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training run: which problem, by which method, from which seed."""
+    """One training run: its problem, method and seed."""
 
     problem: str
     method: str
@@ -38,25 +38,25 @@ class Job:
     lr: float
     """The network's learning rate."""
     label: str = ""
-    """What tables call it; the method, unless several jobs share one."""
+    """The run's name in tables; the method, unless several jobs share one."""
     weights: tuple[float, ...] | None = None
-    """Fixed weights, one a task."""
+    """Fixed weights, one per task."""
     weights_from: Job | None = None
-    """The run whose time-averaged weights this one takes as its fixed ones."""
+    """The run whose time-averaged weights become the fixed weights of this one."""
 
     @property
     def key(self) -> Key:
-        """Problem, label and seed: what tells this run from every other."""
+        """Problem, label and seed, which identify the run."""
         return self.problem, self.label or self.method, self.seed
 
     @property
     def file_name(self) -> str:
-        """The key, safe as a file's name everywhere."""
+        """The key as a portable file name."""
         return re.sub(r"[^\w.+-]+", "-", "_".join(map(str, self.key)))
 
 
 class Experiment(Protocol):
-    """One job, built: everything that changes while it trains, and how to measure it.
+    """A job in training: model, weighting and optimizer, its losses and its test metrics.
 
     Where the data depend on what the network did before, as an agent's do, their state is one more attribute, `world`,
     with `state_dict()` and `load_state_dict()` over tensors and plain values.
@@ -68,25 +68,25 @@ class Experiment(Protocol):
     optimizer: torch.optim.Optimizer
 
     def losses(self, step: int) -> Tensor:
-        """The tasks' losses on the batch of this step, [T]; the batch depends on seed, step and `world` alone."""
+        """[T], the losses on the batch of this step, which depends on seed, step and `world` alone."""
         ...
 
     def evaluate(self) -> dict[str, float]:
-        """The test metrics now."""
+        """Current test metrics."""
         ...
 
 
 class Config(Protocol):
-    """What every study's config has; the rest is its own."""
+    """The fields that every study's config has."""
 
     @property
     def seeds(self) -> int:
-        """How many seeds are reported."""
+        """Number of reported seeds."""
         ...
 
     @property
     def steps(self) -> int:
-        """Training steps of a run."""
+        """Training steps per run."""
         ...
 
     @property
@@ -96,14 +96,14 @@ class Config(Protocol):
 
 
 class Study(Protocol):
-    """A study; a new one is one file. It must survive pickling: it is sent to worker processes.
+    """A study. It must be picklable: it is sent to worker processes.
 
     One that trains in another way than `train`'s loop has a method `train(job, folder, stop)` of its own.
     """
 
     @property
     def name(self) -> str:
-        """What `gradnorm reproduce` calls it."""
+        """The name that `gradnorm reproduce` takes."""
         ...
 
     @property
@@ -112,13 +112,13 @@ class Study(Protocol):
         ...
 
     def jobs(self) -> list[Job]:
-        """All runs; those that others wait for, and the longest, first."""
+        """All runs; those that others depend on, and the longest, first."""
         ...
 
     def experiment(self, job: Job) -> Experiment:
-        """Builds a job, its weights filled in; called with the job's seed set."""
+        """Build a job, its weights filled in; called after seeding with the job's seed."""
         ...
 
-    def report(self, metrics: Metrics, figures: Path) -> Report:
-        """Tables, verdicts and figures, drawn into the folder `figures`."""
+    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
+        """The report; figures are drawn into the folder `figures`."""
         ...

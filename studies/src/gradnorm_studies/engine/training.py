@@ -1,4 +1,4 @@
-"""One run, from its checkpoint, if there is one, to its result."""
+"""Training of one run, from its checkpoint, if there is one, to its result."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from gradnorm_studies.engine.results import write_result, write_whole
 from gradnorm_studies.engine.study import Experiment, Job, Study
 
 CHECKPOINT_SECONDS = 5.0
-"""The most work that a kill can cost; one checkpoint of these nets takes milliseconds."""
+"""Time between checkpoints: the most work that a killed run loses. One checkpoint takes milliseconds."""
 
 HEARTBEAT_STEPS = 20
-"""Steps between two looks at whether to stop."""
+"""Steps between two checks whether to stop."""
 
 CHANGING = ("model", "weighting", "optimizer", "world")
-"""What changes while an experiment trains, so what a checkpoint holds."""
+"""The attributes of an experiment that change in training, and so are checkpointed."""
 
 
 def train(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
-    """Runs `job` from its checkpoint, if there is one, to its end.
+    """Train `job` from its checkpoint, if there is one.
 
     Args:
-        study: Builds the experiment.
-        job: The run; its weights must be known.
-        folder: Where its result goes, and its checkpoint until then.
-        stop: Called with the step now and then; true ends the run early, with a checkpoint.
+        study: The study, which builds the experiment.
+        job: The run, with its weights filled in.
+        folder: Folder of the result, and of the checkpoint until then.
+        stop: Called with the step every few steps; true ends the run early, with a checkpoint.
 
     Returns:
         Whether the run is finished.
@@ -42,7 +42,7 @@ def train(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> 
     checkpoint = folder / f"{job.file_name}.checkpoint"
     step, rows = _restore(experiment, checkpoint)
     saved = time.monotonic()
-    for step in range(step, study.config.steps):  # noqa: B020 - goes on from the restored step
+    for step in range(step, study.config.steps):  # noqa: B020 - continues from the restored step
         if step % HEARTBEAT_STEPS == 0:
             stopping = stop(step)
             if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -51,21 +51,21 @@ def train(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> 
             if stopping:
                 return False
         advance(experiment, step, rows, record=step % study.config.record_every == 0)
-    rows += measure(experiment, study.config.steps)
+    rows += evaluation(experiment, study.config.steps)
     write_result(folder, job, experiment.weighting, rows)
     checkpoint.unlink(missing_ok=True)
     return True
 
 
 def carry_out(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
-    """Trains a job in the study's own way, where it has one; arguments and result are those of `train`."""
+    """Train a job by the study's own `train`, if it has one; arguments and result are those of `train`."""
     return getattr(study, "train", partial(train, study))(job, folder, stop)
 
 
 def advance(experiment: Experiment, step: int, rows: list[Row], record: bool) -> None:
-    """One training step; where it is recorded, what is measured goes to `rows`."""
+    """One training step; if `record`, appends the evaluation to `rows`."""
     if record:
-        rows += measure(experiment, step)
+        rows += evaluation(experiment, step)
     losses = experiment.losses(step)
     loss = experiment.weighting(losses)
     experiment.optimizer.zero_grad()
@@ -76,8 +76,8 @@ def advance(experiment: Experiment, step: int, rows: list[Row], record: bool) ->
         rows += [(step, f"loss/{task}", value) for task, value in zip(experiment.tasks, losses.tolist(), strict=True)]
 
 
-def measure(experiment: Experiment, step: int) -> list[Row]:
-    """The test metrics and the weights now."""
+def evaluation(experiment: Experiment, step: int) -> list[Row]:
+    """Current test metrics and weights as rows."""
     experiment.model.eval()
     with torch.no_grad():
         metrics = experiment.evaluate()

@@ -1,1 +1,1 @@
-"""What runs on any study: learning rates, α, random static weights."""
+"""Sweeps that run on any study: learning rates, α, random static weights."""

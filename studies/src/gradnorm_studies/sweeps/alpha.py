@@ -1,7 +1,7 @@
-"""The paper's sweep over α (§5.4), on any study: what each α gains over equal weights, and what it does to the weights.
+"""The paper's sweep over α (§5.4), on any study: gain over equal weights, and the weights, for each α.
 
 The claims below and their thresholds were written before the first result was seen. "Almost any" is read as all but one
-of the α between 0 and 3 that are tried; "unstable" as weights that do not come to rest, where those of α = 1.5 do.
+of the α between 0 and 3 that are tried; "unstable" as weights that do not converge, where those of α = 1.5 do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import Claim, Evidence, spread
 from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.analysis.report import Figure, Report, Table
+from gradnorm_studies.analysis.report import Figure, StudyReport, Table
 from gradnorm_studies.engine.settings import command_line, config_table, setting
 from gradnorm_studies.engine.study import Experiment, Job
 from gradnorm_studies.engine.training import carry_out
@@ -27,19 +27,19 @@ ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 INNER = (0.5, 1.0, 1.5, 2.0)
 """Those of 0 < α < 3."""
 NEAR = (1.0, 1.5, 2.0)
-"""The best α of the paper, 1.5, and its neighbours."""
+"""The best α of the paper, 1.5, and its neighbors."""
 RESTLESS = 0.1
-"""A weight that spreads more than this over the last quarter of a run does not converge; the mean weight is 1."""
+"""A weight with a larger standard deviation over the last quarter of a run has not converged; the mean weight is 1."""
 
 
 @dataclass(frozen=True)
 class AlphaConfig:
-    """How long and how often; the rest is the base's."""
+    """The sweep's settings; all others are the base study's."""
 
     on: str = setting("toy", "The study whose problem, network and learning rates are taken.", choices=tuple(BASES))
-    seeds: int = setting(3, "The fewest that show a spread; left out, the study's own.", least=1)
-    steps: int = setting(2500, "Left out, as many as the study itself takes.", least=1)
-    record_every: int = setting(25, "Left out, as often as the study itself.", least=1)
+    seeds: int = setting(3, "The fewest that show a spread; default: the study's own number.", least=1)
+    steps: int = setting(2500, "Default: the study's own number.", least=1)
+    record_every: int = setting(25, "Default: the study's own interval.", least=1)
 
 
 def _preset(name: str) -> AlphaConfig:
@@ -49,8 +49,6 @@ def _preset(name: str) -> AlphaConfig:
 
 @dataclass(frozen=True)
 class Alpha:
-    """The study; see the module."""
-
     config: AlphaConfig = field(default_factory=AlphaConfig)
     name: ClassVar[str] = "alpha"
     config_class: ClassVar[type[AlphaConfig]] = AlphaConfig
@@ -59,29 +57,25 @@ class Alpha:
     presets: ClassVar[dict[str, AlphaConfig]] = {name: _preset(name) for name in BASES}
 
     def jobs(self) -> list[Job]:
-        """The base's runs with equal weights, and each of its GradNorm runs at every α."""
+        """The base's runs with equal weights, and its GradNorm runs, each at every α."""
         own = [job for job in self._base().jobs() if not job.label]
         sweep = [replace(job, label=_label(a)) for job in own if job.method == "gradnorm" for a in ALPHAS]
         return sweep + [job for job in own if job.method == "equal"]
 
     @property
     def gpus(self) -> int:
-        """The base's."""
         return getattr(self._base(), "gpus", 0)
 
     def experiment(self, job: Job) -> Experiment:
-        """One run of the base."""
         return self._base(job).experiment(job)
 
     def train(self, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
-        """Trains it as the base trains."""
         return carry_out(self._base(job), job, folder, stop)
 
-    def report(self, metrics: Metrics, figures: Path) -> Report:
-        """Tables, verdicts, figures."""
+    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
         study = self._base()
         problems = tuple(dict.fromkeys(job.problem for job in self.jobs()))
-        return Report(
+        return StudyReport(
             title=f"α, on {self.config.on}",
             command=command_line(self.name, self.config, replace(self.presets[self.config.on], on="")),
             lead=[_lead(study)],
@@ -91,7 +85,7 @@ class Alpha:
         )
 
     def _base(self, job: Job | None = None) -> Any:
-        """The base study; with the job's α, where it has one."""
+        """The base study, with the job's α if it has one."""
         study = base(self.config.on, self.config)
         if job is None or job.method != "gradnorm":
             return study
@@ -111,12 +105,12 @@ def _lead(study: Any) -> str:
     return (
         f"The study {study.name} with GradNorm at each α and with equal weights, at the learning rates and for the "
         f"steps of that study ({study.config.steps:,}). Gains are in {study.metric} ({better} is better), relative to "
-        f"equal weights of the same seed; figures are mean ± standard deviation over {study.config.seeds} seeds."
+        f"equal weights with the same seed; figures are mean ± standard deviation over {study.config.seeds} seeds."
     )
 
 
 def _gains(study: Any, metrics: Metrics, problem: str, alphas: Sequence[float]) -> Array:
-    """Over equal weights, in per cent, [alphas, seeds]."""
+    """[alphas, seeds], the gain over equal weights in percent."""
     late = metrics.late(getattr(study, "late", 0.0))
     equal = late.final(problem, "equal", study.metric)
     return np.stack([gain(study, late.final(problem, _label(a), study.metric), equal) for a in alphas])
@@ -144,29 +138,29 @@ def _claims(study: Any) -> tuple[Claim, ...]:
         Claim("Almost any 0 < α < 3 beats equal weights (all but one of 0.5, 1, 1.5, 2)", "§5.4, fig. 5", almost_any),
         Claim("The best α is near 1.5 (1, 1.5 or 2, of all tried)", "§5.4, fig. 5", best_near),
         Claim("Larger α pulls the weights further apart (at 0.5, 1, 1.5, 2)", "§5.4, fig. 6", further_apart),
-        Claim("α ≥ 3 is unstable (at 1.5 the weights come to rest, at 3 not)", "§5.4", unstable),
+        Claim("α ≥ 3 is unstable (at 1.5 the weights converge, at 3 not)", "§5.4", unstable),
     )
 
 
 def _each(values: NDArray[Any]) -> str:
-    """A figure a seed."""
+    """One figure per seed."""
     return ", ".join(f"{value:g}" for value in values)
 
 
 def _weights(metrics: Metrics, problem: str, alpha: float) -> Array:
-    """Weight traces, [tasks, seeds, R]."""
+    """[tasks, seeds, R], the weights over time."""
     label = _label(alpha)
     tasks = metrics.tasks(problem, label)
     return np.stack([metrics.series(problem, label, f"weight/{task}") for task in tasks])
 
 
 def _apart(metrics: Metrics, problem: str, alpha: float) -> Array:
-    """How far apart the weights are: their standard deviation over tasks, on average over the run, [seeds]."""
+    """[seeds], the standard deviation of the weights over tasks, averaged over the run."""
     return _weights(metrics, problem, alpha).std(axis=0).mean(axis=1)
 
 
 def _unrest(metrics: Metrics, problem: str, alpha: float) -> Array:
-    """The largest standard deviation of a weight over the last quarter of the run, [seeds]."""
+    """[seeds], the largest standard deviation of a weight over the last quarter of the run."""
     traces = _weights(metrics, problem, alpha)
     return traces[:, :, -max(2, traces.shape[2] // 4) :].std(axis=2).max(axis=0)
 
@@ -208,20 +202,18 @@ def _figures(study: Any, metrics: Metrics, problems: tuple[str, ...], folder: Pa
 
 
 def _weight_panels(metrics: Metrics, problem: str) -> list[Any]:
-    """A panel an α, all on one scale."""
+    """One panel per α, all on one scale."""
     from gradnorm_studies.analysis import figures
 
     traces = {alpha: _weights(metrics, problem, alpha) for alpha in ALPHAS}
     lowest, highest = (float(f([f(values) for values in traces.values()])) for f in (np.min, np.max))
     tasks = metrics.tasks(problem, _label(ALPHAS[0]))
     order = np.argsort(-traces[ALPHAS[0]][:, :, -1].mean(axis=1))
-    colours = figures.ramp([tasks[i] for i in order])
+    colors = figures.ramp([tasks[i] for i in order])
     panels = []
     for alpha, values in traces.items():
         steps = metrics.steps(problem, _label(alpha), f"weight/{tasks[0]}")
         curves = {tasks[i]: values[i] for i in order}
         limits = (lowest / 1.15, highest * 1.15)
-        panels.append(
-            figures.Curves(f"{problem}, {_label(alpha)}", steps, curves, "weight", True, colours, ylim=limits)
-        )
+        panels.append(figures.Curves(f"{problem}, {_label(alpha)}", steps, curves, "weight", True, colors, ylim=limits))
     return panels

@@ -1,4 +1,4 @@
-"""The same learning-rate search for every method of any study, on seeds that no study reports."""
+"""Learning-rate search, the same for every method of any study, on seeds that no study reports."""
 
 from __future__ import annotations
 
@@ -9,56 +9,51 @@ from typing import Any
 
 from gradnorm_studies.analysis.claims import spread
 from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.analysis.report import Report, Table
+from gradnorm_studies.analysis.report import StudyReport, Table
 from gradnorm_studies.engine.settings import command_line, config_table
 from gradnorm_studies.engine.study import Config, Experiment, Job
 from gradnorm_studies.engine.training import carry_out
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FIRST_SEED = 100
-"""Reported seeds count from 0."""
+"""First seed of the search; reported seeds count from 0."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """Wraps a study: each of its methods at each rate, and a table of which rate is best."""
+    """A study's methods, each at each rate, and a table of the best rates."""
 
     study: Any
 
     @property
     def name(self) -> str:
-        """The study's, marked."""
         return f"{self.study.name}-search"
 
     @property
     def config(self) -> Config:
-        """The study's."""
         return self.study.config
 
     @property
     def gpus(self) -> int:
-        """The study's."""
         return getattr(self.study, "gpus", 0)
 
     def jobs(self) -> list[Job]:
-        """The study's, at every rate; a static run takes its weights from GradNorm at the same rate."""
+        """The study's jobs at every rate; a static run takes its weights from GradNorm at the same rate."""
         return [_at(job, lr) for job in self.study.jobs() if not job.label for lr in RATES]
 
     def experiment(self, job: Job) -> Experiment:
-        """The study's."""
         return self.study.experiment(job)
 
     def train(self, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
-        """As the study trains."""
         return carry_out(self.study, job, folder, stop)
 
-    def report(self, metrics: Metrics, figures: Path) -> Report:
-        """A row a method, a column a rate; the end is what the study itself takes for one."""
+    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
+        """One row per method, one column per rate; ends are smoothed as the study does."""
         metrics = metrics.late(getattr(self.study, "late", 0.0))
         problems = dict.fromkeys(job.problem for job in self.jobs())
         rows = [self._row(metrics, problem, method) for problem in problems for method in _methods(metrics, problem)]
         header = ("on", "method", *(f"lr {lr:g}" for lr in RATES), "best")
-        return Report(
+        return StudyReport(
             title=f"Learning rates for {self.study.name}",
             command=f"{command_line(self.study.name, self.config)} --search",
             lead=[f"Every method at every rate, on seeds from {FIRST_SEED}, which are never reported."],

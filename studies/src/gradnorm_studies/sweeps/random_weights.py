@@ -1,6 +1,6 @@
 """The paper's grid search (§5.3), on any study: random static weights against GradNorm's one run.
 
-Does any beat GradNorm, and do they fall behind with their distance from GradNorm's time-averaged weights (fig. 4)? Both
+Does any beat GradNorm, and does performance fall with the distance from GradNorm's time-averaged weights (fig. 4)? Both
 questions and their thresholds were written before the first result was seen.
 """
 
@@ -17,27 +17,25 @@ from numpy.typing import NDArray
 from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import Claim, Evidence, spread
 from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.analysis.report import Figure, Report, Table
+from gradnorm_studies.analysis.report import Figure, StudyReport, Table
 from gradnorm_studies.engine.settings import command_line, config_table, setting
 from gradnorm_studies.engine.study import Experiment, Job
 from gradnorm_studies.engine.training import carry_out
 from gradnorm_studies.sweeps.registry import BASES, Array, base, gain
 
 CORRELATED = -0.5
-"""Performance falls with distance where their correlation (Pearson's) is below this."""
+"""Performance counts as falling with distance where their Pearson correlation is below this."""
 
 
 @dataclass(frozen=True)
 class GridConfig:
-    """How many, how long and how often; the rest is the base's."""
+    """The sweep's settings; all others are the base study's."""
 
     on: str = setting("toy", "The study whose problem, network and learning rates are taken.", choices=tuple(BASES))
     weightings: int = setting(100, "The paper's, §5.3; drawn uniformly, rescaled to sum T.", least=2)
-    seeds: int = setting(
-        1, "Each trains all weightings; as in the paper, one is all it takes to see the cloud.", least=1
-    )
-    steps: int = setting(2500, "Left out, as many as the study itself takes.", least=1)
-    record_every: int = setting(250, "Ends are all that is compared; left out, a tenth of the run.", least=1)
+    seeds: int = setting(1, "Each trains all weightings; one, as in the paper, is enough to show the trend.", least=1)
+    steps: int = setting(2500, "Default: the study's own number.", least=1)
+    record_every: int = setting(250, "Only the ends are compared; default: a tenth of the run.", least=1)
 
 
 def _preset(name: str) -> GridConfig:
@@ -47,8 +45,6 @@ def _preset(name: str) -> GridConfig:
 
 @dataclass(frozen=True)
 class Grid:
-    """The study; see the module."""
-
     config: GridConfig = field(default_factory=GridConfig)
     name: ClassVar[str] = "grid"
     config_class: ClassVar[type[GridConfig]] = GridConfig
@@ -57,42 +53,38 @@ class Grid:
     presets: ClassVar[dict[str, GridConfig]] = {name: _preset(name) for name in BASES}
 
     def jobs(self) -> list[Job]:
-        """The base's GradNorm, equal and static runs, and one for each of the random weightings."""
+        """The base's GradNorm, equal and static runs, and one per random weighting."""
         own = [job for job in self._base().jobs() if not job.label]
         known = [job for method in ("gradnorm", "equal", "static") for job in own if job.method == method]
         return known + [weighted for job in known if job.method == "static" for weighted in self._weighted(job)]
 
     def _weighted(self, static: Job) -> list[Job]:
-        """The static run with each of the random weightings in place of GradNorm's."""
+        """The static run, with each random weighting in place of GradNorm's average."""
         job = replace(static, weights_from=None)
         drawn = enumerate(self.weights(static.problem).tolist())
         return [replace(job, label=_label(place), weights=tuple(weights)) for place, weights in drawn]
 
     def weights(self, problem: str) -> Array:
-        """The random weightings, the same for every seed, [weightings, T]."""
+        """[weightings, T], the random weightings, the same for every seed."""
         n_tasks = len(self._base().task_names(problem))
         uniform = np.random.default_rng(0).uniform(size=(self.config.weightings, n_tasks))
         return n_tasks * uniform / uniform.sum(axis=1, keepdims=True)
 
     @property
     def gpus(self) -> int:
-        """The base's."""
         return getattr(self._base(), "gpus", 0)
 
     def experiment(self, job: Job) -> Experiment:
-        """One run of the base."""
         return self._base().experiment(job)
 
     def train(self, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
-        """Trains it as the base trains."""
         return carry_out(self._base(), job, folder, stop)
 
-    def report(self, metrics: Metrics, figures: Path) -> Report:
-        """Tables, verdicts, figures."""
+    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
         study = self._base()
         problems = tuple(dict.fromkeys(job.problem for job in self.jobs()))
         clouds = {problem: self._cloud(metrics, problem) for problem in problems}
-        return Report(
+        return StudyReport(
             title=f"Random static weights, on {self.config.on}",
             command=command_line(self.name, self.config, replace(self.presets[self.config.on], on="")),
             lead=[_lead(study, self.config)],
@@ -119,31 +111,31 @@ class Grid:
 
 
 def _label(place: int) -> str:
-    """The label of the job that trains the weighting at `place`."""
+    """Label of the job that trains the weighting at this index."""
     return f"weights {place}"
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """What the weightings of a problem came to, against GradNorm's run of the same seed."""
+    """The weightings of a problem against GradNorm's run with the same seed."""
 
     distances: Array
-    """L2, from GradNorm's time-averaged weights, [weightings, seeds]."""
+    """[weightings, seeds], L2 distances from GradNorm's time-averaged weights."""
     gains: Array
-    """Over GradNorm in per cent, below 0 where GradNorm is better, [weightings, seeds]."""
+    """[weightings, seeds], gains over GradNorm in percent; negative where GradNorm is better."""
     equal_distances: Array
-    """Of equal weights, [seeds]."""
+    """[seeds], of equal weights."""
     others: dict[str, Array]
-    """The gains of equal weights and of GradNorm's time-averaged weights, [seeds]."""
+    """[seeds] each, the gains of equal weights and of GradNorm's time-averaged weights."""
 
     @property
     def correlations(self) -> Array:
-        """Of gain and distance, [seeds]."""
+        """[seeds], between gain and distance."""
         return np.array([np.corrcoef(d, g)[0, 1] for d, g in zip(self.distances.T, self.gains.T, strict=True)])
 
     @property
     def beating(self) -> NDArray[np.int_]:
-        """How many weightings end above GradNorm, [seeds]."""
+        """[seeds], the number of weightings that end above GradNorm."""
         return (self.gains > 0).sum(axis=0)
 
 
@@ -151,8 +143,8 @@ def _lead(study: Any, config: GridConfig) -> str:
     better = "higher" if study.largest else "lower"
     return (
         f"The study {study.name} with {config.weightings} fixed weightings, drawn uniformly and rescaled to sum T, and "
-        f"with GradNorm, at the learning rates and for the steps of that study ({config.steps:,}); each network of a "
-        f"seed starts from the same values and sees the same batches. Gains are in {study.metric} ({better} is "
+        f"with GradNorm, at the learning rates and for the steps of that study ({config.steps:,}); all networks with a "
+        f"seed start from the same initial values and see the same batches. Gains are in {study.metric} ({better} is "
         f"better), relative to GradNorm's run; distances are from its time-averaged weights."
     )
 

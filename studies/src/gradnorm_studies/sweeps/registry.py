@@ -1,8 +1,8 @@
-"""The studies that train on data of their own, by name; the sweeps run on any.
+"""Registry of the base studies, by name: those that sweeps can run on.
 
-A sweep takes the jobs of a study, its base, for `gradnorm`, `equal` and `static`, and asks it for a problem's tasks
-(`task_names`) and by what to judge a run: `metric`, a quantity that each run measures by itself, whether the `largest`
-is best, and over which share of its end (`late`, where there is one).
+A sweep takes the base study's jobs for `gradnorm`, `equal` and `static`, a problem's tasks (`task_names`), and the
+criterion for a run: `metric`, a quantity of one run alone, whether the `largest` is best, and the share of the run's
+end to average over (`late`, where there is one).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ BASES["vision-gpu"] = partial(Vision, VISION_PRESETS["gpu"])  # as a GPU can do 
 
 
 def base(name: str, config: Config) -> Any:
-    """The study called `name`, as long as a sweep's config says; all else is its own default."""
+    """The study `name` with the sweep's steps and seeds, and its own defaults for all else."""
     size = {"seeds": config.seeds, "steps": config.steps, "record_every": config.record_every}
     study = BASES[name]()
     return replace(study, config=replace(study.config, **size))
 
 
 def gain(study: Any, ours: Array, theirs: Array) -> Array:
-    """How much better `ours` are than `theirs`, both in the study's metric, in per cent; below 0 is worse."""
+    """Gain of `ours` over `theirs` in the study's metric, in percent; negative is worse."""
     return (1 if study.largest else -1) * 100 * (ours - theirs) / np.abs(theirs)

@@ -1,8 +1,8 @@
-"""Two tasks that are not maps: which kind of room an image shows, and which objects are where in it.
+"""Image classification and object detection.
 
-An object is a point, its centre (CenterNet, Zhou et al., 2019), so that a dense network can have the task beside its
-others: a heatmap a class says where, four more channels say by how much the centre is off its cell, and how large the
-object is. Average precision is counted by COCO's own code.
+Detection is by centers (CenterNet, Zhou et al., 2019), so that a dense network can have it beside other tasks: a
+heatmap per class, and four more channels for the center's offset within its cell and the size of the box. Average
+precision is computed by pycocotools.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from gradnorm_studies.vision.models.dense import Head
 from gradnorm_studies.vision.tasks import Errors, Task
 
 HEATMAPS = len(CLASSES)
-"""Channels of the heatmaps; then two for the centre's place within its cell, and two for the box's logarithmic size."""
+"""Channels of the heatmaps; two follow for the center's offset within its cell, and two for the box's log size."""
 SPREAD = 0.54 / 6
-"""Standard deviation of a centre's Gaussian, as a share of the box's sides (Liu et al., TTFNet, 2020)…"""
+"""Standard deviation of a center's Gaussian, as a share of the box's sides (Liu et al., TTFNet, 2020)…"""
 NARROWEST = 0.25
 """…and at least this many cells."""
 SIZE_SHARE = 0.1
-"""Of the sizes' loss in the whole (Zhou et al., 2019, eq. 4)."""
+"""Factor of the size loss in the total (Zhou et al., 2019, eq. 4)."""
 PRIOR = -2.19
-"""Added to the heatmaps' logits: at first every cell is an object's centre by one chance in ten (Lin et al., 2017)."""
-MOST = 50
-"""Detections an image, the best."""
-SURE = 0.3
-"""Detections below this score are not drawn."""
+"""Bias of the heatmaps' logits: every cell starts as an object's center with probability 0.1 (Lin et al., 2017)."""
+MAX_DETECTIONS = 50
+"""Maximum number of detections per image."""
+SCORE_THRESHOLD = 0.3
+"""Score threshold for drawing detections."""
 
 
 # ------------------------------------------------------------------------------------------------- classification
@@ -46,7 +46,7 @@ def _kind_loss(predicted: Tensor, truth: Sample) -> Tensor:
 
 
 class KindErrors(Errors):
-    """The share of images whose kind of room is named wrongly, in per cent."""
+    """The classification error over kinds of room, in percent."""
 
     names = ("classification error %",)
 
@@ -62,7 +62,6 @@ class KindErrors(Errors):
         self._right.update(predicted, truth.room)
 
     def compute(self) -> tuple[float, ...]:
-        """Over the whole set."""
         return (100 * (1 - self._right.compute().item()),)
 
 
@@ -70,11 +69,11 @@ class KindErrors(Errors):
 
 
 def detection_loss(predicted: Tensor, truth: Sample) -> Tensor:
-    """Focal loss of the heatmaps, absolute errors of places and logarithmic sizes, an object (Zhou et al., eqs. 1–4).
+    """Focal loss of the heatmaps, L1 losses of offsets and log sizes, per object (Zhou et al., eqs. 1–4).
 
     Args:
         predicted: [B, 13 + 4, h, w].
-        truth: With boxes and labels.
+        truth: The ground truth, with boxes and labels.
     """
     assert truth.boxes is not None
     assert truth.labels is not None
@@ -96,7 +95,7 @@ def _in_cells(boxes: Tensor, predicted: Tensor, truth: Sample) -> Tensor:
 
 
 def _heatmaps(like: Tensor, image: Tensor, labels: Tensor, cells: Tensor, sizes: Tensor) -> Tensor:
-    """A Gaussian of height 1 at each object's cell, the highest where several meet; as `like`, [B, 13, h, w]."""
+    """Target heatmaps, as `like`, [B, 13, h, w]: a Gaussian of height 1 per object, the maximum where they overlap."""
     height, width = like.shape[-2:]
     down, across = (torch.arange(n, device=like.device) for n in (height, width))
     widths = (SPREAD * sizes).clamp(min=NARROWEST)
@@ -111,7 +110,7 @@ def _heatmaps(like: Tensor, image: Tensor, labels: Tensor, cells: Tensor, sizes:
 
 
 def _focal(logits: Tensor, wanted: Tensor) -> Tensor:
-    """The sum over all cells; near a centre a false alarm costs less."""
+    """The focal loss summed over all cells, with reduced cost near a center."""
     chance = logits.sigmoid()
     hits = (1 - chance) ** 2 * F.logsigmoid(logits)
     alarms = (1 - wanted) ** 4 * chance**2 * F.logsigmoid(-logits)
@@ -119,7 +118,7 @@ def _focal(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 def detect(predicted: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best `MOST` detections of each image.
+    """The `MAX_DETECTIONS` detections of each image with the highest scores.
 
     Args:
         predicted: [B, 13 + 4, h, w].
@@ -130,7 +129,7 @@ def detect(predicted: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     chance = (predicted[:, :HEATMAPS] + PRIOR).sigmoid()
     peaks = torch.where(chance == F.max_pool2d(chance, 3, stride=1, padding=1), chance, 0).flatten(1)
-    scores, at = peaks.topk(min(MOST, peaks.shape[1]))
+    scores, at = peaks.topk(min(MAX_DETECTIONS, peaks.shape[1]))
     height, width = predicted.shape[-2:]
     labels, cells = at // (height * width), at % (height * width)
     found = predicted[:, HEATMAPS:].flatten(2).gather(2, cells[:, None].expand(-1, 4, -1)).mT
@@ -141,7 +140,7 @@ def detect(predicted: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class DetectionErrors(Errors):
-    """100 − average precision at an overlap of half (AP50), and over overlaps from 0.5 to 0.95 (AP), in per cent."""
+    """100 − AP50 (average precision at IoU 0.5), and 100 − AP (over IoU 0.5 to 0.95), in percent."""
 
     names = ("100−AP50 %", "100−AP %")
 
@@ -172,7 +171,6 @@ class DetectionErrors(Errors):
             )
 
     def compute(self) -> tuple[float, ...]:
-        """Over the whole set."""
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
@@ -182,7 +180,7 @@ class DetectionErrors(Errors):
             "annotations": self._truths,
             "categories": [{"id": label} for label in range(len(CLASSES))],
         }
-        with redirect_stdout(StringIO()):  # it tells of each stage
+        with redirect_stdout(StringIO()):  # pycocotools prints each stage
             truths.createIndex()
             scoring = COCOeval(truths, truths.loadRes(torch.cat(self._found).double().numpy()), "bbox")
             scoring.evaluate()
@@ -199,7 +197,7 @@ def _from_corner(boxes: Tensor) -> Tensor:
 
 def _drawn_boxes(predicted: Tensor, truth: Sample) -> Mapping[str, Any]:
     (boxes,), (labels,), (scores,) = detect(predicted[None], truth.image.shape[-1])
-    sure = scores > SURE
+    sure = scores > SCORE_THRESHOLD
     return {"boxes": boxes[sure].tolist(), "labels": labels[sure].tolist()}
 
 

@@ -14,9 +14,9 @@ from gradnorm_studies.vision.data.sample import Sample, collate
 
 @lru_cache(maxsize=2)
 def load(data: str, root: str, split: Literal["train", "test"], n: int, size: int) -> Sample:
-    """A whole split as one batch in memory, kept for the next run of this process.
+    """A whole split as one batch in memory, cached for the next run in this process.
 
-    Rooms are drawn on a GPU, if there is one: on a CPU the large ones of its preset would take half an hour.
+    Rooms are rendered on a GPU if there is one: on a CPU the large ones of its preset would take half an hour.
 
     Raises:
         UsageError: The files of NYUv2 are missing or damaged.

@@ -1,7 +1,7 @@
-"""One run of a study on images: a network a method, its batches, its test metrics; trained by Lightning.
+"""One run of a study on images as a LightningModule: network, batches, test metrics.
 
-Lightning brings mixed precision, several GPUs and logs. As in every study, a batch is drawn by its step's number, so
-that all methods of a seed see the same batches, and so does a run that was resumed.
+Lightning adds mixed precision, multiple GPUs and logs. As in every study, a batch is drawn from its step number, so
+that all methods with a seed see the same batches, and so does a resumed run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from gradnorm_studies.analysis.metrics import Row
 from gradnorm_studies.engine.results import write_result
 from gradnorm_studies.engine.study import Job
-from gradnorm_studies.engine.training import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, measure
+from gradnorm_studies.engine.training import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, evaluation
 from gradnorm_studies.vision.data.augment import augment
 from gradnorm_studies.vision.data.sample import Sample
 from gradnorm_studies.vision.loading import load
@@ -34,17 +34,17 @@ from gradnorm_studies.vision.models.segnet import SegNet
 from gradnorm_studies.vision.pictures import SHOWN, predicted
 from gradnorm_studies.vision.settings import ImageConfig
 from gradnorm_studies.vision.tasks import ERROR, Task
-from gradnorm_studies.weightings import Setting, weighting
+from gradnorm_studies.weightings import WeightingConfig, weighting
 
 MODELS: dict[str, Callable[[dict[str, Head], float], Dense]] = {"segnet": SegNet, "fcn": FCN}
 DECAY, DECAYS_AT = 0.2, 0.3
-"""The paper's: the learning rate times 0.2 every 6,000 of 20,000 steps."""
+"""The paper's schedule: the learning rate times 0.2 every 6,000 of 20,000 steps."""
 TOGETHER_STEPS = 200
-"""Steps between two checkpoints of several processes."""
+"""Steps between two checkpoints when several processes train."""
 
 
-class Scenes(LightningModule):
-    """One run: the network, or one a task, under a weighting.
+class VisionModule(LightningModule):
+    """One run: the network, or one per task, and a weighting.
 
     Args:
         config: The settings.
@@ -64,7 +64,7 @@ class Scenes(LightningModule):
         self.model: nn.Module = nn.ModuleList(networks)
         epoch = math.ceil(config.train_images / config.batch)
         layer = networks[0].last_shared
-        facts = Setting(self.tasks, layer, config.alpha, config.weight_lr, job.weights, epoch)
+        facts = WeightingConfig(self.tasks, layer, config.alpha, config.weight_lr, job.weights, epoch)
         self.weighting = weighting(job.method, facts)
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
             [*self.model.parameters(), *self.weighting.parameters()], lr=job.lr
@@ -76,7 +76,7 @@ class Scenes(LightningModule):
         return {task: out.float() for network in self.model.children() for task, out in network(image).items()}
 
     def losses(self, step: int) -> Tensor:
-        """The tasks' losses on the batch of this step, [T]."""
+        """[T], the losses on the batch of this step."""
         truth = self._batch(step)
         out = self(truth.image)
         return torch.stack([asked.loss(out[task], truth) for task, asked in self._asked.items()])
@@ -116,27 +116,26 @@ class Scenes(LightningModule):
 
     @torch.no_grad()
     def pictures(self) -> list[dict[str, Any]]:
-        """What is made of the first `SHOWN` test images."""
+        """Predictions on the first `SHOWN` test images."""
         test = self._data("test").map(lambda values: values[:SHOWN])
         self.model.eval()
         maps = {task: out.cpu() for task, out in self(test.image.to(self.device)).items()}
         self.model.train()
         return predicted(maps, test, self._asked)
 
-    # ----------------------------------------------------------------------------------------- what Lightning calls
+    # ------------------------------------------------------------------------------------------- hooks of Lightning
 
     def configure_optimizers(self) -> Any:
-        """Adam, and the paper's steps of its rate."""
+        """Adam with the paper's learning-rate schedule."""
         every = max(1, round(DECAYS_AT * self.config.steps))
         schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, every, gamma=DECAY)
         return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> Any:
-        """The steps' numbers; `losses` draws what belongs to each."""
+        """The step numbers; `losses` draws the batch of each."""
         return DataLoader(range(self.global_step, self.config.steps), batch_size=None)  # pyright: ignore
 
     def training_step(self, step: int, _: int) -> Tensor:
-        """The balanced loss."""
         if int(step) % self.config.record_every == 0:
             self._record(int(step))
         losses = self.losses(int(step))
@@ -146,34 +145,33 @@ class Scenes(LightningModule):
         return self.weighting(losses)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The weights step with the network, before callbacks save both."""
+        """Step the weighting after the optimizer, before callbacks save both."""
         super().optimizer_step(*args, **kwargs)
         self.weighting.step()
 
     def _record(self, step: int) -> None:
-        rows = measure(self, step)
+        rows = evaluation(self, step)
         self.rows += rows
         self.log_dict({name: value for _, name, value in rows if "/" not in name}, rank_zero_only=True)
 
     def on_train_end(self) -> None:
-        """The last measurement, if this was the end."""
+        """Evaluate after the last step."""
         if self.global_step >= self.config.steps:
-            self.rows += measure(self, self.config.steps)
+            self.rows += evaluation(self, self.config.steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What was measured goes into the checkpoint too."""
+        """Add the recorded metrics to the checkpoint."""
         checkpoint["rows"] = self.rows
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """And comes back from it."""
         self.rows = [(step, name, value) for step, name, value in checkpoint["rows"]]
 
 
 class Heartbeat(Callback):
-    """Saves now and then, tells of progress, and stops when it is told to.
+    """Saves checkpoints, reports progress, and stops when told to.
 
-    Several processes save together, so at a step that is the same for all, and cannot be told to stop: they end with
-    the one that started them.
+    Several processes save together, so at the same step, and cannot be told to stop: they end with the one that
+    started them.
     """
 
     def __init__(self, checkpoint: Path, stop: Callable[[int], bool] | None) -> None:
@@ -183,7 +181,6 @@ class Heartbeat(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Each `HEARTBEAT_STEPS`."""
         step = trainer.global_step
         if step % HEARTBEAT_STEPS or step >= (trainer.max_steps or 0):
             return
@@ -198,22 +195,21 @@ class Heartbeat(Callback):
 
 
 class Finish(Callback):
-    """Writes a finished run; where several processes train, the first of them."""
+    """Writes a finished run's result, on the first of several processes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After the last step."""
-        assert isinstance(pl_module, Scenes)
+        assert isinstance(pl_module, VisionModule)
         if trainer.is_global_zero and trainer.global_step >= pl_module.config.steps:
             drawn = {"pictures": pl_module.pictures()} if pl_module.job.seed == 0 else {}
             write_result(self._folder, pl_module.job, pl_module.weighting, pl_module.rows, **drawn)
 
 
-def fit(scenes: Scenes, folder: Path, stop: Callable[[int], bool]) -> bool:
-    """Trains by Lightning from the run's checkpoint, if there is one; whether the run is finished."""
-    config, job = scenes.config, scenes.job
+def fit(module: VisionModule, folder: Path, stop: Callable[[int], bool]) -> bool:
+    """Train with Lightning from the run's checkpoint, if there is one; returns whether the run is finished."""
+    config, job = module.config, module.job
     checkpoint = folder / f"{job.file_name}.checkpoint"
     logs = folder.parent / "logs"
     several = config.devices > 1
@@ -233,7 +229,7 @@ def fit(scenes: Scenes, folder: Path, stop: Callable[[int], bool]) -> bool:
             enable_model_summary=False,
             log_every_n_steps=1,
         )
-        trainer.fit(scenes, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+        trainer.fit(module, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
     finished = (folder / f"{job.file_name}.json").exists()
     if finished:
         checkpoint.unlink(missing_ok=True)
@@ -242,7 +238,7 @@ def fit(scenes: Scenes, folder: Path, stop: Callable[[int], bool]) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's banners and advice, which would break the progress bars."""
+    """Silences Lightning's banners and advice, which would break the progress bars."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What networks make of the first test images, beside the truth."""
+"""Predictions on the first test images, beside the ground truth."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gradnorm_studies.vision.tasks import Task
 SHOWN = 4
 """Test images whose predictions are kept for the report, by the first seed."""
 DRAWN = ("equal", "gradnorm")
-"""Methods whose pictures are shown beside the truth."""
+"""Methods whose predictions are shown beside the ground truth."""
 
 
 def predicted(maps: Mapping[str, Tensor], truths: Sample, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
-    """What is made of each image: the fields of `figures.View`, as plain values.
+    """The predictions for each image: fields of `figures.AnnotatedImage`, as plain values.
 
     Args:
         maps: Each task's output, [B, channels, h, w] or [B, channels], on the CPU.
@@ -35,18 +35,20 @@ def predicted(maps: Mapping[str, Tensor], truths: Sample, tasks: Mapping[str, Ta
 
 
 def compare(path: Path, truths: Sample, made: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Sequence[str]) -> Path:
-    """Draws each image's truth and what the methods made of it, `made` by method."""
+    """Draw each image's ground truth and predictions; `made` holds them by method."""
     from gradnorm_studies.analysis import figures
-    from gradnorm_studies.vision.data.preview import view
+    from gradnorm_studies.vision.data.preview import annotated
 
     rows = []
     for i in range(len(truths.image)):
-        truth = view(truths.map(lambda values: values[i]))  # noqa: B023 - called at once
-        drawn = {method: figures.View(method, truth.image, **_arrays(fields[i])) for method, fields in made.items()}
+        truth = annotated(truths.map(lambda values: values[i]))  # noqa: B023 - called at once
+        drawn = {
+            method: figures.AnnotatedImage(method, truth.image, **_arrays(fields[i])) for method, fields in made.items()
+        }
         rows.append({"truth": truth, **drawn})
     return figures.comparison(path, rows, tasks, CLASSES)
 
 
 def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A view's fields as they were written, as they are drawn."""
+    """Stored fields of an annotated image as arrays."""
     return {name: value if isinstance(value, str) else np.array(value) for name, value in fields.items()}

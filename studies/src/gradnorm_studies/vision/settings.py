@@ -12,26 +12,28 @@ from gradnorm_studies.vision.tasks import SETS
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """Defaults are the paper's settings (§5) where it has any; the presets differ."""
+    """Settings of all studies on images; defaults are the paper's (§5) where it has any, presets differ."""
 
     preset: str = setting("cpu", "For two cores, for one GPU, or the paper's.", choices=("cpu", "gpu", "paper"))
     model: str = setting("segnet", "29 M or 15 M parameters at width 1.", choices=("segnet", "fcn"))
-    methods: str = setting("gradnorm,static,single,equal,uncertainty,dwa", "Some of these, with commas.")
+    methods: str = setting("gradnorm,static,single,equal,uncertainty,dwa", "A comma-separated subset.")
     alpha: float = setting(1.5, "The paper's, §5.", least=0)
     seeds: int = setting(3, "The fewest that show a spread; a seed sets the network and the batches.", least=1)
     steps: int = setting(20_000, "The paper trains 20,000 on NYUv2 with segmentation.", least=1)
-    size: int = setting(320, "Height and width of the image, the paper's 320; the truth's are a quarter.", least=32)
+    size: int = setting(
+        320, "Height and width of the image, the paper's 320; the ground truth's are a quarter.", least=32
+    )
     width: float = setting(1.0, "Factor on all filters; 1 is the paper's network.", above=0)
     batch: int = setting(24, "The paper has 24.", least=1)
     lr: float = setting(2e-5, "With Adam, times 0.2 after each 30 % of the steps; the paper starts at 2e-5.", above=0)
     weight_lr: float = setting(0.025, "The paper's, with Adam.", above=0)
     train_images: int = setting(795, "NYUv2 has 795, rooms any number.", least=1)
     test_images: int = setting(654, "NYUv2 has 654, rooms any number.", least=1)
-    record_every: int = setting(500, "Steps between two tests: 20 to 40 points on a curve.", least=1)
+    record_every: int = setting(500, "Steps between two evaluations: 20 to 40 points per curve.", least=1)
     precision: str = setting(
         "32-true", "Lightning's name for the precision.", choices=("32-true", "bf16-mixed", "bf16-true")
     )
-    devices: int = setting(1, "GPUs, or processes on a CPU; more than one train by DDP.", least=1)
+    devices: int = setting(1, "GPUs, or processes on a CPU; several train with DDP.", least=1)
 
 
 CPU: Mapping[str, Any] = {
@@ -44,7 +46,7 @@ CPU: Mapping[str, Any] = {
     "test_images": 128,
     "record_every": 50,
 }
-"""What two cores can: small images, a narrow network, few steps, and the larger rate that few steps need."""
+"""For two cores: small images, a narrow network, few steps, and the larger learning rate that few steps need."""
 GPU: Mapping[str, Any] = {
     "preset": "gpu",
     "precision": "bf16-mixed",
@@ -52,7 +54,7 @@ GPU: Mapping[str, Any] = {
     "lr": 2e-4,
     "train_images": 2000,
 }
-"""The paper's images and network, half its steps, and again a larger rate."""
+"""The paper's images and network, half its steps, and a larger learning rate."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class VisionConfig(ImageConfig):
     """The paper's settings; `VISION_PRESETS` has smaller ones."""
 
     data: str = setting("rooms", "Rendered rooms, or NYUv2 from --root.", choices=("rooms", "nyuv2"))
-    root: str = setting("", "The folder that holds NYUv2; the page on the data set says what belongs there.")
+    root: str = setting("", "Folder with NYUv2; see the page on the data set.")
     tasks: str = setting("seg", "Segmentation, depth, normals; or depth, normals, keypoints (§5).", choices=tuple(SETS))
 
 
@@ -69,8 +71,6 @@ VISION_PRESETS = {"cpu": VisionConfig(**CPU), "gpu": VisionConfig(**GPU), "paper
 
 @dataclass(frozen=True)
 class DetectConfig(ImageConfig):
-    """Those of §5."""
-
     preset: str = setting("cpu", "For two cores, or for one GPU.", choices=("cpu", "gpu"))
 
 

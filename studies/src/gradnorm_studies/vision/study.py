@@ -1,7 +1,6 @@
 """The studies on images: §5's dense tasks, and detection beside classification and segmentation.
 
-A study says on which data it trains which tasks (`tasks.py`, `detection.py`), and what it asks of the runs; a run and
-its training are in `module.py`.
+A study defines data, tasks (`tasks.py`, `detection.py`) and claims; a run and its training are in `module.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import Claim
 from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.analysis.report import Figure, Report, Table
+from gradnorm_studies.analysis.report import Figure, StudyReport, Table
 from gradnorm_studies.engine.results import read_result
 from gradnorm_studies.engine.settings import command_line, config_table
 from gradnorm_studies.engine.study import Job, UsageError
@@ -35,17 +34,17 @@ from gradnorm_studies.vision.tasks import ERROR, SETS, TASKS, Task
 from gradnorm_studies.weightings import METHODS
 
 if TYPE_CHECKING:
-    from gradnorm_studies.vision.module import Scenes
+    from gradnorm_studies.vision.module import VisionModule
 
 METRIC = "Δm"
-"""The mean over tasks of the gain over one network a task in the task's own metric, in per cent."""
+"""The mean over tasks of the gain over one network per task in the task's own metric, in percent."""
 MOVING = ("gradnorm", "uncertainty", "dwa")
 """Methods whose weights change."""
 
 
 @dataclass(frozen=True)
 class ImageStudy(ABC):
-    """A study on images; what is abstract is what one tells of itself."""
+    """Base of the studies on images; subclasses define data, tasks and problem."""
 
     config: ImageConfig
     name: ClassVar[str]
@@ -53,7 +52,7 @@ class ImageStudy(ABC):
     metric: ClassVar[str] = ERROR
     largest: ClassVar[bool] = False
     is_papers: ClassVar[bool] = True
-    """Whether what is asked of the runs is what the paper claims of these very tasks."""
+    """Whether the claims are the paper's about these very tasks."""
     extra: ClassVar[tuple[str, tuple[str, ...]]] = (
         "vision",
         ("lightning", "torchmetrics", "h5py", "scipy", "pycocotools"),
@@ -62,7 +61,7 @@ class ImageStudy(ABC):
     @property
     @abstractmethod
     def problem(self) -> str:
-        """What tables call it."""
+        """Name of the problem in tables."""
 
     @property
     @abstractmethod
@@ -77,15 +76,15 @@ class ImageStudy(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """The data, in words."""
+        """Description of the data."""
 
     @property
     def gpus(self) -> int:
-        """What a run takes of a cluster that has some."""
+        """GPUs that a run takes from a cluster that has some."""
         return self.config.devices
 
     def jobs(self) -> list[Job]:
-        """GradNorm first, since the static runs wait for it.
+        """GradNorm first, since the static runs depend on it.
 
         Raises:
             UsageError: `methods` names one that there is not, or static without gradnorm.
@@ -104,29 +103,25 @@ class ImageStudy(ABC):
         return Job(self.problem, method, seed, self.config.lr, weights_from=source)
 
     def task_names(self, problem: str) -> tuple[str, ...]:
-        """The tasks, in order."""
         return tuple(self.tasks)
 
-    def experiment(self, job: Job) -> Scenes:
-        """One run."""
-        from gradnorm_studies.vision.module import Scenes  # needs the extra
+    def experiment(self, job: Job) -> VisionModule:
+        from gradnorm_studies.vision.module import VisionModule  # needs the extra
 
-        return Scenes(self.config, self.tasks, self.data, job)
+        return VisionModule(self.config, self.tasks, self.data, job)
 
     def train(self, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
-        """By Lightning."""
         from gradnorm_studies.vision.module import fit
 
         torch.manual_seed(job.seed)
         return fit(self.experiment(job), folder, stop)
 
-    def report(self, metrics: Metrics, figures: Path) -> Report:
-        """Tables, verdicts, figures."""
+    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
         metrics = add_delta(metrics, self.problem, self.tasks)
         main = [METRIC, ERROR] if "single" in metrics.methods(self.problem) else [ERROR]
         own = [task.metric for task in self.tasks.values()]
         more = [name for task in self.tasks.values() for name in task.errors.names[1:]]
-        return Report(
+        return StudyReport(
             title=f"{type(self).__name__}: {self.problem}",
             command=command_line(self.name, self.config, self.presets[self.config.preset]),
             lead=[self._lead(), *self._losing(metrics)],
@@ -141,12 +136,12 @@ class ImageStudy(ABC):
         )
 
     def _claims(self) -> list[tuple[Claim, set[str]]]:
-        """What §5 says of any set of tasks, and the methods that each claim is about."""
+        """The claims of §5 about any set of tasks, and the methods that each is about."""
         pairs = [
             ("GradNorm ends below equal weights", "§5, tables 1, 2", "gradnorm", "equal"),
             ("GradNorm ends below uncertainty weighting", "§5, table 2", "gradnorm", "uncertainty"),
             ("Static GradNorm weights end below equal weights", "§5.2", "static", "equal"),
-            ("One GradNorm network ends below one network a task", "§5, tables 1, 2", "gradnorm", "single"),
+            ("One GradNorm network ends below one network per task", "§5, tables 1, 2", "gradnorm", "single"),
         ]
         found = [
             (Claim(text, source, claims.below(ERROR, ours, theirs)), {ours, theirs})
@@ -171,9 +166,9 @@ class ImageStudy(ABC):
             f"One {config.model} of width {config.width:g} learns {', '.join(self.tasks)} on {self.where}: "
             f"{config.size}×{config.size} pixels in, a quarter of it out, {config.train_images:,} training and "
             f"{config.test_images:,} test images, {config.steps:,} steps of {config.batch}; all is shared but the "
-            f"tasks' heads. All methods of a seed start from the same values and see the same batches; figures are "
-            f"mean ± standard deviation over {config.seeds} seeds. Mean error is the geometric mean of the tasks' "
-            f"errors, each in its first metric; Δm the mean of their gains over one network a task, in per cent."
+            f"tasks' heads. All methods with a seed start from the same initial values and see the same batches; "
+            f"figures are mean ± standard deviation over {config.seeds} seeds. Mean error is the geometric mean of the "
+            f"tasks' errors, each in its first metric; Δm the mean of their gains over one network per task, in %."
         )
 
     def _losing(self, metrics: Metrics) -> list[str]:
@@ -216,7 +211,8 @@ class ImageStudy(ABC):
                 Figure(figures.over_time(folder / "weights.png", weights, columns=3), "The weights over time.")
             )
         if {*DRAWN} <= {*methods}:
-            found.append(Figure(self._pictures(folder), "The first test images: truth, and what the first seed made."))
+            caption = "The first test images: ground truth, and predictions of the first seed."
+            found.append(Figure(self._pictures(folder), caption))
         return found
 
     def _pictures(self, folder: Path) -> Path:
@@ -229,7 +225,7 @@ class ImageStudy(ABC):
 
 
 def add_delta(metrics: Metrics, problem: str, tasks: Mapping[str, Task]) -> Metrics:
-    """Adds Δm, if one network a task is among the methods."""
+    """Add Δm, if one network per task is among the methods."""
     if "single" not in metrics.methods(problem):
         return metrics
     names = tuple(task.metric for task in tasks.values())
@@ -257,17 +253,14 @@ class Vision(ImageStudy):
 
     @property
     def problem(self) -> str:
-        """Data, tasks, network."""
         return f"{self.config.data}+{self.config.tasks} {self.config.model}"
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """Those of the set that was chosen."""
         return {name: TASKS[name] for name in SETS[self.config.tasks]}
 
     @property
     def data(self) -> tuple[str, str]:
-        """As the config has it."""
         return self.config.data, self.config.root
 
     def jobs(self) -> list[Job]:
@@ -282,17 +275,16 @@ class Vision(ImageStudy):
 
     @property
     def where(self) -> str:
-        """Either data set."""
         return "rendered rooms" if self.config.data == "rooms" else "NYUv2"
 
 
 @dataclass(frozen=True)
 class Detect(ImageStudy):
-    """Image classification, object detection and segmentation by one network: what mixed perception models train.
+    """Image classification, object detection and segmentation by one network, as in perception models.
 
-    The losses are of unlike kind: a cross entropy an image, a sum over an object's parts, a cross entropy a pixel. The
-    classifier reads what the encoder gives, detection and segmentation what the decoder makes of it; so `W` is the
-    encoder's last layer, the last that all three share.
+    The losses are of different kinds: a cross entropy per image, a sum over an object's parts, a cross entropy per
+    pixel. The classifier reads the encoder's output, detection and segmentation the decoder's; so `W` is the encoder's
+    last layer, the last that all three share.
     """
 
     config: DetectConfig = field(default_factory=lambda: DETECT_PRESETS["cpu"])
@@ -304,7 +296,6 @@ class Detect(ImageStudy):
 
     @property
     def problem(self) -> str:
-        """The network is all that differs."""
         return f"rooms+detect {self.config.model}"
 
     @property
@@ -319,5 +310,4 @@ class Detect(ImageStudy):
 
     @property
     def where(self) -> str:
-        """The only data."""
         return "rendered rooms"

@@ -1,7 +1,7 @@
-"""The tasks of §5: what each asks of a network's last layer, its loss, and how well it was done.
+"""The tasks of §5: head, loss and test metrics of each.
 
-Losses are the paper's: cross entropy, squared depth, 1 − cosine of normals, squared error of heatmaps; pixels whose
-truth is unknown count for none. Metrics are the paper's four, and those that today's papers report.
+Losses are the paper's: cross entropy, squared error of depth, 1 − cosine of normals, squared error of heatmaps; pixels
+without ground truth are ignored. Metrics are the paper's four, and those that today's papers report.
 torchmetrics is imported where it is used: its extra is needed by a run, not by the list of studies.
 """
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 ERROR = "mean error"
-"""The geometric mean of the tasks' metrics, the paper's: halving any of them counts alike, whatever its unit."""
+"""The geometric mean of the tasks' first metrics: halving any of them counts alike, whatever its unit."""
 
 ANGLES = (11.25, 22.5, 30.0)
-"""Degrees within which a normal counts as found."""
+"""Thresholds for the angular error of normals, in degrees."""
 
 
 class Errors:
-    """A task's test metrics over many batches; the smaller, the better.
+    """A task's test metrics, accumulated over batches; lower is better.
 
     Attributes:
-        names: Of what `compute` gives; the paper's own first.
+        names: Names of the figures of `compute`, the paper's own first.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -43,22 +43,19 @@ class Errors:
         self._metrics = metrics
 
     def to(self, device: torch.device) -> Errors:
-        """On a device."""
         for metric in self._metrics:
             metric.to(device)
         return self
 
     def update(self, predicted: Tensor, truth: Sample) -> None:
-        """Takes a batch in."""
         raise NotImplementedError
 
     def compute(self) -> tuple[float, ...]:
-        """The figures, in the order of `names`."""
         raise NotImplementedError
 
 
 class SegmentationErrors(Errors):
-    """`100 − mIoU` (§5) and the share of pixels named wrongly, both in per cent, over known pixels."""
+    """`100 − mIoU` (§5) and the pixel error, both in percent, over known pixels."""
 
     names = ("100−mIoU %", "pixel error %")
 
@@ -80,7 +77,7 @@ class SegmentationErrors(Errors):
 
 
 class DepthErrors(Errors):
-    """Root mean square (§5) and mean absolute error in metres, mean relative error in per cent, over known pixels."""
+    """Root mean square (§5) and mean absolute error in meters, mean relative error in percent, over known pixels."""
 
     names = ("depth RMS m", "depth abs m", "depth rel %")
 
@@ -91,19 +88,18 @@ class DepthErrors(Errors):
         super().__init__(*self._metrics)
 
     def update(self, predicted: Tensor, truth: Sample) -> None:
-        """[B, 1, h, w] metres."""
+        """[B, 1, h, w] meters."""
         known = truth.depth > 0
         for metric in self._metrics:
             metric.update(predicted[known], truth.depth[known])
 
     def compute(self) -> tuple[float, ...]:
-        """Over all pixels of the set together."""
         rms, absolute, relative = (metric.compute().item() for metric in self._metrics)
         return rms, absolute, 100 * relative
 
 
 class NormalErrors(Errors):
-    """`1 − |cos|` (§5); the angle's mean and median in degrees, and its shares beyond `ANGLES` in per cent."""
+    """`1 − |cos|` (§5); mean and median angular error in degrees, and the shares above `ANGLES` in percent."""
 
     names = ("1−|cos|", "normals mean °", "normals median °", *(f"normals >{limit:g}° %" for limit in ANGLES))
 
@@ -119,7 +115,6 @@ class NormalErrors(Errors):
         self._cosines.update(F.cosine_similarity(predicted, truth.normals, dim=1)[known])
 
     def compute(self) -> tuple[float, ...]:
-        """Over all pixels of the set together."""
         cosines = self._cosines.compute().clamp(-1, 1)
         angles = torch.rad2deg(torch.acos(cosines))
         beyond = (100 * (angles > limit).double().mean().item() for limit in ANGLES)
@@ -127,7 +122,7 @@ class NormalErrors(Errors):
 
 
 class KeypointErrors(Errors):
-    """How far each visible keypoint's highest cell is from the true one, in per cent of the map's diagonal (§5)."""
+    """Distance of each visible keypoint's predicted maximum from the true one, in percent of the diagonal (§5)."""
 
     names = ("keypoint error %",)
 
@@ -146,7 +141,6 @@ class KeypointErrors(Errors):
         self._distances.update(100 * (found - wanted).norm(dim=-1) / diagonal)
 
     def compute(self) -> tuple[float, ...]:
-        """Over all keypoints of the set together."""
         return (self._distances.compute().mean().item(),)
 
 
@@ -192,14 +186,14 @@ def _drawn_keypoints(predicted: Tensor, truth: Sample) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Task:
-    """One task on an image. It survives pickling: it is sent to the processes that train by DDP."""
+    """One task on an image; picklable, since it is sent to the processes of DDP."""
 
     head: Head
     loss: Callable[[Tensor, Sample], Tensor]
-    """[B, channels, h, w] in float32 and the truth → []."""
+    """[B, channels, h, w] in float32 and the ground truth → []."""
     errors: type[Errors]
     drawn: Callable[[Tensor, Sample], Mapping[str, Any]]
-    """[channels, h, w] and the truth → fields of `figures.View`, as plain values."""
+    """[channels, h, w] and the ground truth → fields of `figures.AnnotatedImage`, as plain values."""
 
     @property
     def metric(self) -> str:
@@ -218,4 +212,4 @@ SETS: Mapping[str, tuple[str, ...]] = {
     "seg": ("segmentation", "depth", "normals"),
     "kpts": ("depth", "normals", "keypoints"),
 }
-"""The paper's two, by the names that `--tasks` takes."""
+"""The paper's two sets of tasks, by the names that `--tasks` takes."""

@@ -251,7 +251,7 @@ def test_other_splits_are_refused(folders):
 
 def test_normals_bear_the_steps_and_noise_of_a_kinect():
     depth, normals = room(KINECT, 426, 560)
-    step = 1 / 8 / (0.075 * 580)  # an eighth of a pixel of disparity; baseline in metres, focal length in pixels
+    step = 1 / 8 / (0.075 * 580)  # an eighth of a pixel of disparity; baseline in meters, focal length in pixels
     noise = torch.randn(depth.shape, generator=torch.Generator().manual_seed(0))
     coarse = 1 / (step * (1 / depth / step + noise / 2).round())
     blank = torch.zeros(426, 560).long()

@@ -60,8 +60,8 @@ def test_a_networks_keypoints_are_those_that_the_truth_has(tmp_path):
 
 
 def test_a_comparison_shows_every_view_of_every_task(tmp_path):
-    truth = show.view(Rooms("test", n=1, size=64, out=16)[0])
-    flat = figures.View("flat", truth.image, depth=np.full((16, 16), 7.0), keypoints=np.zeros((1, 2)))
+    truth = show.annotated(Rooms("test", n=1, size=64, out=16)[0])
+    flat = figures.AnnotatedImage("flat", truth.image, depth=np.full((16, 16), 7.0), keypoints=np.zeros((1, 2)))
     path = figures.comparison(tmp_path / "c.png", [{"truth": truth, "flat": flat}], ("depth", "keypoints"), CLASSES)
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     tiles = pixels[:, : pixels.shape[1] // 5 * 5].reshape(len(pixels), 5, -1, 3)
@@ -69,5 +69,5 @@ def test_a_comparison_shows_every_view_of_every_task(tmp_path):
     assert (darkest < 600).all()  # the image, and two tasks twice
 
 
-def test_every_class_has_a_colour():
-    assert len(set(figures.CLASS_COLOURS)) == len(CLASSES)
+def test_every_class_has_a_color():
+    assert len(set(figures.CLASS_COLORS)) == len(CLASSES)

@@ -47,7 +47,7 @@ def hits(scenes):
 def local(part, points):
     """Points [n, 3] in a part's coordinates, by hand in float64: undo the turn, then the lean, then the size."""
     c, s = np.cos(part["yaw"]), np.sin(part["yaw"])
-    x, y, z = (points - part["centre"]).T
+    x, y, z = (points - part["center"]).T
     x, y = c * x + s * y, c * y - s * x
     c, s = np.cos(part["tilt"]), np.sin(part["tilt"])
     y, z = c * y + s * z, c * z - s * y
@@ -91,7 +91,7 @@ def test_noise_has_the_promised_spread_and_no_pattern():
 
 
 @pytest.mark.parametrize(
-    ("build", "at_centre", "normal"),
+    ("build", "at_center", "normal"),
     [
         (lambda p: p.box((-0.5, 0.5), (1.5, 2.0), (-0.5, 0.5), WHITE), 1.5, (0, 0, -1)),
         (lambda p: p.box((-0.5, 0.5), (1.5, 2.5), (-0.01, 0.01), WHITE, tilt=np.pi / 2), 1.99, (0, 0, -1)),
@@ -100,11 +100,11 @@ def test_noise_has_the_promised_spread_and_no_pattern():
     ],
     ids=["box", "leaned box", "cylinder", "ball"],
 )
-def test_depth_and_normal_straight_ahead(scenes, build, at_centre, normal):
+def test_depth_and_normal_straight_ahead(scenes, build, at_center, normal):
     batch = pack([looking_at(scenes[0], build)])
     hit = trace(batch, pixel_rays(batch, 33))
     middle = 33 * 33 // 2
-    assert hit.depth[0, middle].item() == pytest.approx(at_centre, abs=1e-4)
+    assert hit.depth[0, middle].item() == pytest.approx(at_center, abs=1e-4)
     assert_close((hit.normal @ batch.axes.mT)[0, middle], torch.tensor(normal).float(), atol=1e-4, rtol=0)
 
 
@@ -242,12 +242,12 @@ def mirrored(scene):
     """The scene as a mirror at x = 0 shows it, moved back to 0 … width."""
     mirror = np.diag([-1.0, 1.0, 1.0])
     parts = scene.parts.copy()
-    parts["centre"][:, 0] = scene.size[0] - parts["centre"][:, 0]
+    parts["center"][:, 0] = scene.size[0] - parts["center"][:, 0]
     parts["yaw"] = -parts["yaw"]
     parts[[1, 3]] = parts[[3, 1]]
     position = scene.position * [-1, 1, 1] + [scene.size[0], 0, 0]
     axes = mirror @ scene.axes @ mirror
-    view = layout.view(scene.size, position, axes, FOCAL)
+    view = layout.project(scene.size, position, axes, FOCAL)
     lights = scene.lights * [-1, 1, 1] + [scene.size[0], 0, 0]
     return replace(scene, parts=parts, position=position, axes=axes, view=view, lights=lights)
 

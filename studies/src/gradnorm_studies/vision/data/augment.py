@@ -1,4 +1,4 @@
-"""Changes of a sample that keep image and truth in step; for one sample or a batch."""
+"""Augmentations that transform image and ground truth together; for one sample or a batch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from gradnorm_studies.vision.data.rooms.layout import MIRROR
 from gradnorm_studies.vision.data.sample import Sample, collate
 
 FACTORS = (1.0, 1.2, 1.5)
-"""The scales usual for NYUv2."""
+"""The usual scales for NYUv2."""
 
 
 def augment(batch: Sample, generator: torch.Generator) -> Sample:
-    """Each sample at a scale drawn from `FACTORS`, from any part of the view, and one in two mirrored.
+    """Random scale from `FACTORS`, random crop, and a horizontal flip with probability ½, per sample.
 
     Args:
-        batch: On any device.
-        generator: On the CPU; advances by four numbers a sample.
+        batch: A batch, on any device.
+        generator: A CPU generator; advances by four numbers per sample.
     """
     changed = []
     for index, draws in enumerate(torch.rand(len(batch.image), 4, generator=generator).tolist()):
@@ -33,7 +33,7 @@ def augment(batch: Sample, generator: torch.Generator) -> Sample:
 
 
 def flip(sample: Sample) -> Sample:
-    """The mirror image: x of the normals changes sign, and each layout keypoint takes its mirrored name.
+    """Horizontal flip: x of the normals changes sign, and each layout keypoint takes its mirrored channel.
 
     Examples:
         >>> one = Sample(torch.rand(3, 8, 8), torch.zeros(2, 2).long(), torch.ones(1, 2, 2), torch.ones(3, 2, 2))
@@ -63,18 +63,17 @@ def _flip_boxes(boxes: Tensor, width: int) -> Tensor:
 
 
 def scale(sample: Sample, factor: float, corner: tuple[float, float]) -> Sample:
-    """A part of the view, as large as the whole was: what the same camera sees of a scene drawn up to it.
+    """A crop resized to the full size: the view of the same camera of a scene moved closer.
 
-    Depth is divided by the factor. A scene pressed together so slopes more, so the normals' z is multiplied by it, and
-    they are made unit again. (Multi-task code often leaves them as they are, which is right only for what faces the
-    camera.) Classes, depth and normals are those of the nearest pixel; image and heatmaps are interpolated. Boxes are
-    cut to the view; those outside it are gone, as are keypoints. Where a layout's edges leave the new view, no
-    keypoints are found anew.
+    Depth is divided by the factor. This steepens all slopes, so the normals' z is multiplied by the factor, and they
+    are normalized again. (Multi-task code often leaves them unchanged, which is right only for surfaces that face the
+    camera.) Classes, depth and normals are sampled nearest; image and heatmaps are interpolated. Boxes are clipped to
+    the crop; boxes and keypoints outside it are removed. No keypoints are added where a layout's edges leave the crop.
 
     Args:
-        sample: One, or a batch.
-        factor: At least 1.
-        corner: Where the part lies: (0, 0) at the upper left, (1, 0) at the upper right, (1, 1) at the lower right.
+        sample: One sample, or a batch.
+        factor: Scale, at least 1.
+        corner: Position of the crop: (0, 0) is the upper left, (1, 0) the upper right, (1, 1) the lower right.
 
     Raises:
         ValueError: `factor` is below 1, or `corner` outside 0 … 1.
@@ -117,7 +116,7 @@ def scale(sample: Sample, factor: float, corner: tuple[float, float]) -> Sample:
 
 
 def _places(values: Tensor, dim: int, factor: float, start: float) -> Tensor:
-    """Where along `dim` each new pixel's centre was, in pixels."""
+    """Where along `dim` each new pixel's center was, in pixels."""
     count = values.shape[dim]
     centers = (torch.arange(count, device=values.device) + 0.5) / factor + start * count
     return (centers - 0.5).clamp(0, count - 1)

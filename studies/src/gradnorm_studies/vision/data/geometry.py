@@ -1,8 +1,8 @@
-"""A camera, and what it says about the slope of what it sees.
+"""A pinhole camera, and surface normals from depth.
 
 A plane n·P = d, seen by a pinhole camera at the pixel with ray (u, v, 1), has 1/z = n·(u, v, 1) / d: its inverse depth
 is affine in the pixel's coordinates, and the three coefficients are the normal, up to its length. So a plane is fitted
-to inverse depth by linear least squares; a structured-light sensor's noise is even in inverse depth, too.
+to inverse depth by linear least squares; the noise of a structured-light sensor is uniform in inverse depth, too.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ TAPS, SPACING = 7, 2
 """A plane is fitted to 7 × 7 pixels, every second of 13 × 13."""
 
 EDGE = 0.05
-"""Pixels whose depth differs by more than this share belong to another surface."""
+"""Relative difference in depth above which a pixel belongs to another surface."""
 
 ENOUGH = 0.25
-"""Share of the pixels that must belong to the surface for the fit to count."""
+"""Share of the pixels that must belong to the surface for a valid fit."""
 
 
 def peaks(maps: Tensor) -> Tensor:
-    """Row and column of each map's highest cell, [N, h, w] → [N, 2] float32.
+    """Row and column of the maximum of each map, [N, h, w] → [N, 2] float32.
 
     Examples:
         >>> peaks(torch.tensor([[[0.0, 0.1, 0.0], [0.0, 0.0, 0.9]]]))
@@ -36,7 +36,7 @@ def peaks(maps: Tensor) -> Tensor:
 
 
 def places(heatmaps: Tensor, truth: Sample) -> Tensor:
-    """Where on the image heatmaps see the keypoints that the truth has, [48, h, w] → [k, 2], across and down."""
+    """Image positions (x, y) in the heatmaps of the keypoints that the ground truth has, [48, h, w] → [k, 2]."""
     assert truth.keypoints is not None
     cells = peaks(heatmaps[truth.keypoints.amax(dim=(-2, -1)) > VISIBLE]).flip(-1) + 0.5
     return cells * truth.image.shape[-1] / heatmaps.shape[-1]
@@ -44,7 +44,7 @@ def places(heatmaps: Tensor, truth: Sample) -> Tensor:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera: focal lengths and principal point in pixels; the upper left pixel's centre is (0, 0)."""
+    """A pinhole camera: focal lengths and principal point in pixels; (0, 0) is the center of the upper left pixel."""
 
     fx: float
     fy: float
@@ -52,7 +52,7 @@ class Camera:
     cy: float
 
     def cropped(self, left: float, top: float) -> Camera:
-        """The camera of an image without its first columns and rows."""
+        """The camera of the image after cropping its first columns and rows."""
         return Camera(self.fx, self.fy, self.cx - left, self.cy - top)
 
     def scaled(self, x: float, y: float) -> Camera:
@@ -60,7 +60,7 @@ class Camera:
         return Camera(self.fx * x, self.fy * y, (self.cx + 0.5) * x - 0.5, (self.cy + 0.5) * y - 0.5)
 
     def rays(self, height: int, width: int) -> Tensor:
-        """[3, h, w]: the point at depth 1 that each pixel sees; times depth, the point it does see."""
+        """[3, h, w]: the point at depth 1 on each pixel's ray; times depth, the visible point."""
         u = (torch.arange(width) - self.cx) / self.fx
         v = (torch.arange(height) - self.cy) / self.fy
         return torch.stack([u.expand(height, -1), v[:, None].expand(-1, width), torch.ones(height, width)])
@@ -71,7 +71,7 @@ def normals_from_depth(depth: Tensor, camera: Camera) -> Tensor:
 
     Args:
         depth: [1, h, w] along the optical axis; 0 where unknown.
-        camera: Whose image this is.
+        camera: The camera of the depth map.
 
     Returns:
         [3, h, w], x right, y down, z forward; 0 where the depth is unknown or too little of the surface is seen.

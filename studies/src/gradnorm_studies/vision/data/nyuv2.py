@@ -1,7 +1,7 @@
 """NYUv2 (Silberman et al., ECCV 2012): 795 training and 654 test images of rooms, with classes and depth.
 
-Nothing is downloaded. The user puts one of two forms into a folder, and `NYUv2` finds which it is: the official MATLAB
-files, or the preprocessed folders that most multi-task code reads. Both become `Sample`s of the same convention.
+Nothing is downloaded. The user provides one of two forms in a folder, which `NYUv2` detects: the official MATLAB files,
+or the preprocessed folders that most multi-task code reads. Both become `Sample`s with the same conventions.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Split = Literal["train", "test"]
 
 LABELED, SPLITS, MAPPING = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
 DATASETS = {"images": (3, 640, 480), "depths": (640, 480), "rawDepths": (640, 480), "labels": (640, 480)}
-"""What is read of the official file, and the shape of one image's part of it; MATLAB's axes are reversed."""
+"""The datasets that are read from the official file, and their shape per image; MATLAB's axes are reversed."""
 NUMBERS = {"train": "trainNdxs", "test": "testNdxs"}
 FOLDERS = {"train": "train", "test": "val"}
 CHANNELS = {"image": (3,), "label": (), "depth": (1,), "normal": (3,)}
-"""The preprocessed folders, and what follows height and width in the shape of their files."""
+"""The preprocessed folders, and the trailing dimensions of their arrays after height and width."""
 
 TOP, BOTTOM, LEFT, RIGHT = 45, 471, 41, 601
-"""The usual crop: without the border for which the depth could not be projected into the image."""
+"""The usual crop, which removes the border without projected depth."""
 
 KINECT = Camera(518.85790, 519.46961, 324.58245, 252.73616).cropped(LEFT, TOP)
-"""The colour camera of the official toolbox (its `camera_params.m`, which counts pixels from 1), cropped."""
+"""The color camera of the official toolbox (its `camera_params.m`, which counts pixels from 1), cropped."""
 
 # fmt: off
 THIRTEEN = (12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5,
@@ -45,23 +45,23 @@ THIRTEEN = (12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5,
 """Of the 40 classes (Gupta et al.), each one's place among the 13 (Couprie et al.), from 1."""
 
 AXES_IMAGES = 16
-"""Images from which the axes of stored normals are found."""
+"""Images from which the axes of stored normals are determined."""
 
 AGREEMENT = 0.5
 """The least mean cosine between stored normals and those from depth, in the best order and signs of the axes."""
 
 
 class NYUv2(Dataset[Sample]):
-    """The images of one split, with classes, depth and normals.
+    """One split of NYUv2, with classes, depth and normals.
 
     The whole view is squeezed into a square. Images are averaged over areas; classes are those of the nearest pixel;
     depth and normals are means over the known pixels of each area, normals then made unit again.
 
     Args:
-        root: The folder that holds either form; see `docs/data/nyuv2.md`.
+        root: Folder with either form; see `docs/data/nyuv2.md`.
         split: "train" (795 images) or "test" (654).
         size: Height and width of the images.
-        out: Height and width of the truth.
+        out: Height and width of the ground truth.
 
     Raises:
         UsageError: Files are missing, incomplete, damaged, or not what their names say.
@@ -82,7 +82,7 @@ class NYUv2(Dataset[Sample]):
 
 
 def resized(scene: Sample, size: int, out: int) -> Sample:
-    """A scene whose truth is as large as its image → a sample of `size` × `size`, truth `out` × `out`."""
+    """A scene with ground truth in full size → a sample of `size` × `size`, ground truth `out` × `out`."""
     image = F.interpolate(scene.image[None], (size, size), mode="bilinear", antialias=True)[0]
     classes = F.interpolate(scene.segmentation[None, None].float(), (out, out), mode="nearest-exact")[0, 0]
     normals = _mean_of_known(scene.normals, scene.normals.any(0, keepdim=True), out)
@@ -95,12 +95,12 @@ def resized(scene: Sample, size: int, out: int) -> Sample:
 
 
 def _mean_of_known(values: Tensor, known: Tensor, out: int) -> Tensor:
-    """[c, h, w] → [c, out, out]: means over areas; 0 where nothing is known."""
+    """[c, h, w] → [c, out, out]: means over the known pixels of each area; 0 where there are none."""
     total, share = (F.adaptive_avg_pool2d(x, out) for x in (torch.where(known, values, 0), known.float()))
     return torch.where(share > 0, total / share, 0)
 
 
-class Scenes(Protocol):
+class Source(Protocol):
     """One split in one of the two forms: scenes in full size."""
 
     def __len__(self) -> int: ...
@@ -108,7 +108,7 @@ class Scenes(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def _find(root: Path, split: Split) -> Scenes:
+def _find(root: Path, split: Split) -> Source:
     if (root / LABELED).exists():
         return OfficialScenes(root, split)
     if (root / FOLDERS[split]).is_dir():
@@ -156,13 +156,13 @@ class OfficialScenes:
         )
 
     def _open(self) -> Any:
-        """Opened for each image: an open file survives neither pickling nor the fork of a loader's workers."""
+        """Opened per image: an open file survives neither pickling nor the fork of a loader's workers."""
         import h5py
 
         return h5py.File(self._path, "r")
 
     def _check(self) -> int:
-        """How many images the file holds, once it is what it should be."""
+        """The number of images in the file, after validating it."""
         with _reading(self._path), self._open() as file:
             shapes = {name: file[name].shape if name in file else None for name in DATASETS}
         count = (shapes["images"] or (0,))[0]
@@ -177,13 +177,13 @@ class OfficialScenes:
 
 
 def _cropped(stored: np.ndarray) -> Tensor:
-    """[…, 640, 480] as MATLAB wrote it → [426, 560], upright, without the border."""
+    """[…, 640, 480] as MATLAB stores it → […, 426, 560], transposed and cropped."""
     values = stored.astype(np.int64) if stored.dtype == np.uint16 else stored  # torch cannot index by uint16
     return torch.from_numpy(values).transpose(-1, -2)[..., TOP:BOTTOM, LEFT:RIGHT]
 
 
 def _class_table(path: Path) -> Tensor:
-    """[895]: the place in `CLASSES` of each official label; −1 for 0, which is unlabelled."""
+    """[895]: the place in `CLASSES` of each official label; −1 for 0, which is unlabeled."""
     forty = _matlab(path, "mapClass").ravel().astype(int)
     if len(forty) != 894 or forty.min() < 1 or forty.max() > 40:
         raise UsageError(f"{path}: 'mapClass' must map 894 classes to 1 … 40, but has {len(forty)} entries.")
@@ -200,8 +200,8 @@ def _matlab(path: Path, name: str) -> np.ndarray:
 class FolderScenes:
     """`image`, `label`, `depth`, `normal`, each with 0.npy, 1.npy …, as published with MTAN (Liu et al., CVPR 2019).
 
-    What the axes of the stored normals are is not written anywhere. So it is measured: of all orders and signs, the one
-    that agrees best with normals from the stored depth.
+    The axes of the stored normals are documented nowhere, so they are determined: of all orders and signs, those that
+    agree best with normals from the stored depth.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -239,7 +239,7 @@ class FolderScenes:
         return Sample(image, label.long(), depth, normal)
 
     def _load(self, stem: str, mapped: bool = False) -> dict[str, np.ndarray]:
-        """The arrays of one image; `mapped`, without reading them, which shows all the same whether they are whole."""
+        """The arrays of one image; `mapped` maps them into memory, which validates files without reading them."""
         arrays = {}
         for name, channels in CHANNELS.items():
             path = self._folder / name / f"{stem}.npy"
@@ -251,7 +251,7 @@ class FolderScenes:
         return arrays
 
     def _find_axes(self) -> Tensor:
-        """[3, 3]: takes stored normals to (right, down, forward)."""
+        """[3, 3], the matrix from stored normals to (right, down, forward)."""
         products, known = torch.zeros(3, 3), 0
         for index in range(0, len(self), -(-len(self) // AXES_IMAGES)):
             scene = self._stored(index)
@@ -278,7 +278,7 @@ class FolderScenes:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Says which file it was; the readers raise whatever their parsers stumble over."""
+    """Names the file in the error; the readers raise whatever their parsers raise."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A vision data set, or what a network makes of it, as pictures: what a person looks at before the figures."""
+"""Previews of vision data sets and predictions as images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from gradnorm_studies.vision.data.sample import CLASSES, Sample
 
 
 def contact_sheet(rooms: Rooms, path: Path) -> Path:
-    """All of these rooms with their truth, as a PNG."""
-    views = [view(rooms[i]) for i in range(len(rooms))]
+    """Write a PNG of these rooms with their ground truth."""
+    views = [annotated(rooms[i]) for i in range(len(rooms))]
     titled = [replace(one, title=f"{rooms.split} {i}: {one.kind}") for i, one in enumerate(views)]
     return figures.contact_sheet(path, titled, CLASSES)
 
 
-def view(sample: Sample) -> figures.View:
-    """One sample on the CPU, as it is drawn; without a title."""
+def annotated(sample: Sample) -> figures.AnnotatedImage:
+    """One sample, for drawing, without a title; the sample is on the CPU."""
     real = None if sample.labels is None else sample.labels >= 0
-    return figures.View(
+    return figures.AnnotatedImage(
         title="",
         image=_last(sample.image),
         segmentation=sample.segmentation.numpy(),

@@ -1,7 +1,7 @@
-"""What every vision data set gives: an image, and the truth for each task, in one convention.
+"""The sample format of all vision data sets: an image, and the ground truth for each task.
 
-Input is H × W, truth h × w (a quarter of it each way in the paper). A batch is a `Sample` too, each tensor with one
-more axis in front. What is not known at a pixel is marked in the truth itself: class −1, depth 0, normal zero.
+The image is H × W, the ground truth h × w (a quarter of it each way in the paper). A batch is a `Sample` too, each
+tensor with a leading batch dimension. Unknown pixels are marked in the ground truth: class −1, depth 0, normal zero.
 """
 
 from __future__ import annotations
@@ -31,42 +31,42 @@ CLASSES = (
 """NYUv2's 13 classes, in its order."""
 
 KEYPOINTS = 48
-"""Room-layout keypoints, all layout types together (§5)."""
+"""Number of room-layout keypoints over all layout types (§5)."""
 
 VISIBLE = 0.5
-"""A heatmap with a cell above this has its keypoint in the image."""
+"""A keypoint is in the image if its heatmap exceeds this."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image or a batch of them, with the truth for each task."""
+    """One image or a batch, with the ground truth for each task."""
 
     image: Tensor
     """[3, H, W] float32 in 0 … 1."""
     segmentation: Tensor
     """[h, w] int64: an index of `CLASSES`; −1 unknown."""
     depth: Tensor
-    """[1, h, w] float32 in metres along the optical axis; 0 unknown."""
+    """[1, h, w] float32 in meters along the optical axis; 0 unknown."""
     normals: Tensor
     """[3, h, w] float32 unit vectors, camera coordinates (x right, y down, z forward), facing it; 0 unknown."""
     keypoints: Tensor | None = None
     """[48, h, w] float32 heatmaps in 0 … 1: one Gaussian per visible keypoint of this room's layout type."""
     boxes: Tensor | None = None
-    """[M, 4] float32: left, top, right, bottom in pixels of the image; rows beyond the objects there are 0."""
+    """[M, 4] float32: left, top, right, bottom in pixels of the image; padding rows are 0."""
     labels: Tensor | None = None
-    """[M] int64: each box's index of `CLASSES`; −1 where there is no object."""
+    """[M] int64: each box's index of `CLASSES`; −1 for padding."""
     room: Tensor | None = None
     """[] int64: the kind of room."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Sample:
-        """Every tensor that is there, changed: `sample.map(lambda x: x.to("cuda"))`."""
+        """Apply a function to every tensor that is present: `sample.map(lambda x: x.to("cuda"))`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {name: None if v is None else change(v) for name, v in values.items()}
         return Sample(**changed)
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Samples of the same sizes → one batch.
+    """Collate samples of the same sizes into one batch.
 
     Examples:
         >>> one = Sample(torch.zeros(3, 8, 8), torch.zeros(2, 2).long(), torch.ones(1, 2, 2), torch.zeros(3, 2, 2))

@@ -1,4 +1,4 @@
-"""What both families have in common: features that tasks share, and a head for each task upon them."""
+"""The common base of both families: a shared encoder–decoder, and a head per task."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Head:
-    """What one task has for itself: one affine layer, as in §5, or a little more."""
+    """The configuration of a task's head: one affine layer, as in §5, optionally after a convolution."""
 
     channels: int
-    """Of its output."""
+    """Output channels."""
     hidden: int = 0
     """Filters of a 3×3 layer before the affine one; 0 for none."""
     whole: bool = False
-    """About the whole image: the head reads what the encoder gives, as classifiers do, and gives no map."""
+    """A prediction for the whole image: the head pools the encoder's features, as classifiers do."""
 
     def build(self, encoded: int, decoded: int) -> nn.Module:
-        """The layers, for so many channels of the encoder and the decoder."""
+        """The layers, given the channels of encoder and decoder."""
         if self.whole:
             return nn.Linear(encoded, self.channels)
         if not self.hidden:
@@ -30,13 +30,13 @@ class Head:
 
 
 class Dense(nn.Module, ABC):
-    """An image → a map of a quarter of its size for each task; all is shared but the heads (§5).
+    """An image → per task a map of a quarter of its size; all is shared but the heads (§5).
 
     Args:
         heads: By the tasks' names.
-        encoded: Channels of what the encoder gives.
-        decoded: Channels of what the decoder gives.
-        stride: Height and width of the images must be multiples of this.
+        encoded: Channels of the encoder's output.
+        decoded: Channels of the decoder's output.
+        stride: Divisor of the images' height and width.
 
     Raises:
         ValueError: No task.
@@ -84,7 +84,7 @@ class Dense(nn.Module, ABC):
 
 
 def scaled(filters: int, width: float) -> int:
-    """How many filters a layer has in a network of this width.
+    """The number of filters of a layer in a network of this width.
 
     Raises:
         ValueError: `width` is not above 0.
@@ -95,7 +95,7 @@ def scaled(filters: int, width: float) -> int:
 
 
 def normed(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Convolution of the same size, batch norm."""
+    """Size-preserving convolution, batch norm."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
@@ -103,5 +103,5 @@ def normed(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Se
 
 
 def rectified(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Convolution of the same size, batch norm, ReLU."""
+    """Size-preserving convolution, batch norm, ReLU."""
     return normed(inputs, outputs, kernel, stride).append(nn.ReLU(inplace=True))

@@ -1,4 +1,4 @@
-"""FCN (§5): a thinned ResNet-50 down, a shallow ResNet with learned upsampling up.
+"""FCN (§5): a thinned ResNet-50 encoder, and a shallow ResNet decoder with learned upsampling.
 
 Thinned: the layers of 2,048 filters have 1,024, as the stage before them. A stage's stride is in its first layer, as
 early as it can be (He et al.; most later code has it in the 3×3 layer behind). The paper leaves the decoder open: here
@@ -17,7 +17,7 @@ STAGES = ((64, 3), (128, 4), (256, 6), (256, 3))
 """Filters within a block, a quarter of what it gives, and blocks; ResNet-50 has 512 in the last stage."""
 
 DECODER = (192, 128, 64)
-"""Filters at a sixteenth, an eighth and a quarter of the image's size."""
+"""Decoder filters at 1/16, 1/8 and 1/4 of the image's size."""
 
 
 class Residual(nn.Module):

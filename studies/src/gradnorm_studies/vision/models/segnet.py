@@ -1,4 +1,4 @@
-"""SegNet (§5): VGG16 down, its mirror image up, each value put back where the maximum was.
+"""SegNet (§5): a VGG16 encoder, and its mirror image with max-unpooling as decoder.
 
 The decoder stops where its maps have the size of the output, a quarter of the image's: the mirror images of the first
 two stages would only enlarge what is then made small again, and hold less than 1 % of the parameters.
@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from .dense import Dense, Head, rectified, scaled
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Filters of each convolution; every stage ends in a pooling."""
+"""Filters of each convolution by stage; every stage ends in a max-pooling."""
 
 UNDECODED = 2
-"""Stages without a mirror image: 2² = 4 times smaller output."""
+"""Encoder stages without a mirror image: the output is 2² = 4 times smaller."""
 
 
 class SegNet(Dense):

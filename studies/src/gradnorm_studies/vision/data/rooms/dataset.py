@@ -1,4 +1,4 @@
-"""`Rooms`: as many furnished rooms as wanted, each drawn from its number, with the truth for every task."""
+"""`Rooms`: a data set of furnished rooms, each generated from its index, with ground truth for all tasks."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from torch.utils.data import Dataset
 from gradnorm import ArgumentError
 from gradnorm_studies.vision.data.rooms.furniture import draw
 from gradnorm_studies.vision.data.rooms.layout import FIRST
-from gradnorm_studies.vision.data.rooms.render import Batch, Hits, measured, pack, photograph, pixel_rays, trace
+from gradnorm_studies.vision.data.rooms.render import Hits, SceneBatch, has_depth, pack, photograph, pixel_rays, trace
 from gradnorm_studies.vision.data.rooms.scene import Scene
 from gradnorm_studies.vision.data.sample import KEYPOINTS, Sample
 
 Split = Literal["train", "test"]
 
 BOXES = 24
-"""Rows of boxes in a sample: the largest objects in view, if there are more."""
+"""Maximum number of boxes per sample; if there are more objects, the largest."""
 
 LEAST_SHARE = 1 / 400
-"""An object counts as visible from this share of the image on."""
+"""Minimum share of the image for an object to count as visible."""
 
 
 class Rooms(Dataset[Sample]):
-    """Rendered rooms, by number: the same number is the same room on every machine, and no two splits share any.
+    """Rendered rooms by index: the same index is the same room on every machine, and splits are disjoint.
 
-    Class, depth and normals are those of the ray through the middle of each of the out × out cells; class is known
+    Class, depth and normals are those of the ray through the center of each of the out × out cells; the class is known
     everywhere, depth and normals are 0 where a Kinect would have a hole. Keypoints follow `layout.TYPES`.
 
     Args:
         split: "train" or "test".
-        n: How many.
-        seed: Another seed, other rooms.
+        n: Number of rooms.
+        seed: Seed of the rooms.
         size: The image's width and height in pixels.
-        out: The truth's.
+        out: The ground truth's width and height.
 
     Raises:
         ArgumentError: An argument is none of these.
@@ -69,7 +69,7 @@ class Rooms(Dataset[Sample]):
         return draw(np.random.default_rng([self.seed, get_args(Split).index(self.split), index]))
 
     def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Sample:
-        """Many samples at once, rendered on a device."""
+        """A batch of samples, rendered on a device."""
         return render([self.scene(index) for index in indices], self.size, self.out, device)
 
 
@@ -79,7 +79,7 @@ def render(scenes: Sequence[Scene], size: int, out: int, device: torch.device | 
     batch = pack(scenes, device)
     seen = trace(batch, pixel_rays(batch, size))
     truth = trace(batch, pixel_rays(batch, out))
-    known = measured(batch, truth).view(-1, 1, out, out)
+    known = has_depth(batch, truth).view(-1, 1, out, out)
     camera_normals = (truth.normal @ batch.axes.mT).mT.unflatten(2, (out, out))
     boxes, labels = find_boxes(batch, seen, size)
     return Sample(
@@ -94,8 +94,8 @@ def render(scenes: Sequence[Scene], size: int, out: int, device: torch.device | 
     )
 
 
-def look_up(batch: Batch, hits: Hits, name: str) -> Tensor:
-    """A field of `PART` at each hit, [B, R]."""
+def look_up(batch: SceneBatch, hits: Hits, name: str) -> Tensor:
+    """[B, R], a field of `PART` at each hit."""
     return batch.parts[name].gather(1, hits.part)
 
 
@@ -112,7 +112,7 @@ def heatmaps(scenes: Sequence[Scene], out: int) -> Tensor:
     return maps
 
 
-def find_boxes(batch: Batch, hits: Hits, size: int) -> tuple[Tensor, Tensor]:
+def find_boxes(batch: SceneBatch, hits: Hits, size: int) -> tuple[Tensor, Tensor]:
     """Boxes [B, M, 4] around what is seen of each object, the largest first, and their classes [B, M]."""
     instances, labels = batch.parts["instance"], batch.parts["label"]
     count = int(instances.max()) + 1

@@ -1,6 +1,6 @@
-"""What stands in each kind of room: furniture put together from boxes, cylinders and ellipsoids.
+"""The furniture of each kind of room, built from boxes, cylinders and ellipsoids.
 
-Every function finds a place for its thing and builds it there, or leaves it out where the room is full. In a piece's
+Every function finds a place for its piece and builds it there, or leaves it out where the room is full. In a piece's
 own coordinates x runs along the wall, y from its back to its front, z up from what it stands on.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gradnorm_studies.vision.data.rooms.scene import Colour, Draft, Material, Piece, Place, Scene, Shape, Texture, look
+from gradnorm_studies.vision.data.rooms.scene import Color, Draft, Material, Piece, Place, Scene, Shape, Texture, look
 
 ROOMS = ("bedroom", "living room", "office", "dining room")
 """The kinds of room."""
@@ -22,26 +22,25 @@ WHITE = Material((0.72, 0.71, 0.68))
 SCREEN = Material((0.008, 0.009, 0.012), gloss=0.9)
 
 
-def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """A linear colour from hue, saturation and value as they look."""
+def hsv(hue: float, saturation: float, value: float) -> Color:
+    """A linear color from hue, saturation and value as they look."""
     red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
     return red**2.2, green**2.2, blue**2.2
 
 
-def shade(colour: Colour, factor: float) -> Colour:
-    """Lighter or darker."""
-    red, green, blue = (min(1.0, c * factor) for c in colour)
+def scaled(color: Color, factor: float) -> Color:
+    red, green, blue = (min(1.0, c * factor) for c in color)
     return red, green, blue
 
 
 def wood(draft: Draft, along: int = 0) -> Material:
     """Grain along one of a part's axes."""
-    colour = hsv(draft.between(0.055, 0.1), draft.between(0.3, 0.65), draft.between(0.35, 0.85))
+    color = hsv(draft.between(0.055, 0.1), draft.between(0.3, 0.65), draft.between(0.35, 0.85))
     frequency = [14.0, 14.0, 14.0]
     frequency[along] = 0.8
     if draft.chance(0.2):
         return painted(draft)
-    return Material(colour, shade(colour, 0.62), (frequency[0], frequency[1], frequency[2]), Texture.WOOD, gloss=0.15)
+    return Material(color, scaled(color, 0.62), (frequency[0], frequency[1], frequency[2]), Texture.WOOD, gloss=0.15)
 
 
 def painted(draft: Draft) -> Material:
@@ -50,20 +49,20 @@ def painted(draft: Draft) -> Material:
 
 
 def fabric(draft: Draft, saturation: float = 0.6) -> Material:
-    """Plain, striped, checked or mottled cloth of any colour."""
+    """Plain, striped, checked or mottled cloth of any color."""
     hue = draft.between(0, 1)
-    colour = hsv(hue, draft.between(0.05, saturation), draft.between(0.25, 0.9))
+    color = hsv(hue, draft.between(0.05, saturation), draft.between(0.25, 0.9))
     second = hsv(hue + draft.between(-0.15, 0.15), draft.between(0.0, saturation), draft.between(0.3, 0.95))
     texture = draft.pick((Texture.PLAIN, Texture.PLAIN, Texture.STRIPES, Texture.CHECKS, Texture.CLOUDS))
     repeats = draft.between(4, 9)
     frequency = (repeats, 0.0, 0.0) if texture == Texture.STRIPES else (repeats, repeats, repeats)
-    return Material(colour, second, frequency, texture)
+    return Material(color, second, frequency, texture)
 
 
 def bright(draft: Draft) -> Material:
-    """Small things are of any colour, some of them glossy."""
-    colour = hsv(draft.between(0, 1), draft.between(0.1, 0.9), draft.between(0.2, 0.95))
-    return Material(colour, gloss=draft.pick((0.0, 0.1, 0.6)))
+    """Small things are of any color, some of them glossy."""
+    color = hsv(draft.between(0, 1), draft.between(0.1, 0.9), draft.between(0.2, 0.95))
+    return Material(color, gloss=draft.pick((0.0, 0.1, 0.6)))
 
 
 def legs(piece: Piece, width: float, depth: float, height: float, material: Material, thick: float = 0.05) -> None:
@@ -111,7 +110,7 @@ def cabinet(piece: Piece, width: float, depth: float, height: float, drawers: in
     """A body with fronts that stand out a little, and handles."""
     half = width / 2
     piece.box((-half, half), (0, depth - 0.02), (0.0, height), material)
-    front = material._replace(colour=shade(material.colour, 1.15), second=shade(material.second, 1.15))
+    front = material._replace(color=scaled(material.color, 1.15), second=scaled(material.second, 1.15))
     each = (height - 0.08) / drawers
     for i in range(drawers):
         low = 0.05 + i * each
@@ -139,7 +138,7 @@ def wardrobe(draft: Draft) -> None:
     piece = draft.piece("furniture", place)
     half = width / 2
     piece.box((-half, half), (0, depth - 0.02), (0, height), body)
-    door = body._replace(colour=shade(body.colour, 1.15), second=shade(body.second, 1.15))
+    door = body._replace(color=scaled(body.color, 1.15), second=scaled(body.second, 1.15))
     for side in (-1, 1):
         x = sorted((side * 0.008, side * (half - 0.02)))
         piece.box((x[0], x[1]), (depth - 0.02, depth), (0.06, height - 0.04), door)
@@ -156,7 +155,7 @@ def bookshelf(draft: Draft) -> None:
         return
     material, half = wood(draft), width / 2
     piece = draft.piece("furniture", place)
-    piece.box((-half, half), (0, 0.02), (0, height), material._replace(colour=shade(material.colour, 0.6)))
+    piece.box((-half, half), (0, 0.02), (0, height), material._replace(color=scaled(material.color, 0.6)))
     for x in (-half, half - 0.025):
         piece.box((x, x + 0.025), (0, depth), (0, height), material)
     for i in range(shelves + 1):
@@ -219,7 +218,7 @@ def plant(draft: Draft, place: Place | None = None, size: float = 1.0) -> None:
     pot, tall = 0.28 * size, draft.between(0.4, 0.7) * size
     piece.cylinder(0, 0, (0, pot), 0.14 * size, bright(draft))
     green = hsv(draft.between(0.22, 0.36), draft.between(0.4, 0.8), draft.between(0.25, 0.6))
-    leaves = Material(green, shade(green, 0.35), (14.0 / size**0.5,) * 3, Texture.CLOUDS)
+    leaves = Material(green, scaled(green, 0.35), (14.0 / size**0.5,) * 3, Texture.CLOUDS)
     for _ in range(3):
         x, y = draft.between(-0.1, 0.1) * size, draft.between(-0.1, 0.1) * size
         wide, top = draft.between(0.13, 0.2) * size, pot + tall * draft.between(0.6, 1.0)
@@ -267,7 +266,7 @@ def sofa(draft: Draft) -> Place | None:
     cloth, half = fabric(draft), width / 2
     if cloth.texture == Texture.CHECKS:
         cloth = cloth._replace(texture=Texture.PLAIN)
-    light = cloth._replace(colour=shade(cloth.colour, 1.18))
+    light = cloth._replace(color=scaled(cloth.color, 1.18))
     seat, back, arm = draft.between(0.38, 0.45), draft.between(0.75, 0.9), draft.between(0.12, 0.2)
     piece = draft.piece("sofa", place)
     piece.box((-half, half), (0.02, depth - 0.03), (0.05, seat - 0.12), cloth)
@@ -441,7 +440,7 @@ def kitchen_counter(draft: Draft) -> None:
     piece = draft.piece("furniture", place)
     piece.box((-half, half), (0, 0.56), (0.08, height - 0.04), material)
     piece.box((-half - 0.02, half + 0.02), (0, 0.62), (height - 0.04, height), stone(draft))
-    front = material._replace(colour=shade(material.colour, 1.15), second=shade(material.second, 1.15))
+    front = material._replace(color=scaled(material.color, 1.15), second=scaled(material.second, 1.15))
     for i in range(doors):
         left = -half + i * width / doors
         piece.box((left + 0.01, left + width / doors - 0.01), (0.56, 0.58), (0.12, height - 0.07), front)
@@ -476,12 +475,12 @@ def window(draft: Draft) -> None:
     piece = draft.piece("window", place)
     piece.box((-half - 0.06, half + 0.06), (0, 0.035), (-0.06, height + 0.06), WHITE)
     sky = Material((0.55, 0.62, 0.5), (0.8, 0.92, 1.0), (0.0, 0.0, 1 / height), Texture.GRADIENT, gloss=1.0, glow=1.5)
-    sky = sky._replace(colour=hsv(draft.between(0.2, 0.6), draft.between(0.05, 0.3), draft.between(0.6, 0.9)))
+    sky = sky._replace(color=hsv(draft.between(0.2, 0.6), draft.between(0.05, 0.3), draft.between(0.6, 0.9)))
     for left, right in ((-half, -0.025), (0.025, half)):
         piece.box((left, right), (0.035, 0.04), (0, height), sky)
     cover = draft.pick(("curtains", "curtains", "blind", "none"))
     cloth = fabric(draft)
-    folds = Material(cloth.colour, shade(cloth.colour, 0.55), (11.0, 0.0, 0.0), Texture.WOOD)
+    folds = Material(cloth.color, scaled(cloth.color, 0.55), (11.0, 0.0, 0.0), Texture.WOOD)
     if cover == "curtains":
         for side in (-1, 1):
             x = sorted((side * (half - draft.between(0.05, 0.2)), side * (half + 0.22)))
@@ -520,7 +519,7 @@ def rug(draft: Draft) -> None:
     middle = Place(draft.between(0.4, 0.6) * w, draft.between(0.4, 0.6) * d, 0.0, draft.between(-0.15, 0.15))
     cloth = fabric(draft)
     piece = draft.piece("floor", middle)
-    piece.box((-x, x), (-y, y), (0, 0.008), cloth._replace(colour=shade(cloth.colour, 0.7)))
+    piece.box((-x, x), (-y, y), (0, 0.008), cloth._replace(color=scaled(cloth.color, 0.7)))
     piece.box((-x + 0.08, x - 0.08), (-y + 0.08, y - 0.08), (0, 0.012), cloth)
 
 
@@ -532,7 +531,7 @@ def door(draft: Draft) -> None:
     draft.claim(place.at(0, 0.4), 0.9, 0.8)
     material = wood(draft, along=2)
     piece = draft.piece("wall", place)
-    piece.box((-0.48, 0.48), (0, 0.025), (0, 2.08), material._replace(colour=shade(material.colour, 1.2)))
+    piece.box((-0.48, 0.48), (0, 0.025), (0, 2.08), material._replace(color=scaled(material.color, 1.2)))
     piece.box((-0.4, 0.4), (0.025, 0.04), (0, 2.0), material)
     piece.box((0.3, 0.35), (0.04, 0.09), (1.0, 1.03), METAL)
 
@@ -621,7 +620,7 @@ FURNISHINGS: dict[str, tuple[tuple[float, Furnish], ...]] = {
         (0.3, bookshelf),
     ),
 }
-"""What each kind of room may hold, with its probability, in the order in which it claims its place."""
+"""The pieces of each kind of room with their probabilities, in the order in which they are placed."""
 
 
 def draw(rng: np.random.Generator) -> Scene:
@@ -641,7 +640,7 @@ def draw(rng: np.random.Generator) -> Scene:
         ceiling_lamp(draft)
     parts = draft.parts()
     position, axes, view = look(draft, parts)
-    lights, colours, ambient = lighting(draft)
+    lights, colors, ambient = lighting(draft)
     return Scene(
         room=room,
         size=np.array(draft.size),
@@ -650,7 +649,7 @@ def draw(rng: np.random.Generator) -> Scene:
         axes=axes,
         view=view,
         lights=lights,
-        light_colours=colours,
+        light_colors=colors,
         ambient=ambient,
         brightness=draft.between(0.14, 0.26),
         noise=draft.between(0.008, 0.03),
@@ -664,7 +663,7 @@ def shell(draft: Draft) -> None:
     saturation, value = draft.between(0, 0.3), draft.between(0.6, 0.95)
     paint = hsv(hue, saturation, value)
     texture = draft.pick((Texture.PLAIN, Texture.PLAIN, Texture.PLAIN, Texture.STRIPES, Texture.CLOUDS))
-    second = shade(paint, draft.between(0.75, 0.92))
+    second = scaled(paint, draft.between(0.75, 0.92))
     repeats = draft.between(1.5, 5)
     wall = Material(paint, second, (repeats, repeats, 0.0 if texture == Texture.STRIPES else repeats), texture)
     accent = Material(hsv(hue + draft.between(-0.2, 0.2), draft.between(0.1, 0.6), draft.between(0.35, 0.9)))
@@ -683,15 +682,15 @@ def flooring(draft: Draft) -> Material:
     """Planks, tiles or carpet."""
     kind = draft.pick(("planks", "planks", "tiles", "carpet"))
     if kind == "planks":
-        colour = hsv(draft.between(0.05, 0.1), draft.between(0.25, 0.6), draft.between(0.35, 0.8))
+        color = hsv(draft.between(0.05, 0.1), draft.between(0.25, 0.6), draft.between(0.35, 0.8))
         frequency = draft.pick(((7.0, 0.9, 0.0), (0.9, 7.0, 0.0)))
-        return Material(colour, shade(colour, 0.5), frequency, Texture.PLANKS, gloss=0.15)
+        return Material(color, scaled(color, 0.5), frequency, Texture.PLANKS, gloss=0.15)
     hue, value = draft.between(0, 1), draft.between(0.35, 0.85)
-    colour = hsv(hue, draft.between(0, 0.25), value)
+    color = hsv(hue, draft.between(0, 0.25), value)
     if kind == "tiles":
         repeats = draft.between(1.5, 3.5)
-        return Material(colour, shade(colour, draft.between(0.5, 0.9)), (repeats, repeats, 0.0), Texture.CHECKS, 0.25)
-    return Material(colour, shade(colour, 0.8), (17.0, 17.0, 0.0), Texture.CLOUDS)
+        return Material(color, scaled(color, draft.between(0.5, 0.9)), (repeats, repeats, 0.0), Texture.CHECKS, 0.25)
+    return Material(color, scaled(color, 0.8), (17.0, 17.0, 0.0), Texture.CLOUDS)
 
 
 def lighting(draft: Draft) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -703,5 +702,5 @@ def lighting(draft: Draft) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cold = hsv(0.6, draft.between(0.0, 0.2), 1.0) if draft.window else warm
     balance = draft.between(0.25, 0.8)
     positions = np.array([lamp_at[:3], other[:3]])
-    colours = np.array([shade(warm, balance), shade(cold, 1 - balance)])
-    return positions, colours, np.array(shade(warm, draft.between(0.3, 0.55)))
+    colors = np.array([scaled(warm, balance), scaled(cold, 1 - balance)])
+    return positions, colors, np.array(scaled(warm, draft.between(0.3, 0.55)))

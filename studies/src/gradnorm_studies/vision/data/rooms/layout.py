@@ -1,8 +1,8 @@
-"""Which of the eleven layout types a view of a box-shaped room is, and where its keypoints are.
+"""Layout types and keypoints of views of a box-shaped room.
 
 Seen from inside, a room's edges form two chains, where the walls meet the ceiling and where they meet the floor,
-joined by one vertical edge a corner. What a view shows of them is one of eleven types (Zhang et al., LSUN; Lee et al.,
-RoomNet): none to two vertical edges, with or without the ceiling, with or without the floor. Keypoints are the corners
+joined by one vertical edge per corner. What a view shows of them is one of eleven types (Zhang et al., LSUN; Lee et
+al., RoomNet): none to two vertical edges, with or without ceiling, with or without floor. Keypoints are the corners
 in view and the places where edges leave the image. In this file's order a type has an upper row of them and a lower
 one, each from left to right, so that mirroring a view keeps its type and reverses both rows.
 """
@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 
 class Type(NamedTuple):
-    """What a view of this type shows."""
+    """The edges that a view of this type shows."""
 
     verticals: int
     ceiling: bool
@@ -53,7 +53,7 @@ FIRST = tuple(np.cumsum([0, *(sum(kind.rows) for kind in TYPES)]).tolist())
 """Where each type's keypoints begin among the 48, and the end."""
 
 CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float)
-"""A room's corners on the floor, in order, as shares of its width and depth."""
+"""The corners of the floor, in order, as shares of width and depth."""
 
 
 def _mirror() -> torch.Tensor:
@@ -66,18 +66,18 @@ def _mirror() -> torch.Tensor:
 
 
 MIRROR = _mirror()
-"""[48]: `keypoints[MIRROR]` are the heatmaps' places in the mirrored image."""
+"""[48]: `keypoints[MIRROR]` are the channels of the heatmaps in the mirrored image."""
 
 
-class View(NamedTuple):
-    """A layout type, by its place in `TYPES`, and its keypoints [k, 2]: right and down, in 0 … 1 over the image."""
+class LayoutView(NamedTuple):
+    """A layout type, by its index in `TYPES`, and its keypoints [k, 2]: x and y, in 0 … 1 over the image."""
 
     kind: int
     keypoints: Array
 
 
-def view(size: Array, position: Array, axes: Array, focal: float) -> View | None:
-    """What a camera in the room sees of its layout; None if that is none of the eleven types.
+def project(size: Array, position: Array, axes: Array, focal: float) -> LayoutView | None:
+    """The layout as a camera in the room sees it; `None` if it is none of the eleven types.
 
     `size`: the room's width, depth and height [3]; `position` [3] and `axes` [3, 3] (rows: right, down, forward) of the
     camera in the room's coordinates; `focal`: its focal length in image widths. The image is square.
@@ -103,11 +103,11 @@ def view(size: Array, position: Array, axes: Array, focal: float) -> View | None
     if shown not in TYPES:
         return None
     points = np.concatenate([above, below])
-    return View(TYPES.index(shown), points[:, :2] / points[:, 2:] * focal + 0.5)
+    return LayoutView(TYPES.index(shown), points[:, :2] / points[:, 2:] * focal + 0.5)
 
 
 class _Segments(NamedTuple):
-    """Edges cut to the image: which are in view, and both ends of what is, in camera coordinates."""
+    """Edges clipped to the image: which are in view, and both ends of their visible parts, in camera coordinates."""
 
     visible: NDArray[np.bool_]
     first: Array
@@ -115,7 +115,7 @@ class _Segments(NamedTuple):
 
 
 def _margins(points: Array, focal: float) -> Array:
-    """[n, 4]: how far inside each of the four planes through the image's borders; negative outside."""
+    """[n, 4]: signed distances to the four planes through the image's borders; negative outside."""
     reach = points[:, 2:] * (0.5 / focal)
     return np.concatenate([reach - points[:, :2], reach + points[:, :2]], axis=1)
 
@@ -137,7 +137,7 @@ def _clip(first: Array, last: Array, focal: float) -> _Segments:
 
 
 def _from_left(edges: _Segments) -> Array:
-    """The keypoints of a chain in view, from left to right: where it comes in, its corners, where it goes out."""
+    """The keypoints of a visible chain, from left to right: its entry, its corners, its exit."""
     (at,) = np.nonzero(edges.visible)
     # The edges go round the room: the one to start with is that whose predecessor is out of view.
     start = at[~edges.visible[at - 1]][0]

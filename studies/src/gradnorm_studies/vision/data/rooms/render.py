@@ -1,4 +1,4 @@
-"""Scenes → images and truth: rays against all parts of many scenes at once, in torch, on any device.
+"""Renderer of batches of scenes: images and ground truth by ray casting in torch, on any device.
 
 Each part is a unit cube, cylinder or ball seen through an affine map, and each of those an intersection of intervals
 along a ray: a part is hit where the last interval begins, if that is before the first one ends. The same function casts
@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from gradnorm_studies.vision.data.rooms.scene import FACES, FOCAL, PART, Scene, Shape, Texture
 
 Axes = Sequence[Tensor]
-"""The components of vectors, one tensor each, which is faster than one tensor for all."""
+"""A vector's components as three tensors, which is faster than one tensor."""
 
 SOLIDS = (Shape.BOX, Shape.CYLINDER, Shape.ELLIPSOID)
 
 FACE_NORMALS = torch.tensor([[0, 1, 0], [-1, 0, 0], [0, -1, 0], [1, 0, 0], [0, 0, 1], [0, 0, -1]], dtype=torch.float32)
-"""Of the room's faces, inwards."""
+"""Normals of the room's faces, inwards."""
 
 FACE_BY_EXIT = torch.tensor([[3, 0, 4], [1, 2, 5]])
 """The face by which a ray leaves the room: backwards or forwards along x, y or z."""
@@ -35,11 +35,11 @@ ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 27}
 """Rays × parts at a time: what fits a cache, or keeps memory in bounds."""
 
 BASELINE = 0.075
-"""The Kinect's, from its camera to its projector on the right, in metres."""
+"""Baseline of the Kinect, from its camera to its projector on the right, in meters."""
 
 
 @dataclass(frozen=True)
-class Batch:
+class SceneBatch:
     """Scenes as tensors, padded to the same number of parts: `parts` holds a field of `PART` each, [B, N, …]."""
 
     parts: dict[str, Tensor]
@@ -51,7 +51,7 @@ class Batch:
     position: Tensor
     axes: Tensor
     lights: Tensor
-    light_colours: Tensor
+    light_colors: Tensor
     ambient: Tensor
     brightness: Tensor
     noise: Tensor
@@ -63,11 +63,11 @@ class Batch:
         return [slice(a, a + n) for a, n in zip(begins.tolist(), self.counts[scenes].max(axis=0).tolist(), strict=True)]
 
 
-def pack(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> Batch:
+def pack(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> SceneBatch:
     """Scenes as one batch on a device."""
     counts = np.array([[(scene.parts["shape"] == kind).sum() for kind in SOLIDS] for scene in scenes])
     rows = np.zeros((len(scenes), FACES + counts.max(axis=0).sum()), PART)
-    rows["half"], rows["centre"] = 1e-3, (0.0, 0.0, 1e3)  # padding lies where no ray goes
+    rows["half"], rows["center"] = 1e-3, (0.0, 0.0, 1e3)  # padding lies where no ray goes
     for row, scene, own in zip(rows, scenes, counts, strict=True):
         row[:FACES] = scene.parts[:FACES]
         begin, start = FACES, FACES
@@ -82,8 +82,8 @@ def pack(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> Batch:
     def stacked(name: str) -> Tensor:
         return tensor(np.stack([np.asarray(getattr(scene, name)) for scene in scenes]))
 
-    names = ("size", "position", "axes", "lights", "light_colours", "ambient", "brightness", "noise", "noise_seed")
-    return Batch(
+    names = ("size", "position", "axes", "lights", "light_colors", "ambient", "brightness", "noise", "noise_seed")
+    return SceneBatch(
         parts={name: tensor(rows[name]) for name in PART.names or ()},
         to_local=tensor(_to_local(rows)),
         counts=counts,
@@ -102,7 +102,7 @@ def _to_local(rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Hits:
-    """Where the camera's rays end, [B, R] each."""
+    """The first hit of each camera ray, [B, R] each."""
 
     depth: Tensor
     part: Tensor
@@ -113,16 +113,16 @@ class Hits:
     """[B, R, 3] in the room."""
 
 
-def pixel_rays(batch: Batch, size: int) -> Tensor:
-    """[B, size², 3]: the rays through the centres of a square image's pixels, in the room's coordinates."""
+def pixel_rays(batch: SceneBatch, size: int) -> Tensor:
+    """[B, size², 3]: the rays through the centers of a square image's pixels, in the room's coordinates."""
     x = (torch.arange(size, device=batch.axes.device) + 0.5) / size - 0.5
     across, down = torch.meshgrid(x / FOCAL, x / FOCAL, indexing="xy")
     rays = torch.stack([across.flatten(), down.flatten(), torch.ones_like(across).flatten()], dim=1)
     return rays @ batch.axes
 
 
-def trace(batch: Batch, rays: Tensor) -> Hits:
-    """What the camera sees along each ray [B, R, 3]."""
+def trace(batch: SceneBatch, rays: Tensor) -> Hits:
+    """Cast camera rays [B, R, 3] to their first hits."""
     shell, face = _leave_room(batch, rays)
     nearest, solid = cast(batch, batch.position, rays, _first).unbind(1)
     is_solid = nearest < shell
@@ -132,8 +132,8 @@ def trace(batch: Batch, rays: Tensor) -> Hits:
     return Hits(depth, part, point, _normals(batch, part, point))
 
 
-def _leave_room(batch: Batch, rays: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each ray is within the room [B, R], and the face by which it leaves."""
+def _leave_room(batch: SceneBatch, rays: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, R] each: the distance at which a ray leaves the room, and the face through which it does."""
     forwards = (rays > 0).long()
     ahead = torch.where(rays > 0, batch.size[:, None], 0.0) - batch.position[:, None]
     exit_at, axis = (ahead / rays).nan_to_num(torch.inf, torch.inf, torch.inf).min(dim=2)
@@ -141,8 +141,8 @@ def _leave_room(batch: Batch, rays: Tensor) -> tuple[Tensor, Tensor]:
     return exit_at, FACE_BY_EXIT.to(rays.device)[direction, axis]
 
 
-def is_lit(batch: Batch, origin: Tensor, points: Tensor) -> Tensor:
-    """[B, R]: whether nothing is between a lamp [B, 3] and points [B, R, 3] on the parts' surfaces."""
+def is_lit(batch: SceneBatch, origin: Tensor, points: Tensor) -> Tensor:
+    """[B, R]: whether points [B, R, 3] on the parts' surfaces see a lamp [B, 3] unobstructed."""
     nearest = cast(batch, origin, points - origin[:, None], lambda entries, _: entries.amin(dim=1, keepdim=True))
     return nearest.squeeze(1) > 0.998
 
@@ -152,13 +152,13 @@ def _first(entries: Tensor, parts: Tensor) -> Tensor:
     return torch.stack([distance, parts[which].float()], dim=1)
 
 
-def cast(batch: Batch, origin: Tensor, rays: Tensor, reduce: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def cast(batch: SceneBatch, origin: Tensor, rays: Tensor, reduce: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Where rays [B, R, 3] from `origin` [B, 3] enter the solid parts, reduced over these a few rays at a time.
 
     `reduce` makes [b, k, r] of the entries [b, N, r] into the parts [N]: distances in lengths of the ray, infinite
     where a part is missed or the origin is in it.
     """
-    offset = origin[:, None] - batch.parts["centre"]
+    offset = origin[:, None] - batch.parts["center"]
     start = (batch.to_local @ offset[..., None]).squeeze(3)
     at_once = max(1, ELEMENTS[rays.device.type] // start.shape[1])
     images = max(1, at_once // rays.shape[1])
@@ -236,13 +236,13 @@ def _gather(values: Tensor, part: Tensor) -> Tensor:
     return values[torch.arange(len(part), device=part.device)[:, None], part]
 
 
-def _local(batch: Batch, part: Tensor, point: Tensor) -> Tensor:
+def _local(batch: SceneBatch, part: Tensor, point: Tensor) -> Tensor:
     """[B, R, 3]: points in their parts' coordinates, −1 … 1."""
-    offset = point - _gather(batch.parts["centre"], part)
+    offset = point - _gather(batch.parts["center"], part)
     return (_gather(batch.to_local, part) @ offset[..., None]).squeeze(3)
 
 
-def _normals(batch: Batch, part: Tensor, point: Tensor) -> Tensor:
+def _normals(batch: SceneBatch, part: Tensor, point: Tensor) -> Tensor:
     local = _local(batch, part, point)
     shape = _gather(batch.parts["shape"], part)[..., None]
     axis = local.abs().argmax(dim=2)
@@ -257,7 +257,7 @@ def _normals(batch: Batch, part: Tensor, point: Tensor) -> Tensor:
     return torch.where(shape == Shape.FACE, faces, solid)
 
 
-def photograph(batch: Batch, hits: Hits, size: int) -> Tensor:
+def photograph(batch: SceneBatch, hits: Hits, size: int) -> Tensor:
     """[B, 3, size, size] in 0 … 1: what a small camera makes of the light that comes from the hits."""
     light = shade(batch, hits, pixel=1 / (FOCAL * size)).mT.unflatten(2, (size, size))
     blurred = F.conv2d(F.pad(light, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None], _lens(light.device))
@@ -273,21 +273,21 @@ def _lens(device: torch.device) -> Tensor:
     return torch.outer(taps, taps)[None, None]
 
 
-def shade(batch: Batch, hits: Hits, pixel: float) -> Tensor:
+def shade(batch: SceneBatch, hits: Hits, pixel: float) -> Tensor:
     """[B, R, 3] linear light: two lamps with shadows, a highlight, what the room scatters, and what glows by itself.
 
     `pixel`: a pixel's width over the focal length, for textures too fine to be seen.
     """
     surface = {
         name: _gather(batch.parts[name], hits.part)
-        for name in ("colour", "second", "frequency", "texture", "gloss", "glow")
+        for name in ("color", "second", "frequency", "texture", "gloss", "glow")
     }
-    colour = _texture(batch, hits, surface, pixel)
+    color = _texture(batch, hits, surface, pixel)
     view = F.normalize(batch.position[:, None] - hits.point, dim=2)
     gloss = surface["gloss"][..., None]
     light = batch.ambient[:, None] * _openness(batch, hits)
     shine = torch.zeros_like(light)
-    for lamp, tint in zip(batch.lights.unbind(1), batch.light_colours.unbind(1), strict=True):
+    for lamp, tint in zip(batch.lights.unbind(1), batch.light_colors.unbind(1), strict=True):
         path = hits.point - lamp[:, None]
         distance = path.norm(dim=2, keepdim=True)
         to_lamp = -path / distance
@@ -297,24 +297,24 @@ def shade(batch: Batch, hits: Hits, pixel: float) -> Tensor:
         half = F.normalize(to_lamp + view, dim=2)
         light = light + arriving
         shine = shine + arriving * gloss * (hits.normal * half).sum(dim=2, keepdim=True).clamp(min=0) ** 40
-    return colour * (light + surface["glow"][..., None]) + shine
+    return color * (light + surface["glow"][..., None]) + shine
 
 
-def _openness(batch: Batch, hits: Hits) -> Tensor:
-    """[B, R, 1]: less scattered light in the room's corners, and on what faces down."""
+def _openness(batch: SceneBatch, hits: Hits) -> Tensor:
+    """[B, R, 1]: ambient occlusion, darker in the room's corners and on surfaces that face down."""
     size, point = batch.size[:, None], hits.point
     to_walls = torch.minimum(point, size - point).clamp(min=0)
     corner = 1 - 0.35 * torch.exp(-to_walls / 0.25)
-    # A face is itself at distance 0: only its neighbours darken it.
+    # A face is itself at distance 0: only its neighbors darken it.
     shadow = torch.where(hits.normal.abs() > 0.9, 1.0, corner).prod(dim=2, keepdim=True)
     return shadow * (0.8 + 0.2 * hits.normal[..., 2:])
 
 
-def _texture(batch: Batch, hits: Hits, surface: dict[str, Tensor], pixel: float) -> Tensor:
-    """[B, R, 3]: the surface's colour at each hit."""
-    metres = _local(batch, hits.part, hits.point) * _gather(batch.parts["half"], hits.part)
+def _texture(batch: SceneBatch, hits: Hits, surface: dict[str, Tensor], pixel: float) -> Tensor:
+    """[B, R, 3]: the surface's color at each hit."""
+    meters = _local(batch, hits.part, hits.point) * _gather(batch.parts["half"], hits.part)
     frequency, texture = surface["frequency"], surface["texture"]
-    phase = metres * frequency + 0.37
+    phase = meters * frequency + 0.37
     u, v, w = phase.unbind(2)
     cell = phase.floor()
     turn = 2 * torch.pi
@@ -336,7 +336,7 @@ def _texture(batch: Batch, hits: Hits, surface: dict[str, Tensor], pixel: float)
     repeats = frequency.amax(dim=2, keepdim=True) * hits.depth[..., None] * pixel
     weight = 0.45 + (weight - 0.45) / (1 + (2.5 * repeats) ** 4)
     plain = (texture == Texture.PLAIN)[..., None]
-    return surface["colour"] + torch.where(plain, 0.0, weight) * (surface["second"] - surface["colour"])
+    return surface["color"] + torch.where(plain, 0.0, weight) * (surface["second"] - surface["color"])
 
 
 def clouds(phase: Tensor) -> Tensor:
@@ -366,10 +366,10 @@ def _hash(seed: Tensor, count: int) -> Tensor:
     return bits ^ (bits >> 15)
 
 
-def measured(batch: Batch, hits: Hits) -> Tensor:
-    """[B, R]: whether a structured-light sensor would have found the depth.
+def has_depth(batch: SceneBatch, hits: Hits) -> Tensor:
+    """[B, R]: whether a structured-light sensor would have measured the depth.
 
-    It needs its projector to reach the point, at a fair angle, not too near or far, and a surface that is neither
+    Its projector must reach the point, at a moderate angle, neither too near nor too far, on a surface that is neither
     glossy nor dark.
     """
     projector = batch.position + BASELINE * batch.axes[:, 0]
@@ -379,6 +379,6 @@ def measured(batch: Batch, hits: Hits) -> Tensor:
     chance = uniform(batch.noise_seed + 1, hits.depth)
     gloss = _gather(batch.parts["gloss"], hits.part)
     blotch = clouds(2.5 * hits.point)
-    dark = (0.05 - _gather(batch.parts["colour"], hits.part).mean(dim=2)).clamp(min=0)
+    dark = (0.05 - _gather(batch.parts["color"], hits.part).mean(dim=2)).clamp(min=0)
     lost = 0.01 + 4 * (0.24 - angle).clamp(min=0) + 0.4 * (hits.depth - 4.5).clamp(min=0) + 12 * dark
     return reached & (chance > lost) & (blotch > 1.3 * gloss - 0.25) & (hits.depth > 0.45)

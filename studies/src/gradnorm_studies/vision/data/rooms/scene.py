@@ -1,10 +1,10 @@
 """A room as plain arrays: its parts, its camera and its lights, all drawn from one seed.
 
-Coordinates are metres: x along the room's width, y along its depth, z up; the room spans 0 … width, 0 … depth,
+Coordinates are meters: x along the room's width, y along its depth, z up; the room spans 0 … width, 0 … depth,
 0 … height. A part is a box, an elliptic cylinder or an ellipsoid, turned about the vertical (`yaw`) after it was leaned
 about its own x axis (`tilt`). The first six parts are the room's own faces.
 
-All chance is NumPy's PCG64 in float64, so that a seed means the same scene on every machine.
+All randomness is NumPy's PCG64 in float64, so that a seed gives the same scene on every machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradnorm_studies.vision.data.rooms.layout import Array, View, view
+from gradnorm_studies.vision.data.rooms.layout import Array, LayoutView, project
 from gradnorm_studies.vision.data.sample import CLASSES
 
 FOCAL = 0.81
@@ -28,17 +28,17 @@ FACES = 6
 """The room's own parts come first: the walls y = 0, x = width, y = depth, x = 0, the floor and the ceiling."""
 
 KEPT = (1.0, 1.0, 1.0, 1.0, 0.35, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0)
-"""How many of the views of each layout type are kept, since two of the eleven make up two thirds of what is seen."""
+"""Share of the views of each layout type that are kept, since two of the eleven make up two thirds of all views."""
 
 LEAST_IN_VIEW = 0.2
-"""Of the parts of all objects; a view of a bare wall teaches little."""
+"""Minimum share of the objects' parts in view; a view of a bare wall teaches little."""
 
 SHELL = ("wall", "floor", "ceiling")
-"""What is no object: it has no box, and its instance is 0."""
+"""Classes that are no objects: they have no box, and their instance is 0."""
 
 
 class Shape(IntEnum):
-    """What a part is before it is scaled, leaned, turned and moved: all within −1 … 1 each way."""
+    """The unit shape of a part, within −1 … 1 along each axis, before it is scaled, tilted, rotated and moved."""
 
     BOX = 0
     CYLINDER = 1
@@ -47,7 +47,7 @@ class Shape(IntEnum):
 
 
 class Texture(IntEnum):
-    """How a material goes from its first colour to its second."""
+    """The pattern between a material's two colors."""
 
     PLAIN = 0
     STRIPES = 1
@@ -59,17 +59,17 @@ class Texture(IntEnum):
     GRADIENT = 7
 
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Span = tuple[float, float]
 T = TypeVar("T")
 
 
 class Material(NamedTuple):
-    """Linear colours in 0 … 1; `frequency`: repeats a metre along each of the part's axes."""
+    """Linear colors in 0 … 1; `frequency`: repeats per meter along each of the part's axes."""
 
-    colour: Colour
-    second: Colour = (0.0, 0.0, 0.0)
-    frequency: Colour = (0.0, 0.0, 0.0)
+    color: Color
+    second: Color = (0.0, 0.0, 0.0)
+    frequency: Color = (0.0, 0.0, 0.0)
     texture: Texture = Texture.PLAIN
     gloss: float = 0.0
     glow: float = 0.0
@@ -80,11 +80,11 @@ PART = np.dtype(
         ("shape", np.int64),
         ("label", np.int64),
         ("instance", np.int64),
-        ("centre", np.float64, 3),
+        ("center", np.float64, 3),
         ("half", np.float64, 3),
         ("yaw", np.float64),
         ("tilt", np.float64),
-        ("colour", np.float64, 3),
+        ("color", np.float64, 3),
         ("second", np.float64, 3),
         ("frequency", np.float64, 3),
         ("texture", np.int64),
@@ -92,12 +92,12 @@ PART = np.dtype(
         ("glow", np.float64),
     ]
 )
-"""One row a part. `half`: half its size along its own axes; `instance`: 0 or the object it belongs to."""
+"""One row per part. `half`: half its size along its own axes; `instance`: 0 or the object it belongs to."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that the renderer needs."""
+    """The input of the renderer."""
 
     room: int
     """The kind of room."""
@@ -109,18 +109,18 @@ class Scene:
     """[3] of the camera."""
     axes: Array
     """[3, 3]: the camera's right, down and forward."""
-    view: View
+    view: LayoutView
     """The layout as the camera sees it."""
     lights: Array
     """[2, 3] positions."""
-    light_colours: Array
+    light_colors: Array
     """[2, 3]"""
     ambient: Array
     """[3]"""
     brightness: float
     """Of the picture's mean, in 0 … 1, before gamma."""
     noise: float
-    """Standard deviation of the sensor's noise at mid grey, of full scale."""
+    """Standard deviation of the sensor's noise at mid gray, of full scale."""
     noise_seed: int
 
 
@@ -147,11 +147,10 @@ class Piece(NamedTuple):
     instance: int
 
     def box(self, x: Span, y: Span, z: Span, material: Material, tilt: float = 0.0) -> None:
-        """A box from … to along each axis, leaned about its centre."""
+        """A box from … to along each axis, leaned about its center."""
         self._add(Shape.BOX, x, y, z, material, tilt)
 
     def cylinder(self, x: float, y: float, z: Span, radius: float, material: Material) -> None:
-        """An upright cylinder."""
         self._add(Shape.CYLINDER, (x - radius, x + radius), (y - radius, y + radius), z, material)
 
     def ball(self, x: Span, y: Span, z: Span, material: Material) -> None:
@@ -163,9 +162,9 @@ class Piece(NamedTuple):
         return self._replace(place=self.place.at(x, y))
 
     def _add(self, shape: Shape, x: Span, y: Span, z: Span, material: Material, tilt: float = 0.0) -> None:
-        centre = self.place.at(*((low + high) / 2 for low, high in (x, y, z)))
+        center = self.place.at(*((low + high) / 2 for low, high in (x, y, z)))
         half = tuple((high - low) / 2 for low, high in (x, y, z))
-        row = (shape, self.label, self.instance, centre[:3], half, self.place.yaw, tilt, *material)
+        row = (shape, self.label, self.instance, center[:3], half, self.place.yaw, tilt, *material)
         self.draft.rows.append(row)
 
 
@@ -186,11 +185,9 @@ class Draft:
         return low + (high - low) * next(self._numbers)
 
     def chance(self, probability: float) -> bool:
-        """Yes or no."""
         return next(self._numbers) < probability
 
     def pick(self, options: tuple[T, ...]) -> T:
-        """One of them."""
         return options[int(next(self._numbers) * len(options))]
 
     def piece(self, label: str, place: Place) -> Piece:
@@ -258,7 +255,7 @@ class Draft:
         c, s = abs(math.cos(middle.yaw)), abs(math.sin(middle.yaw))
         x, y = (c * width + s * depth) / 2, (s * width + c * depth) / 2
         mine = (middle.x - x, middle.x + x, middle.y - y, middle.y + y)
-        slack = 0.06  # the gap that furniture at a wall keeps to its neighbours may reach into the next wall
+        slack = 0.06  # the gap that furniture at a wall keeps to its neighbors may reach into the next wall
         if mine[0] < -slack or mine[1] > self.size[0] + slack or mine[2] < -slack or mine[3] > self.size[1] + slack:
             return False
         if any(mine[0] < b and a < mine[1] and mine[2] < d and c < mine[3] for a, b, c, d in self._taken):
@@ -267,7 +264,6 @@ class Draft:
         return True
 
     def hang(self, number: int, along: float, width: float, bottom: float = 0.0, top: float = 9.0) -> None:
-        """Takes this stretch of a wall."""
         self._hung.append((number, along - width / 2, along + width / 2, bottom, top))
 
     def _hangs(self, number: int, along: float, width: float, bottom: float, top: float) -> bool:
@@ -284,32 +280,32 @@ class Draft:
 
 
 def _uniform(rng: np.random.Generator) -> Iterator[float]:
-    """Numbers in 0 … 1, drawn a thousand at a time, which is ten times as fast as one by one."""
+    """Uniform numbers in 0 … 1, drawn a thousand at a time, which is ten times as fast as one by one."""
     while True:
         yield from rng.random(1024).tolist()
 
 
-def look(draft: Draft, parts: NDArray[np.void]) -> tuple[Array, Array, View]:
+def look(draft: Draft, parts: NDArray[np.void]) -> tuple[Array, Array, LayoutView]:
     """A camera that is in nothing and sees some objects and one of the eleven layouts: its position, axes and view."""
     size = np.array(draft.size)
     solid = parts[FACES:]
     cos, sin = np.cos(solid["yaw"]), np.sin(solid["yaw"])
     while True:
         position = np.array([draft.between(0.3, s - 0.3) for s in draft.size[:2]] + [draft.between(1.0, 1.75)])
-        target = solid["centre"][int(draft.between(0, len(solid))), :2]  # people photograph things, not corners
+        target = solid["center"][int(draft.between(0, len(solid))), :2]  # people photograph things, not corners
         away = target - position[:2]
         yaw = math.atan2(-away[0], away[1])
         pitch, roll = draft.between(-0.5, 0.22), draft.between(-0.03, 0.03)
-        x, y, z = (position - solid["centre"]).T
+        x, y, z = (position - solid["center"]).T
         local = np.stack([cos * x + sin * y, cos * y - sin * x, z], axis=1)
         near = (np.maximum(abs(local) - solid["half"], 0) ** 2).sum(axis=1) < 0.35**2
         if np.hypot(*away) < 0.9 or near.any():
             continue
         axes = camera_axes(yaw, pitch, roll)
-        across, down, ahead = axes @ (solid["centre"] - position)[solid["instance"] > 0].T
+        across, down, ahead = axes @ (solid["center"] - position)[solid["instance"] > 0].T
         if (np.maximum(abs(across), abs(down)) < ahead * 0.5 / FOCAL).mean() < LEAST_IN_VIEW:
             continue
-        found = view(size, position, axes, FOCAL)
+        found = project(size, position, axes, FOCAL)
         if found is not None and draft.chance(KEPT[found.kind]):
             return position, axes, found
 
