@@ -116,7 +116,7 @@ def measured(time_ratio, memory_ratio, tasks=3, extra=0.0):
         "peak_bytes": 100,
     }
     methods = dict.fromkeys(("equal", "gradnorm", "gradnorm closed-form"), row)
-    return {"title": "net", "tasks": tasks, "methods": methods, "synchronises": {}}
+    return {"title": "net", "tasks": tasks, "methods": methods, "synchronizes": {}}
 
 
 @pytest.mark.parametrize(
