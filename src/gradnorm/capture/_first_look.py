@@ -72,8 +72,7 @@ class FirstLook:
             sums = self._measured(one, factor)
         if first_sums is None or bool(torch.isfinite(first_sums.entries).all()):
             layer.settle(one.shared)
-        else:
-            one.shared = first  # numbers that say nothing: the next backward looks again
+        # Else these are numbers that say nothing: the next backward looks again.
         return sums
 
     def _idle(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, sums: Sums) -> Tensor:
@@ -177,12 +176,11 @@ def a_look(nodes: Iterable[Any]) -> Iterator[None]:
 
 @contextmanager
 def _looking() -> Iterator[None]:
-    before = getattr(looking, "now", False)
-    looking.now = True
+    looking.now = True  # a balancer that runs backward in here does not look, so that looks are never nested
     try:
         yield
     finally:
-        looking.now = before
+        looking.now = False
 
 
 _ONCE = (
