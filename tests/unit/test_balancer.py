@@ -870,7 +870,7 @@ def test_norms_and_cosines_are_those_of_autograd():
 ARGUMENTS = [
     ({"tasks": 1}, "two or more tasks, got 1"),
     ({"tasks": ["a"]}, "two or more tasks, got 1"),
-    ({"tasks": "abc"}, "tasks must be names or a count, got 'abc'"),
+    ({"tasks": "abc"}, "tasks must be names or their number, got 'abc'"),
     ({"tasks": ["a", "b", "a"]}, "tasks holds 'a' more than once"),
     ({"tasks": ["a", 3]}, "tasks must hold names, got 3"),
     ({"alpha": -0.1}, "alpha must be a finite number at least 0, got -0.1"),
