@@ -962,7 +962,7 @@ def test_a_loss_of_shape_one_is_a_scalar():
 def test_step_out_of_turn_is_an_error():
     net = Net()
     balancer = GradNorm(NAMES, shared=net.last)
-    with pytest.raises(StateError, match=r"step\(\) was called before a loss"):
+    with pytest.raises(StateError, match=r"step\(\) was called before balancer\(losses\)"):
         balancer.step()
     loss = balancer(net.losses(batch()))
     with pytest.raises(StateError, match=r"step\(\) was called before a backward"):
