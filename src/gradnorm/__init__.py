@@ -1,6 +1,6 @@
 """GradNorm (Chen et al., ICML 2018): loss weights learned during training, out of one ordinary backward.
 
-`GradNorm` is the object to hold; `diagnose` looks at one batch before training; `functional` has the paper's equations,
+`GradNorm` is the balancer; `diagnose` analyzes one batch before training; `functional` has the paper's equations,
 one function each.
 """
 

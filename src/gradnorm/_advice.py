@@ -1,4 +1,4 @@
-"""What measurements mean, in plain sentences: who dominates, who pulls against whom, and what to do about it."""
+"""Interpretation of measurements: which task dominates, which tasks conflict, and what to do about it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ._history import FIELDS, History
 from ._updates import LR
 
 EVEN = 2.0
-"""Gradients within this factor are about even."""
+"""Largest ratio of gradient norms that counts as even."""
 DOMINANT = 10.0
-"""From this factor on one task trains the shared layers almost alone."""
+"""Ratio of gradient norms from which one task trains the shared layers almost alone."""
 LEAST = LR
-"""A step of the default optimizer of the weights, which cannot hold a weight below it steadily."""
+"""One step of the weights' default optimizer, which cannot hold a smaller weight steadily."""
 CONFLICT = -0.3
-"""Below this cosine two tasks pull against each other."""
+"""Cosine below which two tasks conflict."""
 ENOUGH = 20
-"""Recorded steps from which on a trend is one."""
+"""Minimum number of recorded steps for a trend."""
 STUCK = 0.9
-"""A loss above this part of its first value has not fallen."""
+"""Ratio to the first loss above which a loss has not fallen."""
 FALLEN = 0.7
-"""A loss below this part of its first value has."""
+"""Ratio to the first loss below which a loss has fallen."""
 
 Series = Mapping[str, Mapping[str, list[float]]]
 
 
 class Report(str):
-    """What a balancer has recorded: a `str` to print, its figures as attributes. T is the number of tasks.
+    """A balancer's report: a `str` to print, with its figures as attributes. T is the number of tasks.
 
-    Figures of a step are those of the last recorded one in which the task was present; NaN for a task that never was.
+    Figures per step are of the last recorded step in which the task was present; NaN for a task that never was.
 
     Attributes:
         tasks: Their names.
@@ -45,12 +45,12 @@ class Report(str):
         norms: [T], `G_i`.
         targets: [T], `Ḡ r_i^α`.
         rates: [T], `r_i`.
-        cosines: [T, T], between the tasks' gradients, the mean over the recorded steps; `None` if there are none.
-        layer: `W`, in words.
-        steps: How many were made.
-        skipped: In how many of them bad numbers kept the weights from being updated.
-        findings: Plain sentences about what is as it should be, or not decided yet.
-        advice: Plain sentences about what to act on; empty where nothing is wrong.
+        cosines: [T, T], between the tasks' gradients, the mean over the recorded steps; `None` if none were taken.
+        layer: Description of `W`.
+        steps: Number of steps.
+        skipped: Number of steps in which bad numbers kept the weights from being updated.
+        findings: Sentences about what is as it should be, or not decided yet.
+        advice: Sentences about what to act on; empty where nothing is wrong.
 
     Examples:
         >>> import torch
@@ -64,7 +64,7 @@ class Report(str):
         ...     balancer.step()
         >>> report = balancer.report()
         >>> report.splitlines()[1]
-        '40 steps; the last 40 that were measured are recorded'
+        '40 steps; figures over the last 40 measured steps'
         >>> report.tasks, report.skipped, bool(report.norms.isfinite().all())
         (('near', 'far'), 0, True)
     """
@@ -86,19 +86,19 @@ class Report(str):
 
 
 class Training(NamedTuple):
-    """What is known of a training beside its history; T numbers each.
+    """The state of training beside its history; T numbers each.
 
     Attributes:
-        weights: As they are now.
-        averaged_weights: Over the steps made.
+        weights: The current weights.
+        averaged_weights: The weights averaged over all steps.
         initial_losses: `L_i(0)`; NaN where not known.
-        layer: `W`, in words.
-        steps: How many steps were made.
-        skipped: How often bad numbers kept the weights from being updated.
+        layer: Description of `W`.
+        steps: Number of steps.
+        skipped: Number of steps in which bad numbers kept the weights from being updated.
         needs_losses: Whether losses must be positive.
-        min_weight: The floor under the weights; 0 where there is none.
-        is_frozen: Weights are not updated any more.
-        unbalanced: Why no weight was ever updated, if so.
+        min_weight: Lower bound on the weights; 0 for none.
+        is_frozen: Whether weights are frozen.
+        unbalanced: Why no weight was ever updated; `None` if one was.
     """
 
     weights: Tensor
@@ -126,7 +126,7 @@ def describe(history: History, training: Training) -> Report:
     }
     lines = [
         f"Shared layer: {training.layer}",
-        f"{training.steps:,} steps; the last {len(history):,} that were measured are recorded",
+        f"{training.steps:,} steps; figures over the last {len(history):,} measured steps",
     ]
     table = _mean_cosines(history)
     findings, advice = _progress(tasks, series, training)
@@ -148,24 +148,24 @@ def _cells(values: Tensor) -> list[str]:
 
 
 def bad_numbers(tasks: Sequence[str], losses: Sequence[float], norms: Sequence[float]) -> Iterator[str]:
-    """What cannot be balanced: numbers that are not finite, gradients of zero, losses that are not positive."""
+    """Unusable numbers: losses or norms that are not finite, gradients of zero, losses that are not positive."""
     for task, loss, norm in zip(tasks, losses, norms, strict=True):
         if not math.isfinite(loss) or not math.isfinite(norm):
             yield f"{task}: the loss is {loss:g} and its gradient norm {norm:g}. Fix that first."
         elif norm == 0:
             yield (
-                f"{task}'s gradient is zero at this layer. Where its head starts at zero this passes; where the heads' "
-                "outputs are concatenated before the losses, name the last shared layer with shared=."
+                f"{task}'s gradient is zero at this layer. If its head starts at zero this is temporary; if the heads' "
+                "outputs are concatenated before the losses, give the last shared layer with shared=."
             )
         if loss <= 0:
             yield (
-                f"{task}'s loss is {loss:g}. With α > 0 losses are compared with their first values, which takes "
-                "positive ones: give alpha=0, which balances gradients alone."
+                f"{task}'s loss is {loss:g}. With α > 0 losses are compared with their first values and must be "
+                "positive: give alpha=0, which balances gradients alone."
             )
 
 
 def evenness(tasks: Sequence[str], norms: Sequence[float]) -> Iterator[str]:
-    """How far apart the gradients are, where that is nothing to worry about."""
+    """The ratio of the gradient norms, where it is no problem."""
     if (found := _extremes(tasks, norms)) is None:
         return
     least, low, most, high = found
@@ -173,13 +173,13 @@ def evenness(tasks: Sequence[str], norms: Sequence[float]) -> Iterator[str]:
         yield f"All gradients are within a factor of {ratio:.2g}: equal weights are probably as good for a start."
     elif ratio < DOMINANT:
         yield (
-            f"{high}'s gradient is {ratio:.3g} times that of {low}: GradNorm will even this out as far as the training "
-            "rates say."
+            f"{high}'s gradient is {ratio:.3g} times that of {low}: GradNorm will even this out, up to the factor "
+            "r^α of the training rates."
         )
 
 
 def dominance(tasks: Sequence[str], norms: Sequence[float]) -> Iterator[str]:
-    """Whether one task's gradient is much larger than another's, and whether a weight can hold that."""
+    """Whether one task's gradient dominates, and whether a weight can hold that."""
     if (found := _extremes(tasks, norms)) is None:
         return
     least, low, most, high = found
@@ -193,13 +193,13 @@ def dominance(tasks: Sequence[str], norms: Sequence[float]) -> Iterator[str]:
     if even < LEAST:
         yield (
             f"That takes a weight of about {even:.1g}, less than one step of the weights' Adam ({LEAST:g}), which "
-            'cannot hold it steadily: take update="closed-form", or divide '
+            'cannot hold it steadily: use update="closed-form", or divide '
             f"{high}'s loss by about {float(f'{ratio:.0e}'):,.0f} first."
         )
 
 
 def _extremes(tasks: Sequence[str], norms: Sequence[float]) -> tuple[float, str, float, str] | None:
-    """The smallest and the largest norm that is not zero, each with its task."""
+    """The smallest and the largest nonzero norm, each with its task."""
     usable = [(norm, task) for norm, task in zip(norms, tasks, strict=True) if norm > 0]
     if len(usable) < 2 or not all(math.isfinite(norm) for norm, _ in usable):
         return None
@@ -213,13 +213,13 @@ def conflicts(tasks: Sequence[str], table: Tensor | None) -> Iterator[str]:
         for j in range(i + 1, len(tasks)):
             if (cosine := table[i, j].item()) < CONFLICT:
                 yield (
-                    f"{first} and {tasks[j]} pull against each other (cosine {cosine:.2f}). Weights cannot settle "
-                    "that; methods that combine gradients may, see the page on TorchJD."
+                    f"{first} and {tasks[j]} conflict (cosine {cosine:.2f}). Weights cannot resolve that; methods that "
+                    "combine gradients may, see the page on TorchJD."
                 )
 
 
 def _progress(tasks: Sequence[str], series: Series, training: Training) -> tuple[list[str], list[str]]:
-    """Whether the weights have come to where they should: what is so, and what to act on."""
+    """Whether the weights have converged: findings and advice."""
     if training.unbalanced is not None:
         return [], [f"No weight has been updated: {training.unbalanced}."]
     skips = list(_skips(training, series))
@@ -229,7 +229,7 @@ def _progress(tasks: Sequence[str], series: Series, training: Training) -> tuple
     if training.is_frozen:
         findings.append("The weights are frozen.")
     elif any(math.isnan(trace["target"][-1]) for trace in traces.values()) and waiting:
-        findings.append(f"The weights wait until the first losses of {', '.join(waiting)} are known.")
+        findings.append(f"The weights are not updated until the first losses of {', '.join(waiting)} are known.")
     elif traces:
         _settled(traces, training, findings, advice)
     return findings, advice
@@ -242,18 +242,19 @@ def _settled(traces: Series, training: Training, findings: list[str], advice: li
     far = {task: ratio for task, ratio in off.items() if not 1 / EVEN < ratio < EVEN and math.isfinite(ratio)}
     if abs(moves[moved]) > 0.1:
         findings.append(
-            f"The weights are still moving: {moved}'s by {moves[moved]:+.0%} over the last tenth of the recorded steps."
+            f"The weights are still changing: {moved}'s by {moves[moved]:+.0%} over the last tenth of the recorded "
+            "steps."
         )
     elif not far and all(map(math.isfinite, off.values())):
         findings.append(
-            "The weights have settled: over the last tenth of the recorded steps none has changed by more than 10%, "
+            "The weights have converged: over the last tenth of the recorded steps none has changed by more than 10%, "
             "and gradient norms are near their targets."
         )
     elif far and training.min_weight > 0:
         task = max(far, key=lambda task: abs(math.log(far[task])) if far[task] > 0 else math.inf)
         advice.append(
-            f"The weights hardly move, but {task}'s gradient norm is {far[task]:.2g} times its target: raise "
-            'Descent(lr=), or take update="closed-form".'
+            f"The weights hardly change, but {task}'s gradient norm is {far[task]:.2g} times its target: raise "
+            'Descent(lr=), or use update="closed-form".'
         )
 
 
@@ -279,8 +280,8 @@ def _floor(history: History, training: Training) -> Iterator[str]:
     lowest = history.lowest_weights()
     for task, weight, low in zip(history.tasks, training.weights.tolist(), lowest, strict=True):
         if min(weight, low) <= 2 * training.min_weight:
-            when = "sits at" if weight <= 2 * training.min_weight else "was at"
-            yield f'{task} {when} min_weight: take update="closed-form", divide its loss, or lower alpha.'
+            when = "is at" if weight <= 2 * training.min_weight else "was at"
+            yield f'{task} {when} min_weight: use update="closed-form", divide its loss, or lower alpha.'
 
 
 def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator[str]:
@@ -295,8 +296,8 @@ def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator
     best = min(ratios, key=lambda task: ratios[task])
     if ratios[best] > STUCK and not any(min(values["loss"]) <= 0 for values in series.values()):
         yield (
-            f"No loss has fallen: {best}'s, the lowest, is at {ratios[best]:.0%} of its first. Look at the training "
-            "itself, first at its learning rate; loss weights cannot help."
+            f"No loss has fallen: {best}'s, the lowest, is at {ratios[best]:.0%} of its first. Check the training "
+            "itself, first its learning rate; loss weights cannot help."
         )
     for task, ratio in ratios.items():
         if ratio > STUCK and ratios[best] < FALLEN:
@@ -378,7 +379,7 @@ def page(
 
 
 def _table(columns: Mapping[str, Sequence[str]]) -> str:
-    """The first column to the left, the others to the right."""
+    """A text table, the first column left-aligned, the others right-aligned."""
     padded = []
     for i, (name, cells) in enumerate(columns.items()):
         width = max(map(len, (name, *cells)))

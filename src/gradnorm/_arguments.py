@@ -14,9 +14,9 @@ from ._types import Losses, PerTask
 
 
 def parse_tasks(tasks: int | Iterable[str]) -> tuple[str, ...]:
-    """The tasks' names; a count becomes `("0", "1", …)`."""
+    """Task names; a number of tasks becomes `("0", "1", …)`."""
     if isinstance(tasks, bool) or not isinstance(tasks, int | Iterable) or isinstance(tasks, str):
-        raise ArgumentError(f'tasks must be names or a count, got {tasks!r}; for example ["depth", "normals"]')
+        raise ArgumentError(f'tasks must be names or their number, got {tasks!r}; for example ["depth", "normals"]')
     names = tuple(str(i) for i in range(tasks)) if isinstance(tasks, int) else tuple(tasks)
     if len(names) < 2:
         raise ArgumentError(f"tasks: GradNorm balances two or more tasks, got {len(names)}; one loss needs no balancer")
@@ -47,7 +47,7 @@ def parse_count(name: str, value: int, *, low: int) -> int:
 
 
 def parse_per_task(name: str, values: PerTask, tasks: Sequence[str]) -> list[float]:
-    """One positive number for each task, in the tasks' order."""
+    """One positive number per task, in the tasks' order."""
     ordered: list[float]
     if isinstance(values, Tensor) and values.dim() == 1:
         values = [float(value) for value in values]
@@ -58,11 +58,11 @@ def parse_per_task(name: str, values: PerTask, tasks: Sequence[str]) -> list[flo
             raise ArgumentError(f"{name} lacks {missing[0]!r}; give one number for each of {', '.join(tasks)}")
         ordered = [values[task] for task in tasks]
     elif isinstance(values, str | Tensor) or not isinstance(values, Iterable):
-        raise ArgumentError(f"{name} must be a mapping by task or one number a task, got {values!r}")
+        raise ArgumentError(f"{name} must be a mapping by task or one number per task, got {values!r}")
     else:
         ordered = list(values)
         if len(ordered) != len(tasks):
-            raise ArgumentError(f"{name} holds {len(ordered)} numbers for {len(tasks)} tasks; give one a task")
+            raise ArgumentError(f"{name} holds {len(ordered)} numbers for {len(tasks)} tasks; give one per task")
     return [
         parse_number(f"{name}[{task!r}]", value, low=0.0, open_low=True)
         for task, value in zip(tasks, ordered, strict=True)
@@ -70,7 +70,7 @@ def parse_per_task(name: str, values: PerTask, tasks: Sequence[str]) -> list[flo
 
 
 def parse_losses(losses: Losses, tasks: Sequence[str], *, empty: bool = False) -> list[Tensor | None]:
-    """One 0-d loss a task, in the tasks' order; `None` for those that this batch lacks: all of them only if `empty`.
+    """One 0-d loss per task, in the tasks' order; `None` for absent tasks, which may be all of them only if `empty`.
 
     Raises:
         ArgumentError: Unknown names, a wrong number, no loss at all, or something that is no scalar floating tensor.
@@ -83,7 +83,7 @@ def parse_losses(losses: Losses, tasks: Sequence[str], *, empty: bool = False) -
     parsed = [None if loss is None else _scalar(task, loss) for task, loss in zip(tasks, ordered, strict=True)]
     present = {task: loss for task, loss in zip(tasks, parsed, strict=True) if loss is not None}
     if not present and not empty:
-        raise ArgumentError("losses holds no loss; leave out the whole step for a batch without any task")
+        raise ArgumentError("losses holds no loss; skip the whole step for a batch without any task")
     if len({loss.device for loss in present.values()}) > 1:
         where = ", ".join(f"{task!r} on {loss.device}" for task, loss in present.items())
         raise ArgumentError(f"losses are on different devices: {where}; move them to one with .to(device)")
@@ -91,7 +91,7 @@ def parse_losses(losses: Losses, tasks: Sequence[str], *, empty: bool = False) -
 
 
 def check_graphs(losses: Sequence[Tensor | None], tasks: Sequence[str]) -> None:
-    """Raise unless every loss present can be differentiated by an ordinary backward."""
+    """Raise unless every present loss can run an ordinary backward."""
     for task, loss in zip(tasks, losses, strict=True):
         if loss is None:
             continue
@@ -107,8 +107,8 @@ def refuse_transforms(tensor: Tensor) -> None:
     """Raise inside any transform of `torch.func`: its graphs are separate and never trigger our hooks."""
     if is_transformed(tensor):
         raise GraphError(
-            "a loss inside torch.func.grad, vmap or another of its transforms cannot be measured: use functional_call "
-            "and backward() there, or balancer.eval() for the weighted sum alone"
+            "a loss inside torch.func.grad, vmap or another torch.func transform cannot be measured: use "
+            "functional_call and backward() there, or balancer.eval() for the weighted sum alone"
         )
 
 

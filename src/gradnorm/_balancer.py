@@ -1,7 +1,7 @@
-"""`GradNorm`, the object users hold: a balanced loss is just a loss.
+"""`GradNorm`, the balancer: a balanced loss is just a loss.
 
 `balancer(losses)` returns `Σ w_i L_i` and arranges for its backward to measure each task's gradient norm (`capture/`);
-`step()` makes the next weights from these norms (`_loss_weights.py`). This file wires the two.
+`step()` computes the next weights from these norms (`_loss_weights.py`). This file connects the two.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 DEFAULT_ALPHA = 0.12
-"""For both rules, by the validation figures of `benchmarks/results/alpha.md`; the paper's own is 1.5 on NYUv2."""
+"""Default α of both rules, by the validation figures of `benchmarks/results/alpha.md`; the paper has 1.5 on NYUv2."""
 
 
 class GradNorm(SealedModule):
@@ -56,31 +56,31 @@ class GradNorm(SealedModule):
     Args:
         tasks: Task names, or the number of tasks.
         shared: `W`, where gradients are compared: a parameter, a module, an iterable of parameters, or with `model` a
-            pattern of parameter names. Left out, the last shared layer is detected in the graph: every parameter with
-            two or more dimensions above one that all tasks reach and that no other such parameter follows.
+            pattern of parameter names. Default: the last shared layer, detected in the graph: every parameter with two
+            or more dimensions above one that all tasks reach and that no other such parameter follows.
         model: The network, for the names of its parameters.
-        alpha: α ≥ 0, how strongly lagging tasks are helped. 0 makes all gradient norms equal and needs no losses, which
-            may then be of either sign.
-        update: How weights are updated: "descent", Algorithm 1 of the paper, or "closed-form", the point at which it
-            would rest; `Descent(…)` and `ClosedForm(…)` take options.
-        initial_weights: Weights to start from: `None` for ones, as in the paper; "balanced" for weights that balance
-            the first step already, from the norms of the first batch (the loss that is returned for it is the sum with
+        alpha: α ≥ 0, the strength with which lagging tasks are helped. 0 makes all gradient norms equal and does not
+            use the losses, which may then be of either sign.
+        update: Update rule: "descent", Algorithm 1 of the paper, or "closed-form", its fixed point; `Descent(…)` and
+            `ClosedForm(…)` take options.
+        initial_weights: Weights of the first step: `None` for ones, as in the paper; "balanced" for weights that
+            balance the first step already, from the norms of the first batch (the loss returned for it is the sum with
             ones; its gradient is the balanced one); or one number per task. "auto" is `None` for descent and "balanced"
             for the closed form.
-        initial_losses: `L_i(0)`. Left out, the losses of the first step; a number n, the mean of the first n steps
-            (weights stay until then, if α > 0); or one number per task, such as `{"segmentation": math.log(13)}`.
+        initial_losses: `L_i(0)`. Default: the losses of the first step. A number n: the mean of the first n steps (if
+            α > 0, weights are not updated until then). Or one number per task, as in `{"segmentation": math.log(13)}`.
         every: Measure and update every `every` steps.
         priorities: `p_i`, making the targets `p_i Ḡ r_i^α`; not in the paper. They can be changed later.
         at: "weights" compares gradients at `W`, as in the paper; "features" where the tasks meet before `W`, which is
-            cheaper and not the paper's rule; "branches" at the features that the network passes through `branch`, which
-            costs as little and works inside a network that is compiled as a whole.
-        reduce: Where `torch.distributed` runs, "gradients" adds up the tasks' gradients over the processes in `step()`,
-            in one collective; `None`: each process is on its own.
-        process_group: The processes that share the batch; left out, all of them.
-        check: Whether the first measured step checks that measuring leaves the model's own gradient as it is, and
-            raises `GraphError` in its backward if not. It costs about one measurement more, once.
-        cosines_every: Take the cosines between the tasks' gradients in every `cosines_every`-th measured step.
-        history: How many steps `history` keeps.
+            cheaper and not the paper's rule; "branches" at the features that the network passes through `branch`, at
+            the same cost, also inside a network that is compiled as a whole.
+        reduce: Where `torch.distributed` runs, "gradients" sums the tasks' gradients over the processes in `step()`, in
+            one collective; `None`: no reduction.
+        process_group: The processes that share the batch. Default: all.
+        check: Whether the first measured step checks that measuring does not change the model's own gradient, and
+            raises `GraphError` in its backward if it does. It costs about one more measurement, once.
+        cosines_every: Compute the cosines between the tasks' gradients in every `cosines_every`-th measured step.
+        history: Number of steps that `history` keeps.
 
     Attributes:
         tasks: Task names.
@@ -151,10 +151,10 @@ class GradNorm(SealedModule):
             initial_losses=initial_losses,
             initial_weights=initial_weights,
         )
-        # Inside an object that is no module, or nn.Module would take the network's parameters for the balancer's.
+        # Inside an object that is not a module, or nn.Module would register the network's parameters as the balancer's.
         self._measurement = self._measured_by(self._layer(shared, model), Window(), check)
         self._measured_on = (self.weights.device, self.weights.dtype)
-        # Saved beside the weights; the host's own copies spare it synchronizing with the device.
+        # Saved with the weights; the copies on the host avoid synchronizing with the device.
         self.register_buffer("_step_count", torch.tensor(0.0, dtype=torch.float32))
         self.register_buffer("_is_frozen", torch.tensor(0.0, dtype=torch.float32))
         self._steps = 0
@@ -176,23 +176,21 @@ class GradNorm(SealedModule):
         In training its backward measures the tasks' gradients. In `eval()`, without grad, or frozen, it is just a sum.
 
         Args:
-            losses: Scalars by name, in the tasks' order, or stacked into a [T] tensor. A task that is absent or `None`
-                keeps its statistics.
+            losses: Scalars by name, in the tasks' order, or stacked into a [T] tensor. The statistics of a task that is
+                absent or `None` are kept.
 
         Raises:
             ArgumentError: Unknown names, a wrong number, something that is no scalar floating tensor, several devices.
             GraphError: A loss without a graph, one that does not reach `W`, one inside a transform of `torch.func`, or
                 in training inside `torch.export`.
-            StateError: A state was loaded that is not this balancer's, or only a part of one.
+            StateError: The loaded state belongs to another balancer, or is incomplete.
         """
         self._check_state()
         parsed = parse_losses(losses, self.tasks, empty=self._reduces)
         is_measured = self.training and torch.is_grad_enabled() and not self._frozen
         if is_measured:
             if is_exporting():
-                raise GraphError(
-                    "what torch.export makes cannot be measured; call eval() on the model before exporting it"
-                )
+                raise GraphError("an exported program cannot be measured; call eval() on the model before torch.export")
             check_graphs(parsed, self.tasks)
         device = next((loss.device for loss in parsed if loss is not None), self.weights.device)
         if device != self.weights.device:
@@ -213,16 +211,16 @@ class GradNorm(SealedModule):
         return balanced
 
     def branch(self, features: Tensor) -> tuple[Tensor, ...]:
-        """The features, once per task, in the tasks' order: each head takes its own. For `at="branches"`.
+        """One copy of the features per task, in the tasks' order, for the heads. For `at="branches"`.
 
-        Gradient norms are then measured right here, inside whatever graph this is part of, compiled or not. Several
-        calls in one forward (skip connections) count as one longer vector.
+        Gradient norms are then measured here, in eager mode or inside a compiled graph. Several calls in one forward
+        (skip connections) count as one longer vector.
 
         Args:
-            features: Of any shape; what comes out must not be changed in place.
+            features: A tensor of any shape; the returned tensors must not be changed in place.
 
         Raises:
-            StateError: The balancer was made for another `at`, or holds a state that is not its own.
+            StateError: The balancer has another `at`, or a loaded state that belongs to another balancer.
             GraphError: Inside a transform of `torch.func`.
 
         Examples:
@@ -247,40 +245,40 @@ class GradNorm(SealedModule):
         return self._measurement.branch(features)
 
     def step(self) -> None:
-        """`w(t) → w(t+1)`, from what the backwards since the last step measured.
+        """`w(t) → w(t+1)`, from the backwards since the last step.
 
-        Call it once after each optimizer step, or let `attach` do so. Without effect in `eval()` and when frozen.
+        Call it once after each optimizer step, or use `attach`. No effect in `eval()` and when frozen.
 
         Raises:
             StateError: No loss was balanced, or no backward has run, since the last step; or the balancer is attached
-                to an optimizer and steps by itself.
+                to an optimizer and steps automatically.
         """
         if (name := self._attached_to()) is not None:
             raise StateError(
-                f"step() was called on a balancer that is attached to {name}, after each step of which it steps by "
-                "itself; remove this call, or remove() the handle that attach() returned"
+                f"step() was called on a balancer that is attached to {name} and steps automatically; remove this "
+                "call, or remove() the handle that attach() returned"
             )
         if not self.training or self._frozen:
             self._silence.refused(self._situation)
             return
         if not self._called:
-            raise StateError("step() was called before a loss: call balancer(losses) and its backward() first")
+            raise StateError("step() was called before balancer(losses): call it, and backward() on its result, first")
         self._measurement.window.detach()
         self._measurement.check_balanced()
         if self._due and self._measurement.sums is None and not self._awaited:
             raise StateError(
-                "step() was called before a backward: call backward() on what balancer(losses) returned, with the "
+                "step() was called before a backward: call backward() on the result of balancer(losses), with the "
                 "gradient reaching W, then step()"
             )
         self._advance(None)
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
-        """Step by itself after each real step of `optimizer`.
+        """Step automatically after each step of `optimizer`.
 
-        Gradient accumulation and steps that a loss scaler skips come out right: there is one update per optimizer step.
+        There is one update per optimizer step, also with gradient accumulation and steps that a loss scaler skips.
 
         Returns:
-            A handle; its `remove()` undoes this.
+            A handle; its `remove()` detaches the balancer.
 
         Raises:
             ArgumentError: `optimizer` is not a `torch.optim.Optimizer`.
@@ -314,7 +312,7 @@ class GradNorm(SealedModule):
         def after_step(optimizer: Optimizer, *_: object) -> None:
             ready = self._measurement.sums is not None or not self._due
             if self.training and not self._frozen and self._called and ready:
-                # Fused optimizers skip on the device: the hook fires all the same, and this says whether they did.
+                # Fused optimizers skip on the device, and the hook still fires: this tensor says whether they skipped.
                 self._advance(getattr(optimizer, "found_inf", None))
             else:
                 self._silence.refused(self._situation)
@@ -332,14 +330,14 @@ class GradNorm(SealedModule):
         return self
 
     def reset(self) -> Self:
-        """Forget what was measured since the last step, as where that step is dropped on purpose; weights stay."""
+        """Discard the measurements since the last step, as when that step is skipped on purpose; weights are kept."""
         self._forget()
         return self
 
     def reset_parameters(self) -> None:
-        """Back to the initial state: weights, `L(0)`, the optimizer's state, averages, counters, an empty history.
+        """Reset to the initial state: weights, `L(0)`, the optimizer's state, averages, counters, an empty history.
 
-        What tools call that build a model on the meta device. A layer that was detected and `freeze()` stay.
+        Called by tools that build a model on the meta device. A detected layer and `freeze()` are kept.
         """
         frozen = self._frozen
         super().reset_parameters()
@@ -361,7 +359,7 @@ class GradNorm(SealedModule):
 
     @property
     def alpha(self) -> float:
-        """α; assigning it is checked as the constructor's argument is."""
+        """α; assignments are validated as the constructor's argument is."""
         return self._loss_weights.alpha
 
     @alpha.setter
@@ -370,9 +368,9 @@ class GradNorm(SealedModule):
 
     @property
     def priorities(self) -> Priorities:
-        """`p_i` by task, which can be changed during training; 1 where none was given.
+        """`p_i` by task, which can be changed during training; 1 by default.
 
-        Writing does not synchronize with the device. They are settings, and so no part of `state_dict`.
+        Writing does not synchronize with the device. They are settings, and so not part of `state_dict`.
 
         Examples:
             >>> balancer = GradNorm(["reconstruction", "kl"])
@@ -394,12 +392,12 @@ class GradNorm(SealedModule):
 
     @property
     def optimizer(self) -> Optimizer | None:
-        """The optimizer of the weights, on which a learning-rate scheduler works; `None` for the closed form."""
+        """The optimizer of the weights, for learning-rate schedulers; `None` for the closed form."""
         return self._loss_weights.rule.optimizer
 
     @property
     def shared(self) -> tuple[Tensor, ...] | None:
-        """`W`; `None` until it is known. A layer that was detected is final once a backward has run."""
+        """`W`; `None` until it is known. A detected layer is final once a backward has run."""
         return tuple(self._measurement.layer.tensors) or None
 
     @property
@@ -414,15 +412,15 @@ class GradNorm(SealedModule):
             StateError: Before the first step.
         """
         if not self._steps:
-            raise StateError("no step has been made yet: train first, then average the weights")
+            raise StateError("no step has been made yet: train before averaging the weights")
         return self._loss_weights.averaged()
 
     def log_dict(self, prefix: str = "gradnorm/") -> dict[str, float]:
-        """The last measured step as plain numbers for a logger; reading them synchronizes with the device.
+        """The last measured step as floats for a logger; synchronizes with the device.
 
         Holds `loss/…`, `weight/…`, `norm/…`, `target/…`, `rate/…` for each task that was present,
-        `cosine/…/…` for each pair of them as it was when cosines were last taken, and `skipped`, the number of
-        steps whose numbers could not be used, so that weights stayed as they were.
+        `cosine/…/…` for each pair of them from the last step in which cosines were computed, and `skipped`, the number
+        of steps that left the weights unchanged because of unusable numbers.
         """
         logged = {f"{prefix}skipped": float(self._loss_weights.skipped)}
         if self._last is None:
@@ -437,10 +435,10 @@ class GradNorm(SealedModule):
         return {key: value for key, value in logged.items() if value == value}
 
     def report(self) -> Report:
-        """What has been measured so far: a table of the tasks, cosines between them, and plain advice.
+        """A report on the recorded steps: a table of the tasks, cosines between them, and advice.
 
-        `print` it: it is a `str`, with its figures as attributes. `assert not balancer.report().advice` is a check for
-        a test; `gradnorm.plots.training(balancer.history, path)` is the picture to it.
+        `print` it: it is a `str`, with its figures as attributes. `assert not balancer.report().advice` can serve as a
+        test; `gradnorm.plots.training(balancer.history, path)` plots the history.
 
         Raises:
             StateError: Nothing has been measured yet.
@@ -448,7 +446,7 @@ class GradNorm(SealedModule):
         if self._last is None or not len(self.history):
             raise StateError(
                 "no step is in the history: train first (with history=0 none is kept); before training, "
-                "gradnorm.diagnose(losses) looks at one batch"
+                "gradnorm.diagnose(losses) analyzes one batch"
             )
         training = Training(
             weights=self.weights.cpu().clone(),
@@ -468,7 +466,7 @@ class GradNorm(SealedModule):
         """The settings, for `print`."""
         return f"{', '.join(self.tasks)}; alpha={self.alpha:g}, every={self.every}, at={self.at!r}"
 
-    # --------------------------------------------------------------------------------------------- inner workings
+    # ------------------------------------------------------------------------------------------------- internals
 
     def _layer(self, shared: Shared | None, model: nn.Module | None) -> SharedLayer:
         names = {} if model is None else {parameter: name for name, parameter in model.named_parameters()}
@@ -498,7 +496,7 @@ class GradNorm(SealedModule):
         return (weights * values).sum()
 
     def _check_layer(self) -> None:
-        """Raise where a detected layer cannot be the same on all processes."""
+        """Raise if a detected layer cannot be the same on all processes."""
         layer = self._measurement.layer
         if self._reduces and (self._awaited or layer.growths):
             why = f"has not seen {', '.join(self._awaited)} yet" if self._awaited else "has met another part of W"
@@ -511,7 +509,7 @@ class GradNorm(SealedModule):
         return layer.awaited if isinstance(layer, DetectedLayer) else []
 
     def _opening(self, tasks: Sequence[int]) -> Opening | None:
-        """What the first backward is to find out."""
+        """What the first backward must determine."""
         if not self._measurement.layer.is_confirmed or self._awaits(tasks):
             abandon = self._loss_weights.abandon_opening
             self._step_opening = self._step_opening or Opening(
@@ -520,9 +518,9 @@ class GradNorm(SealedModule):
         return self._step_opening
 
     def _awaits(self, tasks: Sequence[int], has_begun: bool = False) -> bool:
-        """Whether weights to start from are still wanted for one of these tasks.
+        """Whether one of these tasks still needs a starting weight.
 
-        Where processes share the batch not in a step that has begun: each would go by what it has measured alone, and
+        Never in a step that has begun where processes share the batch: each would act on its own measurements, and
         their collectives would no longer match.
         """
         if self._frozen or (has_begun and self._reduces):
@@ -531,7 +529,7 @@ class GradNorm(SealedModule):
 
     def _agree(self, layer: SharedLayer) -> None:
         if self._reduces and not agree(" ".join(layer.described), self.process_group, self.weights.device):
-            raise GraphError("the shared layer that was found is not the same on all processes; name it with shared=")
+            raise GraphError("the detected shared layer is not the same on all processes; name it with shared=")
 
     def _open(self, sums: Sums, before: Sums | None) -> Tensor | None:
         raw_norms = self._measurement.norms(sums) / sums.factors.abs()
@@ -559,15 +557,15 @@ class GradNorm(SealedModule):
         self._step_count.fill_(self._steps)
 
     def _is_whole(self) -> bool:
-        """Whether what was measured tells of the whole step; warns once where gradients were cleared within it."""
+        """Whether the measurements cover the whole step; warns once if gradients were cleared within it."""
         if self._measurement.dropped and not self._warned_of_dropping:
             self._warned_of_dropping = True
             warn(_DROPPED)
-        # Processes that share the batch do as one, and a gradient that is missing may be so on one of them alone.
+        # Processes that share the batch must agree, and a gradient may be missing on one of them only.
         return self._reduces or not self._measurement.is_partial
 
     def _update(self, sums: Sums, found_inf: Tensor | None) -> None:
-        """The rule; tasks that were absent come out of the divisions as NaN."""
+        """Apply the rule; absent tasks become NaN in the divisions."""
         self._silence.updates(self._loss_weights, found_inf)
         norms = self._measurement.norms(sums)
         raw_norms = norms.to(self.weights.dtype) / (sums.factors * self.weights).abs()
@@ -583,20 +581,20 @@ class GradNorm(SealedModule):
 
     @property
     def _wants_cosines(self) -> bool:
-        """Whether this step is one of those for which cosines are taken."""
+        """Whether cosines are computed in this step."""
         if not self._measurement.has_cosines or len(self.tasks) > PAIRWISE_TASKS:
             return False
         return self._steps // self.every % self.cosines_every == 0  # in a compiled graph this would be a guard
 
     def _forget(self) -> None:
-        """Nothing that was measured belongs to the next step."""
+        """Clear the measurements for the next step."""
         self._measurement.clear()
         self._step_opening = None
         self._called = False
 
     @property
     def _due(self) -> bool:
-        """Whether this step is one of each `every` that are measured."""
+        """Whether this step is measured, by `every`."""
         return self.every == 1 or self._steps % self.every == 0  # a compiled forward would guard on `_steps`
 
     @property
@@ -604,7 +602,7 @@ class GradNorm(SealedModule):
         return self.reduce is not None and data_parallel(self.process_group)
 
     def _attached_to(self, if_gone: bool = False) -> str | None:
-        """The class of the optimizer that this is attached to; if it no longer exists, only `if_gone`."""
+        """Class name of the optimizer that this is attached to; if that no longer exists, only `if_gone`."""
         handle, name = self._attachment or (None, None)
         return name if handle is not None and is_registered(handle, if_gone) else None
 
@@ -625,17 +623,17 @@ class GradNorm(SealedModule):
         if len(tasks) == len(self.tasks):
             return torch.ones_like(self.weights)
         one, zero = self.weights.new_ones(()), self.weights.new_zeros(())
-        # Made on the device, not copied there.
+        # Created on the device, not copied there.
         return torch.stack([one if task in tasks else zero for task in range(len(self.tasks))])
 
     # ------------------------------------------------------------------------------------------- nn.Module, saving
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing follows an optimizer in a copy."""
+        """A copy is not attached."""
         return {**self.__dict__, "_attachment": None, "_silence": Silence(self._silence.is_meant)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """As `nn.Module._apply`; what was measured elsewhere is forgotten."""
+        """As `nn.Module._apply`; measurements on another device are discarded."""
         super()._apply(fn, recurse)
         self._measure_here()
         return self
@@ -647,7 +645,7 @@ class GradNorm(SealedModule):
             self._measure_here()
 
     def _measure_here(self) -> None:
-        """Measure beside the weights; what was measured elsewhere is forgotten."""
+        """Measure on the weights' device; measurements on another one are discarded."""
         self._measurement.moved(self.weights)
         self._measured_on = (self.weights.device, self.weights.dtype)
 
@@ -661,9 +659,9 @@ class GradNorm(SealedModule):
 
 
 _DROPPED = (
-    "gradients were cleared between two backwards without a step, so that GradNorm knows only a part of this step and "
-    "leaves the loss weights as they are. Where a step was dropped on purpose, call balancer.reset() then; where "
-    "gradients are moved away after each micro-batch, let them add up in .grad until the step"
+    "gradients were cleared between two backwards without a step, so that GradNorm has measured only part of this step "
+    "and does not update the loss weights. If a step was skipped on purpose, call balancer.reset() then; if gradients "
+    "are moved elsewhere after each micro-batch, let them accumulate in .grad until the step"
 )
 _UNKNOWN_LAYER = "this process {}, and processes that share a batch must measure at the same layer"
 

@@ -1,4 +1,4 @@
-"""What to know before training, from the losses of one batch: which layer is shared, and which task dominates there."""
+"""Diagnosis before training, from the losses of one batch: which layer is shared, and which task dominates there."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ MOST_OTHERS = 8
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What one batch shows; `print` it. T is the number of losses.
+    """The diagnosis of one batch; `print` it. T is the number of tasks.
 
     Attributes:
-        tasks: Their names.
-        losses: [T].
+        tasks: Task names.
+        losses: [T], `L_i`.
         norms: [T], `‖∇_W L_i‖` of the unweighted losses.
         cosines: [T, T], between the tasks' gradients at `W`; NaN beside a gradient that is zero.
         layer: `W`, by name where the model was given, and its shape.
-        entries: How many numbers `W` holds.
+        entries: Number of entries of `W`.
         others: The other layers that all tasks reach, in the order of the forward.
-        findings: Plain sentences about what needs nothing to be done.
-        advice: Plain sentences about what to act on; empty where nothing is wrong.
+        findings: Sentences about what is as it should be.
+        advice: Sentences about what to act on; empty where nothing is wrong.
     """
 
     tasks: tuple[str, ...]
@@ -56,18 +56,18 @@ class Diagnosis:
 
     @property
     def dominance(self) -> float:
-        """The largest gradient norm over the smallest that is not zero; NaN where a norm is not finite."""
+        """The largest gradient norm over the smallest nonzero one; NaN where a norm is not finite."""
         positive = self.norms[self.norms != 0]
         return (positive.max() / positive.min()).item() if len(positive) else math.nan
 
     @property
     def findings(self) -> list[str]:
-        """Plain sentences about what needs nothing to be done: how even the gradients are."""
+        """Sentences about what is as it should be: how even the gradients are."""
         return list(evenness(self.tasks, self.norms.tolist()))
 
     @property
     def advice(self) -> list[str]:
-        """Plain sentences about what to act on: what is wrong, who dominates, who pulls against whom."""
+        """Sentences about what to act on: what is wrong, which task dominates, which tasks conflict."""
         losses, norms = self.losses.tolist(), self.norms.tolist()
         return [
             *bad_numbers(self.tasks, losses, norms),
@@ -90,13 +90,13 @@ class Diagnosis:
 
 
 def diagnose(losses: Losses, *, shared: Shared | None = None, model: nn.Module | None = None) -> Diagnosis:
-    """What GradNorm would see in these losses, of one batch, before any training.
+    """Diagnose the losses of one batch, before any training.
 
-    The graph stays as it is: `backward` may follow. It costs one gradient of `W` a task.
+    The graph is kept: `backward` may follow. It costs one gradient of `W` per task.
 
     Args:
-        losses: Scalars by name, in order, or stacked into a [T] tensor; tasks that are `None` are passed over.
-        shared: `W`, as for `GradNorm`; left out, the last shared layer.
+        losses: Scalars by name, in order, or stacked into a [T] tensor; tasks that are `None` are ignored.
+        shared: `W`, as for `GradNorm`. Default: the last shared layer.
         model: The network, for the names of its layers.
 
     Raises:
@@ -168,7 +168,7 @@ def _detect(
 
 
 def _rows(named: Mapping[str, Tensor], parts: Sequence[SharedParameter]) -> Tensor:
-    """[T, N], the gradient of each loss at `W`; on the CPU, where all of it is read, printed and drawn."""
+    """[T, N], the gradient of each loss at `W`, on the CPU, where it is read."""
     return torch.stack([_row(task, loss, [part.used for part in parts]) for task, loss in named.items()]).cpu()
 
 

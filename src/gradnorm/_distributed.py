@@ -1,8 +1,8 @@
-"""What the processes of a data-parallel run measured, added up: one collective a step.
+"""Reduction of the measurements over the processes of a data-parallel run: one collective per step.
 
 Each process measures its own part of the batch. The model gets the mean gradient, and the norm of a mean is not the
-mean of the norms; so the tasks' gradients at `W` themselves are added up, together with everything needed to divide by.
-The sum is the same on all ranks to the last bit, and so are the weights made from it.
+mean of the norms; so the tasks' gradients at `W` themselves are summed, together with all divisors. The sum is bitwise
+the same on all ranks, and so are the weights computed from it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def reduce_sums(sums: Sums, group: dist.ProcessGroup | None) -> Sums:
     """The sums over all processes of `group`, by one all-reduce; every rank must call this.
 
     Args:
-        sums: Of this process.
+        sums: The sums of this process.
         group: `None` for all processes.
     """
     parts = sums[:4]
@@ -40,7 +40,7 @@ def reduce_sums(sums: Sums, group: dist.ProcessGroup | None) -> Sums:
 
 
 def agree(words: str, group: dist.ProcessGroup | None, device: torch.device) -> bool:
-    """Whether all processes of `group` say the same; every rank must call this, and it synchronizes with the device."""
+    """Whether all processes of `group` give the same text; every rank must call this; synchronizes with the device."""
     number = zlib.crc32(words.encode())
     found = torch.tensor([number, -number], device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)

@@ -1,6 +1,6 @@
-"""The errors of this package; each is also the builtin that a caller would expect.
+"""The errors of this package; each is also a subclass of the matching builtin.
 
-A message names the argument, says what was found, and ends in the remedy.
+A message names the argument, states what was found, and ends with the remedy.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 import warnings
 
 _NOT_THE_USERS = {"gradnorm", "torch", "accelerate", "lightning", "pytorch_lightning", "transformers"}
-"""Packages whose lines are not where a user would look."""
+"""Packages whose frames are skipped when a warning is located."""
 
 
 class GradNormError(Exception):
@@ -39,10 +39,10 @@ def missing_extra(package: str, extra: str) -> ImportError:
 
 
 def warn(message: str) -> None:
-    """Warn at the user's line: the innermost one that is neither ours, PyTorch's nor a trainer's.
+    """Warn at the user's line: the innermost one outside this package, PyTorch and trainers.
 
-    Without a registry of that line, in which Python would note that it has warned there and drop the same message of
-    the next balancer: once per cause is for each balancer to see to. Filters apply as ever.
+    The warning registry of that line is not used: with it Python would suppress the same message of the next balancer.
+    Each balancer itself warns once per cause. Filters apply as usual.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None and _package(frame.f_globals) in _NOT_THE_USERS:

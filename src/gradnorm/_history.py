@@ -1,4 +1,4 @@
-"""What happened, step by step: a ring buffer on the device, read out as rows when somebody asks.
+"""The history of measured steps: a ring buffer on the device, read as rows on request.
 
 Writing never synchronizes with the device; reading does, once.
 """
@@ -19,10 +19,10 @@ from torch import Tensor
 from ._errors import ArgumentError, missing_extra
 
 FIELDS = ("loss", "weight", "norm", "target", "rate")
-"""`L_i`, `w_i`, `G_i`, `Ḡ r_i^α` and `r_i` of a step; `w_i` is the one that the step trained with."""
+"""`L_i`, `w_i`, `G_i`, `Ḡ r_i^α` and `r_i` of a step; `w_i` is the weight with which the step trained."""
 
 PAIRWISE_TASKS = 16
-"""Cosines between tasks are recorded up to this many tasks; they are T² numbers a step."""
+"""Maximum number of tasks for which cosines are recorded, as these are T² numbers per step."""
 
 Row = dict[str, int | float | str]
 
@@ -31,7 +31,7 @@ class StepRecord(NamedTuple):
     """One measured step.
 
     Attributes:
-        step: Its number.
+        step: Index of the step.
         values: [T, 5], the `FIELDS` of each task; NaN where a task was absent.
         cosines: [T, T] between the tasks' gradients; `None` if they were not taken.
     """
@@ -45,8 +45,8 @@ class History:
     """The last `capacity` measured steps.
 
     Args:
-        tasks: Names.
-        capacity: Steps to keep; 0 keeps none.
+        tasks: Task names.
+        capacity: Number of steps to keep; 0 keeps none.
 
     Examples:
         >>> import torch
@@ -106,7 +106,7 @@ class History:
         ]
 
     def lowest_weights(self) -> list[float]:
-        """[T], each task's lowest weight in any step, recorded still or not; inf for tasks that never came."""
+        """[T], the lowest weight of each task in any step, overwritten or not; inf for tasks that were never there."""
         lowest = self._lowest_weights()
         return [math.inf] * len(self.tasks) if lowest is None else lowest.tolist()
 

@@ -1,7 +1,7 @@
-"""The loss weights and all that is known of them: `w`, `L(0)`, how often a step was skipped. No network, no graph.
+"""The loss weights and their state: `w`, `L(0)`, the number of skipped steps. Independent of network and graph.
 
-What a step measured comes in as [T] tensors, NaN for tasks that were absent; a rule (`_updates.py`) makes the next
-weights of it. Nothing here synchronizes with the device, but for warnings on the CPU.
+The measurements of a step are [T] tensors, NaN for absent tasks; a rule (`_updates.py`) computes the next weights from
+them. Nothing here synchronizes with the device, except warnings on the CPU.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ InitialWeights = Literal["auto", "balanced"] | PerTask | None
 
 
 MOST_OPENINGS = 10
-"""After so many first looks a task whose gradient is still zero starts from the weight that it has."""
+"""Number of attempts after which a task whose gradient is still zero starts from its current weight."""
 
 
 class Priorities(MutableMapping[str, float]):
     """`p_i` by task: read from the host, and written to the device without synchronizing.
 
     Args:
-        values: As they are now, by task.
-        changed: Called after a change.
+        values: Current values by task.
+        changed: Callback after a change.
     """
 
     def __init__(self, values: dict[str, float], changed: Callable[[], None]) -> None:
@@ -49,7 +49,7 @@ class Priorities(MutableMapping[str, float]):
         self._changed()
 
     def __delitem__(self, task: str) -> None:
-        raise ArgumentError(f"priorities[{task!r}] cannot be deleted; set it to 1, as for a task that was given none")
+        raise ArgumentError(f"priorities[{task!r}] cannot be deleted; set it to 1, the default")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -65,16 +65,16 @@ class LossWeights(StatefulModule):
     """`w_i`, sum T, and the rule that updates them.
 
     Args:
-        tasks: Names.
-        update: The rule.
+        tasks: Task names.
+        update: Update rule.
         alpha: α of the targets.
         priorities: `p_i` of the targets.
         initial_losses: As for `GradNorm`.
         initial_weights: As for `GradNorm`.
 
     Attributes:
-        weights: [T].
-        skipped: [], how many steps left the weights unchanged because of bad numbers.
+        weights: [T], `w_i`.
+        skipped: [], the number of steps that left the weights unchanged because of bad numbers.
 
     Examples:
         The second task has the larger gradient, so its weight falls.
@@ -121,10 +121,10 @@ class LossWeights(StatefulModule):
         self.register_buffer("_priorities", torch.ones(count, dtype=float32), persistent=False)
         self.priorities = priorities
         self.rule = update.bound(weights)
-        self._is_open = [not is_balanced] * count  # the host's copy, which spares it synchronizing
+        self._is_open = [not is_balanced] * count  # a copy on the host, which avoids synchronizing
         self._openings = 0
         self._looks = 0
-        self._knows_initial = given is not None  # the host's, likewise
+        self._knows_initial = given is not None  # on the host, likewise
         self._warned = False
 
     @property
@@ -160,7 +160,7 @@ class LossWeights(StatefulModule):
         return None if all(value == 1.0 for value in self._priority_of.values()) else self._priorities
 
     def unusable(self, values: Tensor) -> list[str]:
-        """The tasks whose numbers in a step could not be used; `values` is what `update` returned.
+        """The tasks whose numbers in a step were unusable; `values` is what `update` returned.
 
         Reading them synchronizes with the device.
         """
@@ -179,30 +179,30 @@ class LossWeights(StatefulModule):
         return rule.renormalize(self._weight_sums, float(len(self.tasks)))
 
     def note_step(self) -> None:
-        """A step was made with these weights."""
+        """Count a step with these weights."""
         self._weight_sums.add_(self.weights)  # `+=` would go through the slow path of nn.Module
 
     # ---------------------------------------------------------------------------------------------- the first step
 
     def awaits_opening(self, tasks: Sequence[int], is_parallel: bool) -> bool:
-        """Whether weights to start from are still to be found for one of these tasks.
+        """Whether one of these tasks still needs a starting weight.
 
-        Where processes share the batch only in the first step, as they cannot know which tasks are new to another.
+        Where processes share the batch only in the first step: no process knows which tasks are new to another.
         """
         if is_parallel:
             return not any(self._is_open)
         return not all(self._is_open[task] for task in tasks)
 
     def open(self, raw_norms: Tensor, present: Tensor, has_begun: bool = False) -> Tensor | None:
-        """Balance the tasks that are new; returns the weights, if they changed.
+        """Balance the new tasks; returns the weights if they changed.
 
-        This reads values, and so synchronizes with the device. A norm that is not finite, as a loss scale that is still
-        too large brings about, is none, and neither is a norm of zero: the next steps try again.
+        Reads values, and so synchronizes with the device. A norm that is not finite, as under too large a loss scale,
+        or that is zero does not count: the next steps try again.
 
         Args:
             raw_norms: [T], NaN for tasks that were not measured.
             present: bool, [T], the tasks that run backward now.
-            has_begun: Other tasks have run backward in this step, so that their weights stay until its end.
+            has_begun: Whether other tasks have run backward in this step, so that their weights stay until its end.
         """
         opened = self._opened > 0.5
         fresh = present & ~opened
@@ -216,7 +216,7 @@ class LossWeights(StatefulModule):
         return self.weights.clone()
 
     def abandon_opening(self) -> None:
-        """Start from the weights as they are."""
+        """Start from the current weights."""
         self._value("_opened").fill_(1.0)
         self._is_open = [True] * len(self.tasks)
 
@@ -225,13 +225,13 @@ class LossWeights(StatefulModule):
     def update(
         self, losses: Tensor, raw_norms: Tensor, present: Tensor | None = None, found_inf: Tensor | None = None
     ) -> Tensor:
-        """`w(t) → w(t+1)`, from what a step measured.
+        """`w(t) → w(t+1)`, from the measurements of a step.
 
         Args:
             losses: [T], `L_i`.
             raw_norms: [T], `‖∇_W L_i‖`.
-            present: bool, [T]; left out, all are.
-            found_inf: Not 0 where a fused optimizer has skipped this step on the device.
+            present: bool, [T]. Default: all.
+            found_inf: Nonzero where a fused optimizer has skipped this step on the device.
 
         Returns:
             [T, 5], the step's loss, weight, norm, target and rate per task, NaN where it was absent.
@@ -257,7 +257,7 @@ class LossWeights(StatefulModule):
         return values if present is None else torch.where(present.unsqueeze(1), values, torch.nan)
 
     def _usable(self, losses: Tensor, ratios: Tensor, G: Tensor) -> Tensor:
-        """bool, [T]: whether the rule can use a task's numbers."""
+        """bool, [T]: whether a task's numbers are usable."""
         if self.alpha == 0:
             return G + losses.abs() < torch.inf  # and so not NaN either
         return (G + ratios < torch.inf) & (ratios > 0)
@@ -276,11 +276,11 @@ class LossWeights(StatefulModule):
         return is_waiting
 
     def _has_initial(self, counts: Tensor) -> Tensor:
-        """bool, [T]: whether `L_i(0)` is known; an average of whole numbers may miss them."""
+        """bool, [T]: whether `L_i(0)` is known; averaged counts need not be integers."""
         return counts > self._initial_steps - 0.5
 
     def _look_at_initial(self) -> None:
-        """Whether all `L_i(0)` are known: asked less and less often where that synchronizes with the device."""
+        """Check whether all `L_i(0)` are known, in ever longer intervals where that synchronizes with the device."""
         self._looks += 1
         is_free, is_meta = self.weights.device.type == "cpu", self.weights.is_meta  # where there is nothing to read
         if is_free or (not is_meta and self._looks & (self._looks - 1) == 0):
@@ -302,7 +302,7 @@ class LossWeights(StatefulModule):
             remedy = "Losses that may be zero or negative need alpha=0, which balances gradients alone"
         else:
             what = "or its gradient norm is not finite, or its first value is not positive"
-            remedy = "Look at the task itself"
+            remedy = "Check the task itself"
         return (
             f"GradNorm left the loss weights unchanged: the loss of {', '.join(names)} {what}. {remedy}. "
             "Training continues; 'skipped' in log_dict() counts such steps."

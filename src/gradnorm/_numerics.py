@@ -1,4 +1,4 @@
-"""Guards of the arithmetic, each a named function with its reason. None of them synchronizes with the device."""
+"""Numerical safeguards, each a function with its reason. None synchronizes with the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x`, in float32 if its type is narrower.
+    """`x`, in float32 if its dtype is narrower.
 
     A half-precision norm overflows at 65504 and a bfloat16 one keeps three digits; the rule compares norms across tasks
     whose scales may be 10⁶ apart.
@@ -22,7 +22,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def at_least(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x`, in `dtype` if its type is narrower.
+    """`x`, in `dtype` if its dtype is narrower.
 
     Examples:
         >>> at_least(torch.ones(2, dtype=torch.float64), torch.float32).dtype
@@ -34,7 +34,7 @@ def at_least(x: Tensor, dtype: torch.dtype) -> Tensor:
 def row_norms(rows: Tensor) -> Tensor:
     """Euclidean norm of each row, [T, N] → [T], for norms within 1e±19, where squares stay in float32's range.
 
-    Beyond, a norm is inf, which the balancer skips, or 0, which moves no weight.
+    Beyond, a norm is inf, which the balancer skips, or 0, which changes no weight.
 
     Examples:
         >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))

@@ -1,9 +1,9 @@
-"""The optimizer of the loss weights: any of `torch.optim`, on one [T] tensor, with updates that can be taken back.
+"""The optimizer of the loss weights: any of `torch.optim`, on one [T] tensor, with updates that can be undone.
 
-Whether an update counts (finite numbers, task present) is known on the device only, and asking would synchronize. So
-the update is made, and entries for which it does not count are put back, in the optimizer's state as well.
+Whether an update counts (finite numbers, task present) is known on the device only, and reading it would synchronize.
+So the update is made, and entries for which it does not count are restored, in the optimizer's state as well.
 
-The state is made at once and held as buffers, so that a saved model has the same tensors at every step.
+The state is created in advance and registered as buffers, so that a saved model has the same tensors at every step.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ._torch_private import expect_no_capture
 from ._types import OptimizerFactory
 
 OPTIONS = ("lr", "betas", "momentum", "weight_decay")
-"""What schedulers change, of what an optimizer may have."""
+"""The options of an optimizer that schedulers may change."""
 
 
 class WeightOptimizer(StatefulModule):
-    """Wraps the optimizer that `factory` makes.
+    """Wraps the optimizer that `factory` creates.
 
     Args:
         factory: Called as `factory([weights], lr=lr)`.
@@ -33,7 +33,7 @@ class WeightOptimizer(StatefulModule):
         lr: Learning rate.
 
     Raises:
-        ArgumentError: `factory` does not make an optimizer, or one whose state cannot be held in tensors.
+        ArgumentError: `factory` does not create an optimizer, or one whose state is not in tensors.
     """
 
     options: Tensor
@@ -59,21 +59,21 @@ class WeightOptimizer(StatefulModule):
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's own tensors by name: [T], or [] for a count of steps."""
+        """The optimizer's own tensors by name: [T], or [] for a step counter."""
         return {name.removeprefix("state_"): value for name, value in self._held() if name.startswith("state_")}
 
     def step(self, gradients: Tensor, finish: Callable[[Tensor], Tensor], accept: Tensor, before: Tensor) -> None:
-        """`weights ← finish(optimizer's update)` where `accept`, and no change elsewhere or if a result is no weight.
+        """`weights ← finish(optimizer's update)` where `accept`; no change elsewhere, or if a result is no weight.
 
         Args:
             gradients: [T].
-            finish: What follows the update, [T] → [T].
+            finish: Applied after the update, [T] → [T].
             accept: bool, [T], or [] for all.
             before: A copy of the weights.
         """
         weights = self._weights[0]
         kept = [(value, value.clone()) for value in self.state.values()]
-        # What an optimizer does with one entry may depend on the others, which must not meet numbers that are no such.
+        # An optimizer's update of one entry may depend on the others, so NaN must not enter.
         weights.grad = torch.where(accept, gradients, 0.0) if accept.dim() else gradients
         expect_no_capture(self.optimizer)  # a copy of an optimizer forgets it
         self.optimizer.step()
@@ -85,17 +85,17 @@ class WeightOptimizer(StatefulModule):
             torch.where(accept if value.dim() else accept.any(), value, old, out=value)
 
     def rebind(self, weights: Tensor) -> None:
-        """Go on with another tensor in place of the weights, and the buffers as they are now, as after `Module.to`."""
+        """Continue with another tensor in place of the weights, and with the current buffers, as after `Module.to`."""
         self.optimizer.state.clear()
         self.optimizer.param_groups[0]["params"][0] = weights
         self.optimizer.state[weights] = dict(self.state)
         self._weights[0] = weights
         for group in self.optimizer.param_groups:
-            if "capturable" in group:  # keeps the count of steps beside the weights, so that nothing synchronizes
+            if "capturable" in group:  # keeps the step counter on the weights' device, so that nothing synchronizes
                 group["capturable"] = weights.is_cuda
 
     def _options(self) -> Tensor:
-        """[N, 3], each number as a sum of three in float32, which is exact: a state is of one type everywhere."""
+        """[N, 3], each number as an exact sum of three in float32, so that the whole state has one dtype."""
         group = self.optimizer.param_groups[0]
         numbers = [number for name in OPTIONS if name in group for number in _as_tuple(group[name])]
         rest = torch.tensor(numbers, dtype=torch.float64, device="cpu")
@@ -135,7 +135,7 @@ def _as_tuple(option: float | tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _fresh_state(optimizer: Optimizer, weights: Tensor) -> dict[str, Tensor]:
-    """The state as it is before the first step, which `torch.optim` makes in that step only."""
+    """The state before the first step, which `torch.optim` creates in that step only."""
     before = weights.clone()
     weights.grad = torch.zeros_like(weights)
     try:

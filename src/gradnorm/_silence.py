@@ -1,10 +1,10 @@
-"""Whether training balances anything: a run in which no weight is ever updated says so once, with the likely cause.
+"""Detects silent failure: a run in which no weight is ever updated warns once, with the likely cause.
 
-Nothing fails where `step()` was forgotten, or where every batch holds one task: the network trains, with the weights
-that it began with. So balanced losses are counted, and the hundredth asks whether a weight has been updated. Only then
-is the device read, and the question is put off where an update may still come: while gradients are accumulated, while
-`L(0)` is averaged, while few steps were measured. Whether the network itself is trained shows in `W`, whose changes
-autograd counts.
+Nothing fails where `step()` was forgotten, or where every batch has one task only: the network trains, with its initial
+loss weights. So balanced losses are counted, and at the hundredth it is checked whether a weight has been updated. Only
+then is the device read, and the check is postponed where an update may still come: while gradients are accumulated,
+while `L(0)` is averaged, while few steps were measured. Whether the network itself is trained shows in the version
+counter of `W`.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from ._torch_private import changes
 from .capture import Measurement, Sums
 
 PATIENCE = 100
-"""Balanced losses after which an update is missed."""
+"""Balanced losses after which a missing update is reported."""
 MOST_MICRO_BATCHES = 1600
-"""No step is accumulated over more losses than this."""
+"""Maximum number of losses assumed to be accumulated into one step."""
 FEWEST_UPDATES = 20
-"""Fewer updates without effect may be those with which a loss scaler begins."""
+"""Fewer updates without effect may be a loss scaler's first steps."""
 
 
 class Situation(NamedTuple):
-    """What a balancer knows when somebody asks why no weight was updated.
+    """The facts about a balancer from which the cause is determined.
 
     Attributes:
-        is_training: Not in `eval()`.
-        is_frozen: By `freeze()` or by a state that was loaded.
-        attached: The class of the optimizer that it is attached to, if any.
+        is_training: Whether it is not in `eval()`.
+        is_frozen: Whether it is frozen, by `freeze()` or by a loaded state.
+        attached: Class name of the optimizer that it is attached to, if any.
         awaited: Tasks without which the layer cannot be detected.
-        is_due: Whether this step is one of each `every` that are measured.
-        measurement: `W` as far as it is known, and what was measured since the last step.
-        last: [T, 5], what `LossWeights.update` returned in the last step that was measured.
-        loss_weights: The weights, and all that is known of them.
+        is_due: Whether this step is measured, by `every`.
+        measurement: `W` as far as it is known, and the measurements since the last step.
+        last: [T, 5], the result of `LossWeights.update` in the last measured step.
+        loss_weights: The weights and their state.
     """
 
     is_training: bool
@@ -55,10 +55,10 @@ class Situation(NamedTuple):
 
 
 class Silence:
-    """Counts balanced losses until a weight is updated; one for each balancer.
+    """Counts balanced losses until a weight is updated; one per balancer.
 
     Args:
-        is_meant: Whether weights are kept on purpose: `freeze()` was called.
+        is_meant: Whether weights are constant on purpose: `freeze()` was called.
     """
 
     def __init__(self, is_meant: bool = False) -> None:
@@ -75,10 +75,10 @@ class Silence:
         self._start: tuple[Tensor, Tensor] | None = None
         self._found_inf: Tensor | None = None
 
-    # Nothing here is done while a compiler traces: it would compile again for each count.
+    # Nothing here runs while a compiler traces: it would recompile for each count.
 
     def balanced(self, is_training: bool, situation: Callable[[], Situation]) -> None:
-        """A loss was balanced that can run backward."""
+        """Count a balanced loss that can run backward."""
         if self._is_over or torch.compiler.is_compiling():
             return
         if not is_training:  # this is for validation, unless a step follows
@@ -90,7 +90,7 @@ class Silence:
         self._ask(situation)
 
     def refused(self, situation: Callable[[], Situation]) -> None:
-        """A step was made that updates nothing, as in `eval()`."""
+        """Count a step without an update, as in `eval()`."""
         if self._is_over or torch.compiler.is_compiling():
             return
         self._count += self._is_pending
@@ -100,12 +100,12 @@ class Silence:
             self._ask(situation)
 
     def stepped(self) -> None:
-        """A step was made, whether or not it was measured."""
+        """Count a step, measured or not."""
         if not self._is_over:
             self._has_stepped = True
 
     def updates(self, loss_weights: LossWeights, found_inf: Tensor | None) -> None:
-        """The weights are about to be updated; whether they will change is known on the device only."""
+        """Count an update; whether the weights change is known on the device only."""
         if self._is_over or torch.compiler.is_compiling():
             return
         if self._start is None:
@@ -164,7 +164,7 @@ class Silence:
         return next(self._causes_of_no_update(known))
 
     def no_effect(self, known: Situation) -> str | None:
-        """As `cause`, where updates were made."""
+        """The cause where updates were made."""
         return None if self._start is None else self.cause(known)
 
     def _causes_of_no_update(self, known: Situation) -> Iterator[str]:
@@ -189,7 +189,7 @@ class Silence:
         _, before, norms, *_ = known.last.unbind(1)
         present = ~before.isnan()
         if self._skips_all(known):
-            yield _SKIPPED.format(_times(self._updates), ", ".join(weights.unusable(known.last)) or "a task")
+            yield _SKIPPED.format(_times(self._updates), ", ".join(weights.unusable(known.last)) or "some task")
         if self._is_skipped_on_device():
             yield _OVERFLOW
         if int(present.sum()) < 2:
@@ -259,7 +259,7 @@ _EVAL = (
 )
 _FROZEN = "it is frozen, by a state_dict that was saved so. Call balancer.freeze(False) after loading it"
 _AWAITED = (
-    "the shared layer is detected once every task has been seen, and {0} has not. Name the layer with shared=, or "
+    "the shared layer is detected once every task has been seen, and {0} has not. Give the layer with shared=, or "
     "leave out tasks that never come"
 )
 _CLOSURE = (
@@ -267,7 +267,7 @@ _CLOSURE = (
     "balancer first; then balancer.weights = balancer.time_averaged_weights(), balancer.freeze(), and L-BFGS"
 )
 _OVERFLOW = (
-    "the gradients at W are not finite, so that the loss scaler skips every step. Look for a loss or a gradient that "
+    "the gradients at W are not finite, so that the loss scaler skips every step. Find the loss or the gradient that "
     "overflows"
 )
 _SKIPPED = (
@@ -276,10 +276,10 @@ _SKIPPED = (
 )
 _ONE_TASK = (
     "each step measured one task, and Algorithm 1 compares the tasks of one step. Accumulate the gradients of a batch "
-    'of each task before optimizer.step(), or take update="closed-form", which remembers the others'
+    'of each task before optimizer.step(), or use update="closed-form", which keeps averages of the others'
 )
 _NO_OTHER_TASK = "no task but {0} was ever present. Check the names under which the other losses are given"
 _NO_GRADIENT = (
-    "every gradient at W is exactly zero. Look at how the losses depend on W, or name another layer with shared="
+    "every gradient at W is exactly zero. Check how the losses depend on W, or give another layer with shared="
 )
 _NO_RATE = "the learning rate of the weights is {0:g}, which is too small to change one. Raise it: Descent(lr=0.025)"

@@ -1,15 +1,15 @@
-"""State that other tools move, average, save and replace: buffers that never hold uninitialized memory.
+"""Module state that loaders and trainers may move, average, save and replace: buffers that are always initialized.
 
-Loaders and trainers write to a module without asking it: `to_empty` and `from_pretrained` put in whatever memory holds,
-`load_state_dict(assign=True)` puts in tensors of the caller, averages turn counts into fractions. Four rules keep a
-state whole:
+Loaders and trainers write to a module without calling it: `to_empty` and `from_pretrained` leave uninitialized memory,
+`load_state_dict(assign=True)` assigns the caller's tensors, averages turn counts into fractions. Four rules keep the
+state consistent:
 
-- Initial values are kept on the CPU, so a state can be built again at any time; on the meta device the state *is* the
+- Initial values are kept on the CPU, so a state can be rebuilt at any time; on the meta device the state *is* the
   initial one.
-- Moving a module changes device and type of its state, never the values, and no type is narrower than float32.
-- All state is of a floating type, so that it can be averaged and cast.
-- The state names its tasks and its layout, as bits. Only what has the right ones was saved by such a balancer; what has
-  none was never written.
+- Moving a module changes device and dtype of its state, never the values, and no dtype is narrower than float32.
+- All state has a floating dtype, so that it can be averaged and cast.
+- The state contains the names of its tasks and of its layout, as bits. Only a state with the right ones was saved by
+  such a balancer; a state without any was never written.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ M = TypeVar("M", bound="SealedModule")
 
 
 class StatefulModule(nn.Module):
-    """A module without parameters whose buffers start from values that are kept, and return to them."""
+    """A module without parameters that keeps the initial values of its buffers, and can reset them."""
 
     def __init__(self) -> None:
         super().__init__()
         self._initial: dict[str, Tensor] = {}
-        self._loaded: set[str] = set()  # by load_state_dict, and not yet taken over
+        self._loaded: set[str] = set()  # by load_state_dict, and not yet read
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """As `nn.Module.register_buffer`; the first value is the initial one."""
-        if tensor is not None and not tensor.is_meta and name not in self._initial:  # attributes are set here, too
+        if tensor is not None and not tensor.is_meta and name not in self._initial:  # assignments call this, too
             self._initial[name] = tensor.detach().clone()
         super().register_buffer(name, tensor, persistent)
 
     def reset_parameters(self) -> None:
-        """Back to the initial values, in place."""
+        """Reset to the initial values, in place."""
         with torch.inference_mode(False), torch.no_grad():
             for name, tensor in self._held():
                 tensor.copy_(self._initial.get(name, tensor))  # a subclass may hold what was never built
@@ -53,13 +53,13 @@ class StatefulModule(nn.Module):
             self._read()
 
     def _read(self) -> None:
-        """Take over what the buffers hold into whatever else knows of it."""
+        """Update all that depends on the buffers' values, from the buffers."""
 
     def _moved(self) -> None:
-        """The buffers were moved, or built: what else knows of them is right, and they may not be."""
+        """Called after the buffers were moved or rebuilt: what depends on them is valid, and they may not be."""
 
     def _damaged(self) -> list[str]:
-        """The buffers that hold what no state can."""
+        """Names of the buffers with invalid values."""
         return [name for name, tensor in self._held() if not bool(torch.isfinite(tensor).all())]
 
     def _held(self, persistent: bool | None = None) -> list[tuple[str, Tensor]]:
@@ -69,13 +69,13 @@ class StatefulModule(nn.Module):
         return held if persistent is None else [(name, t) for name, t in held if (name not in aside) == persistent]
 
     def _value(self, name: str) -> Tensor:
-        """What a buffer holds, to read and to write: on the meta device its initial value."""
+        """A buffer to read and to write: on the meta device its initial value."""
         tensor = self._buffers[name]
         assert tensor is not None
         return self._initial.get(name, tensor) if tensor.is_meta else tensor
 
     def _settle(self) -> None:
-        """Make buffers of whatever was put in their place: wide, writable, and the settings as they were given."""
+        """Turn whatever was assigned in their place into buffers: at least float32, writable, settings as given."""
         homes = [tensor.device for _, tensor in self._held(persistent=True) if not tensor.is_meta]
         for name, tensor in self._held():
             device = homes[0] if homes and tensor.is_meta else tensor.device
@@ -86,12 +86,12 @@ class StatefulModule(nn.Module):
             self._buffers[name] = tensor
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As `nn.Module._apply`; device and type are `fn`'s business, values are not."""
+        """As `nn.Module._apply`; `fn` determines device and dtype, not values."""
 
         def placed(tensor: Tensor) -> Tensor:
             try:
                 return fn(tensor)
-            except NotImplementedError:  # what is on the meta device has no data to move
+            except NotImplementedError:  # a meta tensor has no data to move
                 if not tensor.is_meta:
                     raise
                 return fn(torch.zeros_like(tensor, device="cpu"))
@@ -102,14 +102,14 @@ class StatefulModule(nn.Module):
             for name, old in before:
                 new = self._buffers[name]
                 assert new is not None
-                if new is not old:  # as it is in share_memory()
+                if new is not old:  # it is the same in share_memory()
                     dtype = new.dtype if at_least_float32(new).dtype == new.dtype else old.dtype
                     value = old if new.is_meta or not old.is_meta else self._initial.get(name, new)
                     self._buffers[name] = value.detach().to(new.device, dtype, copy=True)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """As `nn.Module._load_from_state_dict`; `assign=True` puts in copies, in the buffers' own types."""
+        """As `nn.Module._load_from_state_dict`; `assign=True` assigns copies, in the buffers' own dtypes."""
         for name, tensor in self._held(persistent=True):
             value = state_dict.get(f"{prefix}{name}")
             if not isinstance(value, Tensor):
@@ -122,7 +122,7 @@ class StatefulModule(nn.Module):
 
 
 class SealedModule(StatefulModule):
-    """The outermost stateful module: it knows whose state it holds, and notices what was put in its place."""
+    """The outermost stateful module: it verifies whose state it holds, and detects replaced buffers."""
 
     _names: Tensor
     _layout: Tensor
@@ -136,7 +136,7 @@ class SealedModule(StatefulModule):
         self._is_settled = False
 
     def _seal(self, names: Sequence[str]) -> None:
-        """All buffers are there: from here on they are those of these names."""
+        """Bind all registered buffers to these names."""
         self._sealed = _SEPARATOR.join(names).encode()
         layout = " ".join(sorted(self._persistent()))
         self.register_buffer("_names", _bits(self._sealed))
@@ -145,10 +145,10 @@ class SealedModule(StatefulModule):
         self._bind()
 
     def _check_state(self) -> None:
-        """Take over tensors that were put in place of the buffers, or written into them, since the last check.
+        """Read tensors that were assigned in place of the buffers, or written into them, since the last check.
 
         Raises:
-            StateError: They are of other tasks, of another update rule, a part of a state, or damaged.
+            StateError: They are of other tasks, of another update rule, part of a state, or damaged.
         """
         if torch.compiler.is_compiling():
             return
@@ -159,7 +159,7 @@ class SealedModule(StatefulModule):
             self._take_over()
 
     def reset_parameters(self) -> None:
-        """Back to the initial state, with all that belongs to it."""
+        """Reset to the initial state, with all that depends on it."""
         for state in self._states():
             if state is not self:
                 state.reset_parameters()
@@ -172,7 +172,7 @@ class SealedModule(StatefulModule):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        if not recurse:  # tools that go through the modules one by one leave a mixture until they are done
+        if not recurse:  # tools that process modules one by one leave a mixture until they are done
             return super()._apply(fn, recurse)
         self._check_state()
         was_meta = self._names.is_meta
@@ -201,7 +201,7 @@ class SealedModule(StatefulModule):
             self._is_settled = True
 
     def _is_ours(self, held: dict[str, Tensor]) -> bool:
-        """Whether the buffers hold a state that a balancer has saved; raises if that is none for this one."""
+        """Whether the buffers hold a state saved by a balancer; raises if it does not fit this one."""
         missing = {name for name, tensor in held.items() if tensor.is_meta} | self._not_loaded(held)
         if missing:
             raise StateError(
@@ -215,7 +215,7 @@ class SealedModule(StatefulModule):
         return True
 
     def _check_seal(self, names: bytes | None, layout: bytes | None) -> bool:
-        """Whether this is the seal of a state for this balancer, or none at all; raises if it is another's."""
+        """Whether this is the seal of a state for this balancer; false if there is none; raises if it is another's."""
         if names != self._sealed:
             if (found := _decode(names)) is None:
                 return False
@@ -241,7 +241,7 @@ class SealedModule(StatefulModule):
         return set(held) - loaded if loaded else set()
 
     def _states(self) -> list[StatefulModule]:
-        """From the inside out."""
+        """All stateful modules, innermost first."""
         return [module for module in reversed(list(self.modules())) if isinstance(module, StatefulModule)]
 
     def _persistent(self) -> dict[str, Tensor]:
@@ -278,7 +278,7 @@ _OR_RESET = ", or call reset_parameters() to start from the initial state"
 
 
 def built_on_cpu(init: Callable[Concatenate[M, P], None]) -> Callable[Concatenate[M, P], None]:
-    """A constructor that makes values even under `torch.device("meta")`, and only then moves them there."""
+    """Wraps a constructor: computes values even under `torch.device("meta")`, and moves them there afterwards."""
 
     @wraps(init)
     def built(self: M, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -297,7 +297,7 @@ def _bits(data: bytes) -> Tensor:
 
 
 def _bytes(bits: Tensor) -> bytes | None:
-    """What was written as bits; `None` if these are none."""
+    """The bytes written as bits; `None` if these are none."""
     ones = bits > 0.5
     if bits.numel() % 8 or not bool(((bits - ones.to(bits.dtype)).abs() < 0.25).all()):
         return None
@@ -306,7 +306,7 @@ def _bytes(bits: Tensor) -> bytes | None:
 
 
 def _decode(names: bytes | None) -> list[str] | None:
-    """The names; `None` if no balancer can have written this."""
+    """The task names; `None` if no balancer can have written these bytes."""
     try:
         found = [] if names is None else names.decode().split(_SEPARATOR)
     except UnicodeDecodeError:

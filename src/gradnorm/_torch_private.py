@@ -1,7 +1,7 @@
-"""Everything that PyTorch keeps private and we need all the same: one function each, with the reason.
+"""All uses of private PyTorch APIs: one function each, with the reason.
 
-When a release of PyTorch breaks something here, it breaks in this file. Each function says what it reads and why no
-public way exists (torch 2.6 to 2.13).
+A PyTorch release that changes private APIs breaks this file only. Each function states what it reads and why there is
+no public API (torch 2.6 to 2.13).
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from torch.utils.hooks import RemovableHandle
 
 
 def output_shape(node: Any, nr: int) -> torch.Size:
-    """Shape of what output `nr` of a graph's node was in the forward; the public `metadata` is the user's own dict."""
+    """Shape of output `nr` of a graph's node in the forward; the public `metadata` is the user's own dict."""
     return torch.Size(node._input_metadata[nr].shape)
 
 
 def output_dtype(node: Any, nr: int) -> torch.dtype:
-    """Type of what output `nr` of a graph's node was in the forward; see `output_shape`."""
+    """Dtype of output `nr` of a graph's node in the forward; see `output_shape`."""
     return node._input_metadata[nr].dtype
 
 
 def saved(node: Any, name: str) -> Any:
-    """What an operation saved about itself, such as the dimension of a `cat`: there for debugging, and nowhere else."""
+    """An attribute that an operation saved, such as the dimension of a `cat`; exposed for debugging only."""
     return getattr(node, f"_saved_{name}")
 
 
 def current_backward() -> int:
-    """A number for the backward that is running: two losses may run backward as one, and only this says so."""
+    """Identifier of the running backward: only this shows that two losses run backward as one."""
     return torch._C._current_graph_task_id()
 
 
 def expect_no_capture(optimizer: Any) -> None:
-    """Keep an optimizer with `capturable=True` from warning, outside of a CUDA graph, that this may be slow.
+    """Suppress the warning of an optimizer with `capturable=True` outside of a CUDA graph that this may be slow.
 
-    Here it is what keeps its count of steps on the device; torch warns once per optimizer and has no switch.
+    `capturable` keeps its step counter on the device; torch warns once per optimizer, without an option.
     """
     optimizer._warned_capturable_if_run_uncaptured = True
 
 
 @contextmanager
 def without_hooks(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Let a gradient be taken of these leaves without calling the hooks that users have registered on them.
+    """Take a gradient of these leaves without calling the hooks that users have registered on them.
 
-    They are meant for the gradient that the optimizer gets; there is no public way to pass by them.
+    Those hooks are meant for the optimizer's gradient; there is no public way to bypass them.
     """
     found = [(hooks, dict(hooks)) for tensor in tensors if (hooks := tensor._backward_hooks)]
     for hooks, _ in found:
@@ -62,33 +62,33 @@ def without_hooks(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def at_end_of_backward(function: Callable[[], None]) -> None:
-    """Call `function` when the backward that is running has ended, unless it raises; hooks of tensors come before."""
+    """Call `function` when the running backward has ended, unless it raises; hooks of tensors run before."""
     torch.autograd.Variable._execution_engine.queue_callback(function)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def changes(tensor: Tensor) -> int:
-    """How often `tensor` was changed in place, as by an optimizer; autograd counts, and nothing public tells."""
+    """Autograd's version counter of `tensor`: the number of in-place changes, as by an optimizer; private."""
     return tensor._version
 
 
 def is_registered(handle: RemovableHandle, if_gone: bool = False) -> bool:
-    """Whether a hook will still run, or `if_gone` where what it was registered on no longer exists.
+    """Whether a hook is still registered, or `if_gone` where its object no longer exists.
 
-    Its handle knows, and has no public way to say so.
+    The handle knows, and does not expose it.
     """
     hooks = handle.hooks_dict_ref()
     return if_gone if hooks is None else handle.id in hooks
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether `tensor` lives inside a transform of `torch.func`, whose graphs are separate from autograd's."""
+    """Whether `tensor` is inside a `torch.func` transform, whose graphs are separate from autograd's."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` is running; torch 2.6 does not say so.
+    """Whether `torch.export` is running.
 
     The public `torch.compiler.is_exporting()` was always true to a compiler, before torch 2.13.
     """
@@ -96,17 +96,17 @@ def is_exporting() -> bool:
 
 
 def in_compiled_autograd() -> bool:
-    """Whether the backward that is running is one compiled graph; the module is loaded only by who compiles."""
+    """Whether the running backward is one compiled graph; the module is loaded only when compiling."""
     compiled = sys.modules.get("torch._dynamo.compiled_autograd")
     return bool(getattr(compiled, "in_compiled_autograd_region", False))
 
 
 _BREAKS_WITH_MESSAGE = torch.__version__ >= "2.8"
-"""Whether a graph break may surely say why; older versions break all the same."""
+"""Whether a graph break can carry a reason; older versions break without."""
 
 
 def outside_compiled_graph(function: Callable[..., Any], *args: object) -> Any:
-    """Call `function` outside of any graph that is being compiled, which breaks that graph in two."""
+    """Call `function` outside of any graph being compiled, which causes a graph break."""
     if torch.compiler.is_compiling():
         if _BREAKS_WITH_MESSAGE:
             # A literal, as it must be for the compiler to show it where fullgraph=True refuses the break.
@@ -120,16 +120,16 @@ def outside_compiled_graph(function: Callable[..., Any], *args: object) -> Any:
 
 
 def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, kept from a compiler that is loaded: it would also trace what runs inside a backward."""
+    """`function`, never traced by a loaded compiler, which would also trace code inside a backward."""
     return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 @contextmanager
 def first_backward_still_to_come(nodes: Iterable[Any]) -> Iterator[None]:
-    """Let DDP's sink nodes among `nodes` run without taking it for the first backward of a static graph.
+    """Let DDP's sink nodes among `nodes` run without starting the first backward of a static graph.
 
     With `static_graph=True` DDP synchronizes its first backward at the end of whichever backward runs its sink first;
-    a measurement before that one would be taken for it, and no gradient ever synchronized. Nothing public says so.
+    a measurement before that would be mistaken for it, and no gradient ever synchronized. There is no public API.
     """
     models = [node.ddp_weakref() for node in nodes if type(node).__name__ == "_DDPSinkBackward"]
     before = [(m, m._static_graph_delay_allreduce_enqueued) for m in models if m is not None and m.static_graph]
@@ -143,7 +143,7 @@ def first_backward_still_to_come(nodes: Iterable[Any]) -> Iterator[None]:
 
 
 class Written(NamedTuple):
-    """The part of a tensor that `tensor[part] = values` wrote: sizes and strides of both, and where the part begins."""
+    """The part of a tensor that `tensor[part] = values` wrote: sizes and strides of both, and the part's offset."""
 
     base: list[tuple[int, int]]
     part: list[tuple[int, int]]
@@ -151,9 +151,9 @@ class Written(NamedTuple):
 
 
 def written(node: Any) -> Written | None:
-    """What a `CopySlices` node overwrote, `None` if its operation did more than that.
+    """The part that a `CopySlices` node overwrote; `None` if its operation did more than that.
 
-    The node does not show it. So it is run on a tensor without data, and stopped as soon as it has cut out its part.
+    The node does not expose it. So it is run on a meta tensor, and stopped as soon as it has sliced out its part.
     """
     cutting = _Cutting()
     try:
@@ -167,11 +167,11 @@ def written(node: Any) -> Written | None:
 
 
 class _Enough(Exception):  # noqa: N818
-    """Nothing failed: the rest of the node needs data."""
+    """No failure: the rest of the node needs data."""
 
 
 class _Cutting(TorchDispatchMode):
-    """Reads the sizes and strides with which a `CopySlices` node cuts its part out of the gradient."""
+    """Records the sizes and strides with which a `CopySlices` node slices its part out of the gradient."""
 
     base: list[tuple[int, int]]
     part: list[tuple[int, int]]

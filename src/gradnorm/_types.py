@@ -1,4 +1,4 @@
-"""The names that signatures share."""
+"""Type aliases of the public signatures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Losses: TypeAlias = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tens
 """By name, in the order of the tasks, or stacked into one [T] tensor; `None` is a task that this batch lacks."""
 
 Shared: TypeAlias = nn.Parameter | Tensor | nn.Module | Iterable[Tensor] | str
-"""What the paper calls `W`, in any of the ways a user may point at it."""
+"""The paper's `W`, in any of the accepted forms."""
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
 """Called as `factory([weights], lr=lr)`; any class of `torch.optim`, or a partial of one."""

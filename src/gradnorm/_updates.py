@@ -1,7 +1,7 @@
-"""How loss weights are updated: by Algorithm 1, or to the point at which it would rest.
+"""Update rules of the loss weights: Algorithm 1, or its fixed point.
 
-An `Update` is given to `GradNorm(update=…)`, which keeps a copy of its own. It reads what one step measured and changes
-the weights in place; whether that step counts is known on the device only, so every change is made under a mask.
+An `Update` is given to `GradNorm(update=…)`, which copies it. It reads the measurements of a step and changes the
+weights in place; whether that step counts is known on the device only, so every change is masked.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ LR = 0.025
 
 
 class Measured(NamedTuple):
-    """What a step measured, T numbers each; NaN for tasks that were absent.
+    """The measurements of a step, T numbers each; NaN for absent tasks.
 
     Attributes:
-        weights: `w_i`, those that the step trained with.
+        weights: `w_i` with which the step trained.
         losses: `L_i`.
         initial_losses: `L_i(0)`; NaN where not known yet.
         loss_ratios: `L_i / L_i(0)`.
@@ -66,12 +66,12 @@ class Update(StatefulModule, ABC):
 
     @property
     def optimizer(self) -> Optimizer | None:
-        """The optimizer of the weights, if the rule has one."""
+        """The optimizer of the weights; `None` if the rule has none."""
         return None
 
     @abstractmethod
     def _bind(self, weights: Tensor) -> None:
-        """Make the state."""
+        """Create the state."""
 
     @abstractmethod
     def step(
@@ -82,14 +82,14 @@ class Update(StatefulModule, ABC):
     def open(
         self, weights: Tensor, raw_norms: Tensor, fresh: Tensor, priorities: Tensor | None, has_begun: bool
     ) -> None:
-        """Weights to start from for new tasks, in place: `w_i ∝ p_i / ‖∇_W L_i‖`, on a level with the others.
+        """Starting weights for new tasks, in place: `w_i ∝ p_i / ‖∇_W L_i‖`, balanced against the others.
 
         Args:
             weights: [T].
             raw_norms: [T], NaN for tasks that are absent.
-            fresh: bool, [T], the tasks that are new; a norm of zero or one that is not finite leaves a weight.
+            fresh: bool, [T], the new tasks; a norm that is zero or not finite leaves the weight unchanged.
             priorities: `p_i`.
-            has_begun: The others' weights stay as they are, and the sum T waits for the end of the step.
+            has_begun: Keep the others' weights, and restore the sum T at the end of the step.
         """
         norms = torch.where((raw_norms > 0) & torch.isfinite(raw_norms), raw_norms, torch.nan)
         known = self._known_norms(torch.where(fresh, torch.nan, norms))
@@ -104,7 +104,7 @@ class Update(StatefulModule, ABC):
             weights.copy_(torch.where(shared.amin() > 0, shared, weights))
 
     def _known_norms(self, raw_norms: Tensor) -> Tensor:
-        """[T], those of tasks that were measured before, given what this batch has of them; NaN for the others."""
+        """[T], the norms of tasks that were measured before, given those of this batch; NaN for the others."""
         return raw_norms
 
 
@@ -138,11 +138,11 @@ class Descent(Update):
         self.min_weight = parse_number("min_weight", min_weight, low=0.0, open_low=True, high=1.0)
         self._factory = optimizer
         self._optimizer: WeightOptimizer | None = None
-        WeightOptimizer(optimizer, torch.ones(2), self.lr)  # refuses here what it would refuse later
+        WeightOptimizer(optimizer, torch.ones(2), self.lr)  # raises early
 
     @property
     def optimizer(self) -> Optimizer | None:
-        """The optimizer of the weights, once there are any."""
+        """The optimizer of the weights; `None` before the rule is bound to weights."""
         return None if self._optimizer is None else self._optimizer.optimizer
 
     def step(
@@ -175,21 +175,21 @@ class Descent(Update):
 
 
 class ClosedForm(Update):
-    """The point at which Algorithm 1 would rest, solved: `w_i ∝ p_i r̂_i^α / n̂_i`, with sum T.
+    """The fixed point of Algorithm 1, solved for: `w_i ∝ p_i r̂_i^α / n̂_i`, with sum T.
 
     `n̂_i` and `L̂_i`, from which `r̂_i` is made, are bias-corrected exponential averages of `‖∇_W L_i‖` (root mean
-    square) and of `L_i`; `r̂_i` is kept within [1/10, 10]. There is no learning rate, weights are positive at any ratio
+    square) and of `L_i`; `r̂_i` is clamped to [1/10, 10]. There is no learning rate, weights are positive at any ratio
     of the norms, and the first step is balanced already, so that the unit of a loss does not matter: it changes the
-    network's gradient by a factor common to all tasks, which Adam cancels and plain SGD takes for a learning rate.
+    network's gradient by a factor common to all tasks, which Adam cancels and which scales plain SGD's learning rate.
 
-    A task that is absent keeps its averages, from which its weight is made all the same: tasks may come one per batch.
+    An absent task keeps its averages, from which its weight is still computed: tasks may come one per batch.
 
     Not in the paper. Parts of it are in Wang et al. 2021 and 2023 (weights of physics-informed networks), Esser et al.
     2021 (VQGAN's λ), Défossez et al. 2022 (encodec's balancer), He et al. 2022 (MetaBalance) and Lin et al. 2023
     (DB-MTL).
 
     Args:
-        smoothing: β in [0, 1) of the averages, `x̂ ← β x̂ + (1 − β) x`; 0 takes each step's own values.
+        smoothing: β in [0, 1) of the averages, `x̂ ← β x̂ + (1 − β) x`; 0 uses each step's own values.
 
     Raises:
         ArgumentError: `smoothing` is not in [0, 1).
@@ -243,9 +243,9 @@ class ClosedForm(Update):
 
 
 def _share(weights: Tensor, wanted: Tensor) -> Tensor:
-    """`weights`, in which the tasks that have a wanted weight get these proportions of what the others leave of T.
+    """`weights`, in which the tasks with a wanted weight share, in proportion to it, what the others leave of T.
 
-    NaN and infinity want nothing; where no task wants anything all of it is NaN.
+    NaN and infinity count as not wanted; if no task has a wanted weight the result is NaN.
     """
     wanted = torch.nan_to_num(wanted, 0.0, 0.0, 0.0)
     others = weights * (wanted == 0)
@@ -254,16 +254,16 @@ def _share(weights: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _total(weights: Tensor, known: Tensor) -> Tensor:
-    """What is left of the sum T for some of the tasks."""
+    """The sum T less the weights of the other tasks."""
     return float(len(weights)) - torch.where(known, 0.0, weights).sum()
 
 
 UPDATES: dict[str, type[Update]] = {"descent": Descent, "closed-form": ClosedForm}
-"""By the names that `GradNorm(update=…)` takes."""
+"""Update rules by the names that `GradNorm(update=…)` takes."""
 
 
 def parse_update(update: Update | str) -> Update:
-    """`update` as an object; a name stands for the object with its defaults.
+    """`update` as an object; a name selects the rule with its defaults.
 
     Raises:
         ArgumentError: It is neither.

@@ -1,8 +1,8 @@
 """The rule: GradNorm's equations, one pure function each (Chen et al., ICML 2018, §3).
 
-Tensors of shape [T] hold one number per task, NaN for a task that a step lacks: means and sums run over the others.
-Where no task is absent, `is_complete=True` spares looking for NaN. Nothing here knows of a graph, a module or a process
-group; nothing synchronizes with the device. The symbols, in the paper's order:
+Tensors of shape [T] hold one number per task, NaN for an absent task: means and sums run over the others. Where no task
+is absent, `is_complete=True` skips the handling of NaN. Nothing here depends on a graph, a module or a process group;
+nothing synchronizes with the device. The symbols, in the paper's order:
 
 | paper                | name                         | meaning                          |
 | ---                  | ---                          | ---                              |
@@ -86,7 +86,7 @@ def loss_ratios(losses: Tensor, initial_losses: Tensor) -> Tensor:
 def initial_mean(losses: Tensor, sums: Tensor, counts: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Sums and counts behind `L_i(0)`, the mean of a task's first `steps` usable losses. [T], [T], [T] → [T], [T].
 
-    A loss that is zero, negative or not finite can be no `L_i(0)` and is passed over. The paper has `steps = 1`.
+    A loss that is zero, negative or not finite cannot be `L_i(0)` and is skipped. The paper has `steps = 1`.
 
     Examples:
         >>> initial_mean(torch.tensor([3.0, 0.0]), torch.zeros(2), torch.zeros(2), steps=1)
@@ -146,7 +146,7 @@ def closed_form_weights(
 ) -> Tensor:
     """`p_i r_i^α / ‖∇_W L_i‖`, to be rescaled: where `G_i ∝ p_i r_i^α` for all tasks (not in the paper). [T] → [T].
 
-    `rates` may be left out at α = 0, where they do not count.
+    `rates` may be `None` at α = 0, where they do not count.
 
     Examples:
         >>> weights = closed_form_weights(torch.tensor([1.0, 4.0]), torch.tensor([0.5, 2.0]), alpha=1.0)
@@ -160,7 +160,7 @@ def closed_form_weights(
 
 
 def bounded_rates(rates: Tensor, bound: float = 10.0) -> Tensor:
-    """`r_i` within [1/`bound`, `bound`]: a loss near zero decides nothing for all others (not in the paper). [T] → [T].
+    """`r_i` clamped to [1/`bound`, `bound`], so that no loss near zero dominates (not in the paper). [T] → [T].
 
     Examples:
         >>> bounded_rates(torch.tensor([0.001, 1.0]))
@@ -172,8 +172,8 @@ def bounded_rates(rates: Tensor, bound: float = 10.0) -> Tensor:
 def renormalize(weights: Tensor, total: Tensor | float, min_weight: float = 0.0, is_complete: bool = False) -> Tensor:
     """`w_i ← total · w_i / Σ_j w_j`: keeps the balance apart from the learning rate (Algorithm 1). [T] → [T].
 
-    Weights are raised to `min_weight` first: the one deviation from the paper, which leaves open what a weight that an
-    update carries below zero should become.
+    Weights are clamped to `min_weight` first: the one deviation from the paper, which leaves open what becomes of a
+    weight that an update takes below zero.
 
     Examples:
         >>> renormalize(torch.tensor([3.0, 1.0]), 2.0)

@@ -1,8 +1,8 @@
 """GradNorm for Lightning: `training_step` returns the balanced loss, and a callback does the rest.
 
 Lightning keeps its loop, its backward and its optimizer. The callback only attaches the balancer to the optimizer while
-`fit` runs and hands its figures to the trainer's loggers. It has no state of its own: the balancer is a submodule of
-the LightningModule, and so is in every checkpoint.
+`fit` runs and logs its figures. It is stateless: the balancer is a submodule of the LightningModule, and so is in every
+checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class GradNormCallback(Callback):
 
     Args:
         balancer: The balancer, or the name of the module's attribute; needed where the module has several.
-        optimizer: After which of the module's optimizers the balancer steps; needed where there are several.
+        optimizer: Index of the optimizer after which the balancer steps; needed where there are several.
 
     Raises:
         ArgumentError: When `fit` starts: the module has no balancer, or several and none was named; likewise for the
@@ -133,7 +133,7 @@ def _find_optimizer(optimizers: list[Optimizer], index: int | None) -> Optimizer
     kinds = ", ".join(f"{i}: {type(optimizer).__name__}" for i, optimizer in enumerate(optimizers))
     if index is None and len(optimizers) != 1:
         raise ArgumentError(
-            f"training has {len(optimizers)} optimizers ({kinds}); say after which one the balancer steps, "
+            f"training has {len(optimizers)} optimizers ({kinds}); give the one after which the balancer steps, "
             "GradNormCallback(optimizer=0): the one that holds W"
         )
     if index is not None and not 0 <= index < len(optimizers):

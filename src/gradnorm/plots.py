@@ -1,7 +1,7 @@
-"""What a diagnosis found and what a balancer recorded, as PNG files. The only file that knows matplotlib.
+"""Plots of a diagnosis and of a balancer's history, as PNG files. The only module that imports matplotlib.
 
-One palette (Okabe and Ito's, told apart by color-blind readers), one style, and names written beside what they name.
-`Curves`, `panels`, `draw_curves` and `save` draw other figures of the same kind.
+One palette (Okabe and Ito's, for color-blind readers), one style, and labels beside the curves. `Curves`, `panels`,
+`draw_curves` and `save` draw other figures in this style.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 Array = NDArray[np.float64]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#f0e442", "#56b4e9")
-"""By the task's place."""
+"""Colors by the task's index."""
 STYLE: Any = {
     "figure.dpi": 110,
     "savefig.dpi": 110,
@@ -63,7 +63,7 @@ class Curves:
     ylabel: str
     log: bool = False
     colors: Mapping[str, Any] | None = None
-    """By name; left out, by place."""
+    """Colors by name. Default: by position."""
     xlabel: str = "step"
     ylim: tuple[float, float] | None = None
 
@@ -89,7 +89,7 @@ def draw_curves(ax: Axes, panel: Curves) -> None:
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
-    """Writes each name beside its curve's end, moved just enough that no two overlap and none is above the panel."""
+    """Labels each curve at its end, shifted just enough that no two overlap and none is above the panel."""
     to_axes = ax.transAxes.inverted()
     ends = sorted(e for e in ends if np.isfinite(e[0]))
     at = [to_axes.transform(ax.transData.transform((ax.get_xlim()[1], value)))[1] for value, _, _ in ends]
@@ -103,7 +103,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
 
 
 def diagnosis(found: Diagnosis, path: str | Path) -> Path:
-    """What `gradnorm.diagnose` found: each task's gradient norm at the shared layer, and the cosines between them."""
+    """Plot a `Diagnosis`: each task's gradient norm at the shared layer, and the cosines between the gradients."""
     with plt.rc_context(STYLE):
         figure, (bars, table) = panels(2, 2, width=4.4, height=1.4 + 0.34 * len(found.tasks))
         norms = found.norms.numpy()
@@ -135,7 +135,7 @@ def _draw_cosines(ax: Axes, found: Diagnosis) -> None:
 
 
 def training(history: History, path: str | Path) -> Path:
-    """What a balancer recorded: weights, gradient norms and their targets, losses over the first, training rates."""
+    """Plot a history: weights, gradient norms and their targets, loss / initial loss, training rates."""
     rows = history.rows()
     table = {field: np.array([row[field] for row in rows], float).reshape(-1, len(history.tasks)) for field in FIELDS}
     steps = np.array([row["step"] for row in rows], float)[:: len(history.tasks)]
@@ -161,12 +161,12 @@ def _first_present(values: Array) -> Array:
 
 
 def color_at(place: int) -> str:
-    """The color of the task at this place."""
+    """The color of the task with this index."""
     return COLORS[place % len(COLORS)]
 
 
 def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels in rows of `columns`, each so many inches wide and high."""
+    """A figure of `count` panels in rows of `columns`, with the size of each in inches."""
     columns = min(columns, count)
     rows = -(-count // columns)
     size = (width * columns, height * rows)
@@ -178,7 +178,7 @@ def panels(count: int, columns: int, width: float, height: float) -> tuple[Figur
 
 
 def save(figure: Figure, path: Path, few_colors: bool = True) -> Path:
-    """Writes a PNG of 128 colors, which for all but photographs looks the same and is a third of the size."""
+    """Save a PNG with 128 colors, which for all but photographs looks the same and is a third of the size."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)

@@ -35,11 +35,11 @@ class GradNormTrainer(Trainer):
 
     Args:
         args: As `Trainer` takes them, and in the same order.
-        balancer: What balances the losses; its tasks are the names in `losses`.
+        balancer: The balancer; its tasks are the names in `losses`.
         kwargs: As `Trainer` takes them.
 
     Raises:
-        ArgumentError: No balancer, or something that cannot be used beside it: DeepSpeed, `nn.DataParallel`,
+        ArgumentError: No balancer, or an option that is incompatible with it: DeepSpeed, `nn.DataParallel`,
             `compute_loss_func`, label smoothing.
 
     Examples:
@@ -83,17 +83,17 @@ class GradNormTrainer(Trainer):
         self.add_callback(self._attach)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; the balancer is attached while it runs, and free afterwards, even if it raised."""
+        """As `Trainer.train`; the balancer is attached while it runs, and detached afterwards, even if it raised."""
         try:
             return super().train(*args, **kwargs)
         finally:
             self._attach.detach()
 
     def compute_losses(self, model: nn.Module, inputs: dict[str, Any]) -> Losses | tuple[Losses, Any]:
-        """The task losses of one batch, each a mean over it; override it where the model does not return them.
+        """The task losses of one batch, each a mean over it; override where the model does not return them.
 
         Args:
-            model: To call, wrapped as training needs it.
+            model: The model, wrapped for training.
             inputs: The batch.
 
         Returns:
@@ -142,20 +142,20 @@ class GradNormTrainer(Trainer):
         if not os.path.isfile(path):
             raise StateError(
                 f"{checkpoint} has no {STATE_NAME}: it was saved by another trainer, or with save_only_model=True; to "
-                "balance from there anew, load the model from it and train without resume_from_checkpoint"
+                "start balancing from there, load the model from it and train without resume_from_checkpoint"
             )
         self.balancer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 class _Attach(TrainerCallback):
-    """Attaches the balancer when the optimizer exists, which is not before training begins."""
+    """Attaches the balancer once the optimizer exists, when training begins."""
 
     def __init__(self, balancer: GradNorm) -> None:
         self._balancer = balancer
         self._handle = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.detach()  # a smaller batch may be tried in the same run
+        self.detach()  # Trainer may retry with a smaller batch in the same run
         self._handle = self._balancer.attach(kwargs["optimizer"])
 
     def detach(self) -> None:
@@ -166,10 +166,10 @@ class _Attach(TrainerCallback):
 
 def _check_usable(trainer: Trainer) -> None:
     if trainer.is_deepspeed_enabled:
-        raise ArgumentError("DeepSpeed steps inside its own engine, where no balancer can follow; train without it")
+        raise ArgumentError("DeepSpeed steps inside its own engine, where a balancer cannot attach; train without it")
     if trainer.args.n_gpu > 1:
         raise ArgumentError(
-            f"one process has {trainer.args.n_gpu} GPUs, for which Trainer takes nn.DataParallel: it makes vectors of "
+            f"one process has {trainer.args.n_gpu} GPUs, for which Trainer uses nn.DataParallel: it makes vectors of "
             "the losses; start one process for each GPU (torchrun --nproc-per-node), or set CUDA_VISIBLE_DEVICES"
         )
     if trainer.compute_loss_func is not None:

@@ -901,7 +901,7 @@ def test_norms_and_cosines_are_those_of_autograd():
 ARGUMENTS = [
     ({"tasks": 1}, "two or more tasks, got 1"),
     ({"tasks": ["a"]}, "two or more tasks, got 1"),
-    ({"tasks": "abc"}, "tasks must be names or a count, got 'abc'"),
+    ({"tasks": "abc"}, "tasks must be names or their number, got 'abc'"),
     ({"tasks": ["a", "b", "a"]}, "tasks holds 'a' more than once"),
     ({"tasks": ["a", 3]}, "tasks must hold names, got 3"),
     ({"alpha": -0.1}, "alpha must be a finite number at least 0, got -0.1"),
@@ -994,7 +994,7 @@ def test_a_loss_of_shape_one_is_a_scalar():
 def test_step_out_of_turn_is_an_error():
     net = Net()
     balancer = GradNorm(NAMES, shared=net.last)
-    with pytest.raises(StateError, match=r"step\(\) was called before a loss"):
+    with pytest.raises(StateError, match=r"step\(\) was called before balancer\(losses\)"):
         balancer.step()
     loss = balancer(net.losses(batch()))
     with pytest.raises(StateError, match=r"step\(\) was called before a backward"):

@@ -82,7 +82,7 @@ def test_even_gradients_need_no_balancer_and_a_dominant_task_is_named():
     losses = even(net)
     found = diagnose(losses)
     assert found.findings[0].startswith("All gradients are within a factor of 1: equal weights")
-    assert not any("gradient" in line for line in found.advice if "pull against" not in line)
+    assert not any("gradient" in line for line in found.advice if "conflict" not in line)
     assert "- All gradients are within a factor of 1" in str(found)
     some = diagnose({**losses, "a": 5 * losses["a"]})
     assert some.findings[0].startswith("a's gradient is 5 times that of ")
@@ -102,8 +102,8 @@ def test_even_gradients_need_no_balancer_and_a_dominant_task_is_named():
 def test_tasks_that_pull_against_each_other_are_named():
     net = Net()
     y = net.heads[0](net.trunk(batch())).sum()
-    assert "up and down pull against each other (cosine -1.00)" in diagnose({"up": 50 + y, "down": 50 - y}).advice[-1]
-    assert not any("pull against" in line for line in diagnose({"up": 50 + y, "too": 50 + y}).advice)
+    assert "up and down conflict (cosine -1.00)" in diagnose({"up": 50 + y, "down": 50 - y}).advice[-1]
+    assert not any("conflict" in line for line in diagnose({"up": 50 + y, "too": 50 + y}).advice)
 
 
 @pytest.mark.parametrize(
@@ -227,20 +227,20 @@ def test_a_report_says_whether_the_weights_have_settled():
     net = Net()
     balancer = GradNorm(NAMES, shared=net.last, update=Descent(0.1))
     train(net, balancer, 20)
-    assert any("weights are still moving" in line for line in balancer.report().findings)
+    assert any("weights are still changing" in line for line in balancer.report().findings)
     still = GradNorm(NAMES, shared=net.last, update=Descent(1e-6))
     train(net, still, 40)
     assert "settled" not in still.report()
-    assert any("weights hardly move, but" in line and "times its target" in line for line in still.report().advice)
+    assert any("weights hardly change, but" in line and "times its target" in line for line in still.report().advice)
     even = constant(factors=lambda step: [0.9**step] * 3, alpha=0.5).report()
-    assert any("weights have settled" in line for line in even.findings)
+    assert any("weights have converged" in line for line in even.findings)
     assert even.advice == []
 
 
 def test_nothing_has_settled_before_it_was_balanced():
     waiting = constant(30, initial_losses=200, alpha=1.0).report()
     assert "settled" not in waiting
-    assert waiting.findings == ["The weights wait until the first losses of a, b, c are known."]
+    assert waiting.findings == ["The weights are not updated until the first losses of a, b, c are known."]
     frozen = constant(30)
     assert "frozen" in frozen.freeze().report()
     assert "settled" not in frozen.report()
@@ -257,7 +257,7 @@ def test_a_report_names_a_weight_at_its_floor_and_skips():
     net = Net()
     balancer = GradNorm(NAMES, shared=net.last, alpha=3.0, update=Descent(1.0, min_weight=0.01))
     train(net, balancer, 10)
-    assert "sits at min_weight" in balancer.report()
+    assert "is at min_weight" in balancer.report()
 
     skipping = GradNorm(NAMES, shared=net.last)
     for step in range(2):

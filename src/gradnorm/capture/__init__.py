@@ -1,13 +1,14 @@
-"""Per-task gradients at `W`, measured inside one ordinary backward. Knows the graph, and nothing of the rule.
+"""Per-task gradients at `W`, measured inside one ordinary backward. Independent of the rule.
 
-- `_graph.py`: where in the graph the tasks meet; `_collectors.py`: nodes that only collect;
-- `_shared.py`: which parameters `W` is; `_layers.py`: which of a graph's layers come last;
-- `_measurement.py`: what was measured since the last step, and which backwards belong to it;
-- `_backward_pass.py`: hooks that collect each task's gradient; `_hooks.py`: which take it to `W` (`_products.py`), or
-  measure it at the features; `_rows.py`: what is kept of it;
-- `_operations.py`, `_self_check.py`: functions that are not torch's own, and whether the measurement disturbs them;
-- `_branches.py`: the same at features that the network forks itself, without hooks, for compiled graphs;
-- `_first_look.py`: what the first backward finds out before anything runs in it.
+- `_graph.py`: where in the graph the tasks meet; `_collectors.py`: nodes that only collect tensors;
+- `_shared.py`: the parameters of `W`; `_layers.py`: which layers of a graph come last;
+- `_measurement.py`: the measurements since the last step, and which backwards belong to it;
+- `_backward_pass.py`: hooks that collect each task's gradient; `_hooks.py`: the measurement at `W` (`_products.py`) or
+  at the features; `_rows.py`: storage of the gradients or their norms;
+- `_operations.py`, `_self_check.py`: functions that are not torch's own, and the check that measuring does not affect
+  them;
+- `_branches.py`: the measurement at features that the network forks, without hooks, for compiled graphs;
+- `_first_look.py`: the decisions of the first backward, before anything else runs in it.
 """
 
 from ._branches import AtBranches

@@ -2,14 +2,14 @@
 
 Hooks on the frontier (`_graph.py`) see a task's contribution before autograd adds the tasks up. As soon as a task's
 last contribution to a shared node has arrived, and so before that node runs and frees its buffers, one vector–Jacobian
-product takes it on to `W` (small ones wait for the last task, and are taken at once); autograd prunes that product to
+product propagates it to `W` (small ones are batched once the last task has arrived); autograd prunes that product to
 the nodes between the two. Where the frontier leads straight into `W` the contribution is the gradient itself.
 
 What arrives is scaled by the weight and by whatever multiplied the balanced loss (a loss scale, 1 / accumulation
 steps). The gradient that reaches the balanced loss is exactly that factor, and is kept beside the sums.
 
-A hook may refer to nodes below its own only, never to itself or what is above: Python's garbage collector does not see
-a cycle through the graph, so it would leak. Hooks are therefore registered when the backward begins.
+A hook may reference only nodes nearer the leaves: Python's garbage collector does not see a cycle through the C++
+graph, so it would leak. Hooks are therefore registered when the backward begins.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
     from ._hooks import AtFrontier
 
 _NONE = -1
-"""No backward."""
+"""Identifier of no backward."""
 
 _BESIDES = (
     "more than the balanced loss runs backward through what belongs to {0} alone (a second loss on its output, a "
     "penalty, another balancer), and its gradient counts as the task's. Add it to the task's loss, or run it in a "
-    "backward of its own"
+    "separate backward"
 )
 
 
 @dataclass
 class GradientBuffer:
-    """The contributions of one task to one shared node, until all of them are in."""
+    """The contributions of one task to one shared node, until all have arrived."""
 
     task: int
     expected: int
@@ -57,7 +57,7 @@ class GradientBuffer:
     gradients: dict[int, Tensor] = field(default_factory=dict)
 
     def add(self, node: Any, edge: FrontierEdge, gradient: Tensor | None) -> None:
-        """One of them has arrived at `node`."""
+        """Add a contribution that has arrived at `node`."""
         self.waiting -= 1
         if gradient is None:
             return
@@ -92,14 +92,14 @@ Arriving = Sequence[tuple[FrontierEdge, GradientBuffer, Meeting]]
 
 
 class BackwardPass:
-    """One forward's losses: collects the tasks' gradients in its backward, then adds them to the measurement.
+    """Collects the tasks' gradients in the backward of one forward's losses, then adds them to the measurement.
 
     Args:
-        measurement: What it measures for.
-        tasks: The task of each loss in the graph.
+        measurement: The measurement to add to.
+        tasks: `tasks[i]` is the task index of the graph's i-th loss.
         losses: [T], detached; 0 for absent tasks.
         mask: [T], 1 for the tasks present and 0 for the others.
-        wanted: What is needed beside norms.
+        wanted: Quantities needed beside norms.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class BackwardPass:
         self._backward: int | None = _NONE
 
     def begin(self, factor: Tensor, weights: Tensor) -> Tensor:
-        """Runs first in the backward: the factor is known, nothing has arrived. Returns the weights to go on with."""
+        """Runs first in the backward, when the factor is known; returns the weights of this backward."""
         if not self.measurement.begin(self._has_run):
             return weights
         self._has_run = True
@@ -160,7 +160,7 @@ class BackwardPass:
         self.frontiers = ()
 
     def edges(self) -> list[GradientEdge | Tensor]:
-        """Where the tasks meet: what a backward must reach to measure them."""
+        """The nodes where the tasks meet, which a backward must reach to measure them."""
         return [
             meeting.node.variable if type(meeting.node) is AccumulateGrad else GradientEdge(meeting.node, nr)
             for meeting in self._meetings
@@ -174,12 +174,12 @@ class BackwardPass:
         self._handles, self._meetings, self._roots, self._backward = [], [], [], _NONE
 
     def start(self, factor: Tensor, weights: Tensor, backward: int | None) -> None:
-        """Wait for the tasks' gradients, which are scaled by `factor` and `weights`.
+        """Expect the tasks' gradients, scaled by `factor` and `weights`.
 
         Args:
             factor: [].
             weights: [T].
-            backward: Its number; `None` for a first look, which is a backward of its own, still to begin.
+            backward: Identifier of the backward; `None` for a first look, a separate backward that has not begun.
         """
         self._factor, self._weights = factor, weights
         self._backward = backward
@@ -194,7 +194,7 @@ class BackwardPass:
             self._arrived(meeting, buffer)
 
     def finish(self) -> Sums | None:
-        """What was measured; `None` if no gradient arrived, as in a backward to parts of the heads only."""
+        """The measured sums; `None` if no gradient arrived, as in a backward to parts of the heads only."""
         rows, self._rows, self._backward = self._rows, None, _NONE
         if rows is None or self._factor is None:
             return None
@@ -208,7 +208,7 @@ class BackwardPass:
         return sums
 
     def _compare_with_look(self, sums: Sums) -> None:
-        """Warn where more runs backward through a task's head than its loss, which a first look has seen alone."""
+        """Warn if more than its loss runs backward through a task's head; a first look has seen the loss alone."""
         look = self.looks.get(tuple(map(id, self.shared)))
         self.looks = {}
         if look is None or not self.measurement.check:
@@ -222,7 +222,7 @@ class BackwardPass:
             warn(_BESIDES.format(names))
 
     def _crossed(self, arriving: Arriving, gradients: tuple[Tensor | None, ...], _: object) -> None:
-        """Runs after a frontier node of a task, with what it is about to pass on."""
+        """Hook of a frontier node: receives the gradients that it is about to propagate."""
         if self._backward != (backward := current_backward()):
             if self._backward is not None:
                 return  # this backward did not come through the balanced loss
@@ -232,7 +232,7 @@ class BackwardPass:
             self._arrived(meeting, buffer)
 
     def _arrived(self, meeting: Meeting, buffer: GradientBuffer) -> None:
-        """Measure what can be measured, if this was a task's last contribution to a node."""
+        """Measure the tasks that are complete, if this was a task's last contribution to a node."""
         if buffer.waiting:
             return
         meeting.waiting -= 1
@@ -254,7 +254,7 @@ class BackwardPass:
 
     @torch.no_grad()
     def _measure(self, meeting: Meeting, buffers: Sequence[GradientBuffer]) -> None:
-        """Add what the contributions of these tasks are at `W`."""
+        """Propagate the contributions of these tasks to `W`, and add them."""
         full = [buffer for buffer in buffers if buffer.gradients]
         if full:
             if self._rows is None:

@@ -1,9 +1,9 @@
-"""The measurement without hooks, for networks that are one compiled graph: the gradient of a tensor is what adds up.
+"""The measurement without hooks, for networks that are one compiled graph: sums accumulate in a tensor's gradient.
 
-Inside one compiled graph there are no tasks to be told apart. So the network forks its features by an identity that,
-on the way back, also returns the squared norm of what came through each fork, as the gradient of a `probe`; inside a
-compiled graph the weighted sum of the losses returns losses and factors the same way. Autograd adds all of it up over
-forks, features and micro-batches; nothing here breaks a graph.
+Inside one compiled graph the tasks cannot be told apart. So the network forks its features by an identity whose
+backward also returns the squared norm of each fork's gradient, as the gradient of a `probe`; inside a compiled graph
+the weighted sum of the losses returns losses and factors the same way. Autograd accumulates all of it over forks,
+features and micro-batches; nothing here causes a graph break.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AtBranches(Measurement):
 
     @property
     def sums(self) -> Sums | None:
-        """What the backwards since the last `clear` measured; `None` if there was none."""
+        """The sums over the backwards since the last `clear`; `None` if there was none."""
         return None if self._probe.grad is None else self._read(self._probe.grad)
 
     def clear(self) -> None:
@@ -50,7 +50,7 @@ class AtBranches(Measurement):
         super().moved(like)
 
     def branch(self, features: Tensor) -> tuple[Tensor, ...]:
-        """The features once per task."""
+        """One copy of the features per task."""
         self._branched = True
         return Fork.apply(features, self._probe)  # pyright: ignore[reportReturnType]
 
@@ -64,7 +64,7 @@ class AtBranches(Measurement):
         if torch.compiler.is_compiling():
             return WeightedSum.apply(values, weights, mask, self._probe)  # pyright: ignore[reportReturnType]
         found = opening()
-        # These refer to what is below the balanced loss only, as they must: see `_hooks.py`.
+        # These reference only nodes nearer the leaves than the balanced loss, as they must: see `_backward_pass.py`.
         begin = partial(self._begin, losses if found else (), values.detach(), mask, found, wanted)
         return BalancedLoss.apply(values, weights, begin)  # pyright: ignore[reportReturnType]
 
@@ -105,12 +105,12 @@ class AtBranches(Measurement):
         return weights
 
     def _ended(self, before: Tensor | None, added: Tensor, version: int) -> None:
-        """Take back what was added if no branch has added to it, as in a backward to `inputs=` that lack the probe."""
+        """Undo the addition if no branch has added to it, as in a backward to `inputs=` without the probe."""
         if self._probe.grad is added and changes(added) == version:
             self._probe.grad = before
 
     def _looked(self, losses: Present, values: Tensor, mask: Tensor, factor: Tensor, opening: Opening) -> Sums | None:
-        """The sums at weights of one, from a backward of its own; `None` where the heads cannot run twice."""
+        """The sums at weights of one, from a separate backward; `None` where the heads cannot run twice."""
         present = [loss for loss in losses if loss is not None]
         scaled = [factor.to(loss.dtype) for loss in present]
         try:

@@ -1,12 +1,12 @@
-"""Nodes that only collect tensors, or take a collection apart.
+"""Nodes that only collect tensors, or split a collection.
 
 They are `stack`, `cat`, `losses[i] = loss`, and `unbind`, `select`, `split` and slices along any dimension, with
 dimensions of size one put in (`unsqueeze`, `stack` of one tensor) or taken out (`squeeze`) between them. In the
 graph such a node ties together all that it holds: whoever reads one entry seems to reach every other. `origin` looks
 through them: it follows what is read to the one tensor that it was before it was collected.
 
-What is read is a range along one dimension. Where it is not exactly one of the collected tensors, nothing is looked
-through, and nothing is wrong: the node then counts as one that mixes tasks, at the cost of a product for each of them.
+An entry is a range along one dimension. Where it is not exactly one of the collected tensors, the node is not skipped
+and counts as one that mixes tasks: still correct, at the cost of one product per task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .._torch_private import output_shape, saved, written
 
 
 class Edge(NamedTuple):
-    """Into which node, and into which of its outputs' gradients."""
+    """A node, and the index of its output."""
 
     node: Any  # a torch.autograd.graph.Node, whose generated attributes (`_saved_dim`, `variable`) no stub declares
     nr: int
@@ -34,14 +34,14 @@ class Range(NamedTuple):
 
 
 def origin(edge: Edge, opaque: Collection[Any] = (), passed_by: set[Any] | None = None) -> Edge | None:
-    """The edge that `edge` is after every collecting node on its way, or `None` where it reads a constant.
+    """`edge` moved past collecting nodes, or `None` where it reads a constant.
 
     The gradients at both are the same numbers in the same order; their shapes may differ by dimensions of size one.
 
     Args:
-        edge: Where to begin.
-        opaque: Nodes not to look through.
-        passed_by: Receives the nodes that were looked through.
+        edge: The edge to start from.
+        opaque: Nodes not to skip.
+        passed_by: Receives the skipped nodes.
     """
     passed, node, nr, part = edge, edge.node, edge.nr, None
     way: list[Any] = []
@@ -79,7 +79,7 @@ def origin(edge: Edge, opaque: Collection[Any] = (), passed_by: set[Any] | None 
 
 
 def _index(value: int, size: int) -> int:
-    """Autograd keeps a negative index as an unsigned one."""
+    """The signed value of an index: autograd saves a negative one as unsigned."""
     value = value - 2**64 if value >= 2**63 else value
     return value + size if value < 0 else value
 
@@ -111,7 +111,7 @@ def _split(node: Any, nr: int) -> Range:
 
 
 def _compose(above: Range | None, below: Range | None, kind: str) -> Range | None:
-    """The range that `above`, of a view, is in the tensor that the view `below` is taken of."""
+    """The range `above` of a view, in coordinates of the tensor that the view `below` is of."""
     if above is None or below is None:
         return below
     removes = kind in ("SelectBackward0", "UnbindBackward0")
@@ -158,7 +158,7 @@ _RESHAPES: dict[str, Callable[[Any, Range], Range | None]] = {
 # ---------------------------------------------------------------------- collections: which of their tensors a range is
 
 _Found = tuple[tuple[Any, int], Range | None]
-"""What lies below, and the range of it; no range if it is all of it."""
+"""The edge below, and the range of it; no range if it is all of it."""
 
 
 def _in_stack(node: Any, part: Range) -> _Found | None:

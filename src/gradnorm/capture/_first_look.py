@@ -1,11 +1,11 @@
-"""What is looked at once, in the first backward, before anything else runs in it.
+"""The first look: decisions at the start of the first backward, before anything else runs in it.
 
-Two things are better known before the first gradient reaches an optimizer: whether the layer that was detected is one
-(a head whose output was joined with others looks like it in the graph), and how large the tasks' gradients are, so that
-the first step can be balanced. Both are found by running the heads' backward once more, with the same hooks.
+Two things must be known before the first gradient reaches an optimizer: whether the detected layer is shared (a head
+whose output was joined with others looks shared in the graph), and how large the tasks' gradients are, so that the
+first step can be balanced. Both are determined by running the heads' backward once more, with the same hooks.
 
-It happens here, and not in the forward, for two reasons: gradients carry the loss scale that half precision needs, and
-DDP takes a backward that it has not prepared for its own.
+It runs here, and not in the forward, for two reasons: gradients carry the loss scale that half precision needs, and DDP
+would mistake a backward that it has not prepared for its own.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 class FirstLook:
-    """Settles the detected layer, and the weights of the first step.
+    """Determines the detected layer, and the weights of the first step.
 
     Args:
-        graph: Of the losses; kept until the backward begins.
-        opening: What to find out.
+        graph: The graph of the losses; kept until the backward begins.
+        opening: What to determine.
     """
 
     def __init__(self, graph: AutogradGraph, opening: Opening) -> None:
@@ -46,7 +46,7 @@ class FirstLook:
         self._has_run = False
 
     def take(self, one: BackwardPass, factor: Tensor) -> None:
-        """Look, and leave `one` ready to measure at what was found."""
+        """Run the first look, and leave `one` ready to measure at the resulting layer."""
         layer = one.measurement.layer
         one.shared = layer.locate(self._graph, one.tasks)
         sums = self._settle(one, layer, factor) if isinstance(layer, DetectedLayer) and not layer.is_confirmed else None
@@ -54,7 +54,7 @@ class FirstLook:
         one.frontiers = self._graph.frontiers([shared.used for shared in one.shared])
 
     def _settle(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor) -> Sums | None:
-        """Look further and further up as long as what was detected is a head; back to the first if all is."""
+        """Move to earlier layers while the detected one is a head; back to the first if all are."""
         self._opening.check(layer)
         first = one.shared
         sums = first_sums = self._measured(one, factor)
@@ -91,8 +91,8 @@ class FirstLook:
         if bool(idle.any()):
             names = [name for name, quiet in zip(one.measurement.names, idle.tolist(), strict=True) if quiet]
             warn(
-                f"the gradient of {', '.join(names)} is exactly zero at every layer that all tasks share. Where a head "
-                "starts at zero this passes; otherwise look at how that loss depends on the network"
+                f"the gradient of {', '.join(names)} is exactly zero at every layer that all tasks share. If a head "
+                "starts at zero this is temporary; otherwise check how that loss depends on the network"
             )
         return idle
 
@@ -111,7 +111,7 @@ class FirstLook:
                 raise
             if not isinstance(error, RuntimeError) or refusal(error) is None:
                 if not self._has_run:
-                    raise  # as it would without a look
+                    raise  # as without a first look
                 raise GraphError(_ONCE) from error
             warn(UNSEEN)
             self._opening.abandon()
@@ -132,7 +132,7 @@ class FirstLook:
 
     @functools.cached_property
     def _is_foreign(self) -> bool:
-        """Whether a function is not torch's own, so that it may not be the same when it runs again."""
+        """Whether a function is not torch's own, so that it may give another result when it runs again."""
         return any(kind(node) is Path.FOREIGN for node in self._graph.children_first)
 
     def _compare(self, one: Sums, other: Sums | None) -> None:
@@ -145,7 +145,7 @@ class FirstLook:
     def _run(
         self, edges: Sequence[Edge], inputs: Sequence[Tensor | GradientEdge], factor: Tensor
     ) -> Sequence[Tensor | None]:
-        """The gradients of these losses together, in a backward of its own that leaves everything as it is."""
+        """The gradients of the sum of these losses, in a separate backward without side effects."""
         with a_look(edge.node for edge in edges):
             return torch.autograd.grad(  # pyright: ignore[reportCallIssue]
                 [GradientEdge(*edge) for edge in edges],
@@ -157,7 +157,7 @@ class FirstLook:
 
 
 def _below(nodes: Iterable[Any]) -> list[Any]:
-    """Every node of the graph, those that are looked through as well."""
+    """Every node of the graph, including skipped ones."""
     pending, seen = list(nodes), {}
     while pending:
         node = pending.pop()
@@ -169,7 +169,7 @@ def _below(nodes: Iterable[Any]) -> list[Any]:
 
 @contextmanager
 def a_look(nodes: Iterable[Any]) -> Iterator[None]:
-    """A backward from these nodes within that leaves everything as it is, DDP's first backward and balancers too."""
+    """Context for a backward from these nodes without side effects, also on DDP's first backward and on balancers."""
     with first_backward_still_to_come(_below(nodes)), _looking():
         yield
 
@@ -184,13 +184,13 @@ def _looking() -> Iterator[None]:
 
 
 _ONCE = (
-    "the first step runs the heads' backward twice, to find W and weights to start from, and a function there can run "
-    "only once, or overwrites what it saved; give the layer with shared= and initial_weights=None, which need no "
-    "second run"
+    "the first step runs the heads' backward twice, to determine W and the starting weights, and a function there can "
+    "run only once, or overwrites its saved tensors; give the layer with shared= and initial_weights=None, which need "
+    "no second run"
 )
 
 UNSEEN = (
-    "GradNorm could not look at the first backward before it ran: weights start from ones, and a layer that was "
-    "detected is not checked. Heads that are checkpointed need use_reentrant=False, heads that are compiled need "
+    "GradNorm could not run the first look at the first backward: weights start from ones, and a detected layer is "
+    "not checked. Heads that are checkpointed need use_reentrant=False, heads that are compiled need "
     "torch._functorch.config.donated_buffer = False before compiling; or give shared= and initial_weights="
 )

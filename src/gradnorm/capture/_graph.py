@@ -1,13 +1,13 @@
-"""Where the tasks meet: one walk over the autograd graph of the losses.
+"""Where the tasks meet: one traversal of the autograd graph of the losses.
 
 A node that one loss alone reaches belongs to that task; a node that several reach is shared, and so is everything
-below it. The edges from a task's own nodes into shared nodes that lead to `W` are the **frontier**. What flows over
-such an edge in the user's backward is that task's contribution and nobody else's, which is all that the measurement
-needs (`_hooks.py`); this holds for any graph, however its tasks are tied together. A task whose loss itself is shared
-has no nodes of its own: its frontier is the loss.
+below it. The edges from a task's own nodes into shared nodes that lead to `W` are the **frontier**. The gradient on
+such an edge in the user's backward is that task's contribution alone, which is all that the measurement needs
+(`_hooks.py`); this holds for any graph, however its tasks are connected. A task whose loss itself is shared has no
+nodes of its own: its frontier is the loss.
 
-Nodes that tie tasks together without mixing them are looked through (`_collectors.py`); without that the result would
-be the same, at the cost of a backward per task.
+Nodes that connect tasks without mixing them are skipped (`_collectors.py`); without that the result would be the same,
+at the cost of a backward per task.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _leaf_type() -> type:
 
 
 AccumulateGrad = _leaf_type()
-"""The type of the nodes at which gradients end up in `.grad`; each has the leaf as `.variable`."""
+"""Type of the nodes that accumulate into `.grad`; each has the leaf as `.variable`."""
 
 
 class FrontierEdge(NamedTuple):
@@ -63,18 +63,18 @@ class TaskFrontier:
         return {edge.nr for _, edge in self.edges} | ({self.root.nr} if self.root else set())
 
     def entries(self) -> int:
-        """How many numbers flow over the frontier."""
+        """Number of gradient entries on the frontier."""
         return sum(output_shape(self.at, nr).numel() for nr in self.outputs)
 
 
 class AutogradGraph:
     """The nodes below the losses, each with the set of tasks that reach it, as a bit mask.
 
-    Walked in every forward, so the many leaves are kept out of the walk: their readers note them.
+    Traversed in every forward, so the many leaves are kept out of the traversal: their readers record them.
 
     Args:
         losses: Losses, or the edges into them.
-        opaque: Collecting nodes not to look through.
+        opaque: Collecting nodes not to skip.
 
     Attributes:
         losses: The edge into each loss, where a backward of that loss alone begins.
@@ -118,7 +118,7 @@ class AutogradGraph:
 
     def frontiers(self, shared: Sequence[Tensor]) -> list[TaskFrontier]:
         """The frontier before `shared` (`W`), grouped by task and shared node."""
-        # A collection that is read as a whole as well also passes on what came by way of its parts: it mixes tasks.
+        # A collection that is also read as a whole propagates the gradients of its parts, too: it mixes tasks.
         if mixing := self._passed_by & self.inner.keys():
             return AutogradGraph(self.losses, {*self._opaque, *mixing}).frontiers(shared)
         wanted = {id(tensor) for tensor in shared}

@@ -1,6 +1,6 @@
 """Measurements by hooks on the frontier: each task's gradient at `W`, or at the features.
 
-How the tasks' gradients are collected in a backward is in `_backward_pass.py`; here is what becomes of them.
+`_backward_pass.py` collects the tasks' gradients in a backward; this file processes them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ._shared import SharedParameter, entry_count, flat, is_distributed, whole
 
 
 class AtFrontier(Measurement):
-    """Measures by hooks on the frontier; what becomes of a task's gradient there is for the subclasses to say.
+    """Base of the measurements by hooks on the frontier; subclasses define what is measured of a task's gradient.
 
     Attributes:
-        check: Whether the next measured backward is to check itself.
-        adds_up: Whether what further backwards measure can be added, or else only what one has measured is of use.
+        check: Whether the next measured backward checks itself.
+        adds_up: Whether the measurements of several backwards can be added; if not, only one backward is of use.
     """
 
     adds_up = True
@@ -41,7 +41,7 @@ class AtFrontier(Measurement):
 
     @property
     def sums(self) -> Sums | None:
-        """What the backwards since the last `clear` measured; `None` if there was none."""
+        """The sums over the backwards since the last `clear`; `None` if there was none."""
         return self._sums
 
     def clear(self) -> None:
@@ -95,17 +95,15 @@ class AtFrontier(Measurement):
 
     @abstractmethod
     def entries(self, meeting: Meeting, gradients: Sequence[Gradients], shared: Sequence[SharedParameter]) -> Tensor:
-        """[K, N], what the contributions of K tasks to one shared node add to their entries."""
+        """[K, N], the entries to add for the contributions of K tasks to one shared node."""
 
     def can_be_batched(self, meeting: Meeting, shared: Sequence[SharedParameter], device: torch.device) -> bool:
-        """Whether the contributions of all tasks are better measured together."""
+        """Whether to measure the contributions of all tasks together."""
         return False
 
     def nothing(self, like: Tensor) -> Sums:
         if not self.layer.parameters:
-            raise StateError(
-                "this process has seen no loss yet and so knows no W to take part with; give the layer with shared="
-            )
+            raise StateError("this process has seen no loss yet, so W is not known here; give the layer with shared=")
         zeros = torch.zeros_like(like)
         return Sums(self.no_entries(like), zeros, zeros, zeros)
 
@@ -117,7 +115,7 @@ class AtFrontier(Measurement):
 class AtLayer(AtFrontier):
     """`at="weights"`: gradients at `W`, as in the paper.
 
-    Whether steps consist of several backwards is learned from the first one. Where that has only one, further ones keep
+    Whether steps consist of several backwards is inferred from the first one. If it has only one, later steps keep
     norms only; a step that turns out to have more is not measured, and gradients are kept from then on.
     """
 
@@ -223,8 +221,8 @@ _FROZEN = (
     "balancer.freeze() to keep the loss weights as well, or make the balancer for a layer that trains"
 )
 _UNREACHED = {
-    False: "give a layer that this forward used, or leave shared out to have the last shared layer found; where "
+    False: "give a layer that this forward used, or omit shared= to detect the last shared layer; where "
     "parameters are replaced (fully_shard, parallelize_module), make the balancer after that",
     True: "a parameter that fully_shard has split is not in the graph: give the layer itself instead of its weight, "
-    "or model=, or leave shared out to have the last shared layer found",
+    "or model=, or omit shared= to detect the last shared layer",
 }

@@ -1,10 +1,10 @@
 """Which layers come last on the way to the losses.
 
-Autograd's graph knows operations, not layers. A layer shows as a parameter that meets its input in a product; before
-that it may be transposed, cast, normalized, or made of several parameters. Inputs of the network do not show at all,
-so that what the first layer returns looks like something made of its parameter.
+Autograd's graph has operations, not layers. A layer appears as a parameter that meets its input in a product; before
+that it may be transposed, cast, normalized, or computed from several parameters. The network's inputs do not appear, so
+the output of the first layer looks like a function of its parameter.
 
-The rules here are about the names and operands of nodes; each answers a kind of network, which the tests name.
+The rules here use the names and operands of nodes; each covers a kind of network, named in the tests.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _PRODUCTS = re.compile("mm|conv|linear", re.IGNORECASE)
 _AFFINE = re.compile("addmm|conv|linear", re.IGNORECASE)
 """Those of them that are certainly a layer's: `mm` may be of two inputs, as in contrastive losses."""
 _LOOKUPS = re.compile("bmm|embedding|index|gather|rnn|lstm|gru|attention", re.IGNORECASE)
-"""Other nodes whose output is no parameter any more, whatever it is made of."""
+"""Other nodes whose output no longer counts as a parameter, whatever it is computed from."""
 _COMPILED = "CompiledFunctionBackward"
 
 
 class _Made(NamedTuple):
-    """What a tensor is made of: leaves, as a bit mask, and whether by nothing but elementwise operations on them."""
+    """The leaves that a tensor is computed from, as a bit mask, and whether by elementwise operations only."""
 
     leaves: int
     is_plain: bool

@@ -1,8 +1,8 @@
-"""What was measured since the last step: entries that add up, over micro-batches, backwards and processes alike.
+"""The measurements since the last step: sums over micro-batches, backwards and processes.
 
-A `Measurement` makes the balanced loss, whose backward adds to its sums; how it comes by them is up to each way of
-measuring (`_hooks.py`, `_branches.py`). Which backwards belong to one step, and when what they measured is void, is
-known in one place, the `Window`.
+A `Measurement` creates the balanced loss, whose backward adds to its sums; subclasses define how (`_hooks.py`,
+`_branches.py`). Which backwards belong to one step, and when their measurements are void, is decided in one place, the
+`Window`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ._shared import SharedLayer
 At = Literal["weights", "features", "branches"]
 
 Present = Sequence[Tensor | None]
-"""One loss per task, `None` for those that a batch lacks."""
+"""One loss per task, `None` for absent tasks."""
 
 
 class Sums(NamedTuple):
-    """Entries that add up; zero for tasks that were absent. `c` is whatever multiplied the balanced loss."""
+    """Sums; zero for absent tasks. `c` is whatever multiplied the balanced loss."""
 
     entries: Tensor
     """[T, N], `Σ c w_i ∇_W L_i` at a layer, or [T, 1], its norm, where nothing is to be added; [T, 1],
@@ -38,7 +38,7 @@ class Sums(NamedTuple):
     factors: Tensor
     """[T], `Σ c`."""
     counts: Tensor
-    """[T], how many losses."""
+    """[T], the number of losses."""
     products: Tensor | None = None
     """[T, T], the inner products of the rows, where only their norms are kept."""
     is_complete: bool = False
@@ -47,7 +47,7 @@ class Sums(NamedTuple):
     """Whether the entries of a task are its gradient, and not its norm."""
 
     def plus(self, other: Sums) -> Sums:
-        """The sum of both, in the memory of the first; entries that one of them lacks are zero in it."""
+        """The sum of both, in place in the first; missing entries count as zero."""
         mine, theirs = self.entries, other.entries
         if mine.shape[1] < theirs.shape[1]:
             mine, theirs = theirs, mine
@@ -57,7 +57,7 @@ class Sums(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a step needs of the tasks' gradients beside their norms.
+    """The quantities that a step needs of the tasks' gradients beside their norms.
 
     Attributes:
         rows: The gradients themselves, as those of other processes are to be added.
@@ -70,16 +70,16 @@ class Wanted(NamedTuple):
 
 @dataclass
 class Opening:
-    """What the first backward is to find out before anything runs in it; one for all forwards of a step.
+    """What the first backward must determine before anything runs in it; one for all forwards of a step.
 
     Attributes:
         reduce: The sums over all processes that share the batch.
-        check: Raises if a detected layer is another one on another process.
-        awaits: Whether weights to start from are still wanted for one of these tasks, in a step that has begun or not.
-        open: The weights to train with, by what was found and by what the step had measured before; `None` if nothing
-            can be said yet.
-        abandon: Starts from the weights as they are, as nothing can be looked at.
-        weights: What `open` said: whatever runs backward afterwards is weighted by it as well.
+        check: Raises if processes have detected different layers.
+        awaits: Whether one of these tasks still needs a starting weight, in a step that has begun or not.
+        open: Returns the weights to train with, from the first look's sums and the step's earlier ones; `None` if they
+            are inconclusive.
+        abandon: Starts from the current weights, as no first look is possible.
+        weights: The result of `open`, which also weights whatever runs backward afterwards.
     """
 
     reduce: Callable[[Sums], Sums]
@@ -90,12 +90,12 @@ class Opening:
     weights: Tensor | None = None
 
     def look(self, tasks: Sequence[int], before: Sums | None, measure: Callable[[], Sums | None]) -> None:
-        """Find weights to start from, if there is a task for which they are wanted.
+        """Determine starting weights, if a task needs them.
 
         Args:
             tasks: Those whose losses run backward.
-            before: What the step has measured before; an overflow among it is a step that will not be made.
-            measure: Gives the sums at weights of one, or `None` where they cannot be had.
+            before: The step's earlier sums; with an overflow among them the step will be skipped.
+            measure: Returns the sums at weights of one, or `None` where they are not available.
         """
         if not self.awaits(tasks, before is not None) or (
             before is not None and not bool(torch.isfinite(before.entries).all())
@@ -108,14 +108,14 @@ class Opening:
 FindOpening = Callable[[], Opening | None]
 
 looking = threading.local()
-"""`now` is set while a first look runs in this thread: a nested backward that no balancer is to measure."""
+"""`now` is set while a first look runs in this thread: a nested backward that no balancer measures."""
 
 
 class Window:
     """Which backwards belong to the step in progress: those since gradients were last cleared.
 
-    What was measured before that belongs to no step: a loss scaler skipped it, or the backward failed. Clearing shows
-    only where gradients stay in `.grad` until then; where something takes them away in the backward itself (FSDP2,
+    Earlier measurements belong to no step: a loss scaler skipped it, or the backward failed. Clearing is visible only
+    where gradients stay in `.grad` until then; where something removes them in the backward itself (FSDP2,
     ZeRO, Megatron's `main_grad`, `torch.autograd.grad`), all backwards since the last step count.
 
     Attributes:
@@ -144,7 +144,7 @@ class Window:
         return {**self.__dict__, "_attached": None}
 
     def opens(self, shared: Sequence[Tensor]) -> bool:
-        """A balanced loss runs backward: whether what was measured before is void.
+        """Called when a balanced loss runs backward; returns whether earlier measurements are void.
 
         Several balanced losses may run backward as one: gradients do not show before its end.
         """
@@ -190,10 +190,10 @@ class Measurement(ABC):
         window: Which backwards belong to a step.
 
     Attributes:
-        sums: What the backwards since the last `clear` measured; `None` if there was none.
+        sums: The sums over the backwards since the last `clear`; `None` if there was none.
         has_cosines: Whether entries are gradients, between which there are angles.
-        is_partial: Whether backwards since the last step are left out of it, so that it does not tell of the step.
-        dropped: Whether that is so because gradients were cleared after one that was sound, and no step came.
+        is_partial: Whether it lacks backwards since the last step, so that it does not cover the step.
+        dropped: Whether it lacks them because gradients were cleared after a valid one, without a step.
     """
 
     has_cosines = False
@@ -210,11 +210,11 @@ class Measurement(ABC):
     def sums(self) -> Sums | None: ...
 
     def clear(self) -> None:
-        """Forget what was measured, as after an optimizer step."""
+        """Discard the measurements, as after an optimizer step."""
         self.is_partial = self.dropped = False
 
     def moved(self, like: Tensor) -> None:
-        """The weights are as `like` now, perhaps elsewhere: what was measured is forgotten."""
+        """Adopt device and dtype of `like`, as the weights have now, and discard the measurements."""
         self.clear()
 
     @abstractmethod
@@ -228,8 +228,8 @@ class Measurement(ABC):
             values: [T], the same stacked, 0 for absent tasks.
             weights: [T], those of this forward.
             mask: [T], 1 for the tasks present and 0 for the others.
-            opening: Tells what is still to find out, if anything.
-            wanted: What the step needs beside norms.
+            opening: What the first backward must determine, if anything.
+            wanted: The quantities that the step needs beside norms.
 
         Raises:
             GraphError: The tasks cannot be measured in this graph.
@@ -241,11 +241,11 @@ class Measurement(ABC):
 
     @abstractmethod
     def add(self, sums: Sums) -> None:
-        """Add what one backward measured."""
+        """Add the sums of one backward."""
 
     @abstractmethod
     def nothing(self, like: Tensor) -> Sums:
-        """What a process measures whose batch lacks all tasks: it takes part in the reduction all the same.
+        """Zero sums, with which a process takes part in the reduction if its batch lacks all tasks.
 
         Args:
             like: [T], for type and device.
@@ -255,10 +255,10 @@ class Measurement(ABC):
         """
 
     def check_balanced(self) -> None:  # noqa: B027
-        """Raise what is wrong with the losses that were balanced since the last step, if anything."""
+        """Raise if the losses that were balanced since the last step cannot be measured."""
 
     def begin(self, is_again: bool) -> bool:
-        """A balanced loss runs backward: what was measured for a step that never came is forgotten.
+        """Called when a balanced loss runs backward; discards measurements of a step that never came.
 
         Args:
             is_again: The same loss has run backward before, so that nothing is lost.
@@ -278,15 +278,15 @@ class Measurement(ABC):
         return True
 
     def _is_sound(self) -> bool:
-        """Whether there is a measurement that no loss scaler can have skipped, as it does after an overflow."""
+        """Whether there is a finite measurement, which no loss scaler has skipped for an overflow."""
         sums = self.sums
         return sums is not None and bool(torch.isfinite(sums.entries).all() & (sums.factors <= sums.counts).all())
 
 
 class BalancedLoss(torch.autograd.Function):
-    """`Σ w_i L_i`; its backward is the first thing that runs in the user's, and calls `begin(c, weights)`.
+    """`Σ w_i L_i`; its backward runs first in the user's, and calls `begin(c, weights)`.
 
-    That returns the weights to go on with: in the first backward they may be better than those of the forward.
+    That returns the weights to use: in the first backward they may differ from those of the forward.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""What kind of functions lie between where the tasks meet and `W`, and what that allows.
+"""The kinds of functions between where the tasks meet and `W`, and what they allow.
 
-torch's own backward functions are pure: they can run once more, and leave what they are given as it was. One that is
-not torch's (a Python `autograd.Function`, a C++ extension, a scripted or compiled graph) may write its result into the
-gradient that it receives, as fused norms do. Some of torch's own also work on many gradients at once, under `vmap`.
+torch's own backward functions are pure: they can run again, and do not change their inputs. Others (a Python
+`autograd.Function`, a C++ extension, a scripted or compiled graph) may write their result into the gradient that they
+receive, as fused norms do. Some of torch's own also work on many gradients at once, under `vmap`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Path(IntEnum):
     OWN = 1
     """torch's own."""
     FOREIGN = 2
-    """Somebody else's: what it is given must be a copy."""
+    """Not torch's own: it must be given a copy."""
 
 
 def kind(node: Any) -> Path:

@@ -1,4 +1,4 @@
-"""The vector–Jacobian product that takes a task's gradient from where the tasks meet to `W`, and why it may fail."""
+"""The vector–Jacobian product that propagates a task's gradient from where the tasks meet to `W`, and its errors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Gradients = Mapping[int, Tensor]
 """The gradients of a shared node's outputs, by number."""
 
 FEWEST_BATCHED = 4
-"""Fewer products are as fast one by one."""
+"""Minimum number of products to batch; fewer are as fast one by one."""
 MOST_BATCHED = {"cpu": 2**17, "cuda": 2**22}
-"""Up to how many numbers in all the gradients of several tasks are taken to `W` by one product, by type of device.
+"""Maximum number of entries in the gradients of several tasks to batch into one product, by device type.
 Above, one product per task is as fast, and needs less memory: `benchmarks/products.py`."""
 
 
@@ -30,14 +30,14 @@ def product(
     """From the gradients of a shared node's outputs to each tensor of `W`; `None` where no path leads.
 
     Args:
-        node: Where the tasks meet.
-        gradients: Of one task.
+        node: The node where the tasks meet.
+        gradients: The gradients of one task.
         used: The tensors of `W`.
-        path: What lies in between.
-        is_again: Whether it has been taken from there before.
+        path: The kind of the functions in between.
+        is_again: Whether a product has been taken from there before.
 
     Raises:
-        GraphError: Autograd refuses it for a reason that has a remedy, or a function on the path can run only once.
+        GraphError: Autograd refuses it for a reason with a remedy, or a function on the path can run only once.
     """
     if type(node) is AccumulateGrad:
         return [gradients[0] if tensor is node.variable else None for tensor in used]
@@ -73,14 +73,14 @@ def batched_product(node: Any, gradients: Sequence[Gradients], used: Sequence[Te
 
 
 def can_be_batched(node: Any, outputs: Collection[int], path: Path, tasks: int, device: torch.device) -> bool:
-    """Whether one product for all tasks is faster than one for each.
+    """Whether one product for all tasks is faster than one per task.
 
     Args:
-        node: Where the tasks meet.
-        outputs: Numbers of the outputs that they read.
-        path: What lies between the node and `W`.
-        tasks: How many meet.
-        device: Of the gradients.
+        node: The node where the tasks meet.
+        outputs: Indices of the outputs that they read.
+        path: The kind of the functions between the node and `W`.
+        tasks: Number of tasks.
+        device: Device of the gradients.
     """
     if path is not Path.BATCHED or tasks < FEWEST_BATCHED or type(node) is AccumulateGrad:
         return False
@@ -89,7 +89,7 @@ def can_be_batched(node: Any, outputs: Collection[int], path: Path, tasks: int, 
 
 
 def refusal(error: RuntimeError) -> str | None:
-    """What to do about an error of autograd, if it is one of those that have a remedy."""
+    """The remedy for an error of autograd, if there is one."""
     return next((remedy for sign, remedy in _REFUSALS.items() if sign in str(error)), None)
 
 
@@ -111,4 +111,4 @@ _DONATED = (
 )
 
 _REFUSALS = {"use_reentrant": REENTRANT, "donated buffer": _DONATED}
-"""By what torch's own message says."""
+"""Remedies by a part of torch's error message."""

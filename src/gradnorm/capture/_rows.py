@@ -1,7 +1,7 @@
-"""The tasks' gradients at `W` as one backward finds them, one row per task.
+"""The tasks' gradients at `W` in one backward, one row per task.
 
-Whole rows are T times the memory of `W`'s gradient. They are needed where others are to be added to them, from further
-micro-batches or other processes; otherwise a row's norm is taken as soon as the row is complete, and the row is freed.
+Whole rows take T times the memory of `W`'s gradient. They are needed where others are added to them, from further
+micro-batches or other processes; otherwise a row's norm is computed once the row is complete, and the row is freed.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class RowNorms(Rows):
 
     Args:
         count: T.
-        expected: How many contributions each task's row has.
-        products: Whether inner products are wanted, for which all rows are kept until they are taken.
+        expected: Number of contributions to each task's row.
+        products: Whether inner products are wanted, for which all rows are kept until these are computed.
     """
 
     are_whole = False
@@ -87,7 +87,7 @@ class RowNorms(Rows):
                 (self._norms[task],) = norms([self._rows.pop(task)])
 
     def taken(self) -> tuple[Tensor, Tensor | None]:
-        # What is still missing has brought no gradient.
+        # Missing contributions had no gradient.
         like = next(iter([*self._norms.values(), *self._rows.values()]))
         if self._products:
             rows = torch.stack([self._rows.get(task, torch.zeros_like(like)) for task in range(self._count)])

@@ -1,9 +1,9 @@
-"""The first measured step checks itself.
+"""The self-check of the first measured step.
 
-A measurement runs a part of the graph once more for every task, and lends it the tasks' gradients. That changes nothing
-where all functions in it are pure. Whether they are is seen by what they do: a product taken twice must give the same,
-what was lent must be as before, and the products of the tasks must add up to the product of their sum, which is what
-the model's own backward computes. It costs as much again as one measurement, once, and synchronizes with the device.
+A measurement runs a part of the graph again for every task, on the tasks' gradients. That has no side effects if all
+functions in it are pure. This is checked by their results: a product taken twice must be the same, its inputs must be
+unchanged, and the products of the tasks must add up to the product of their sum, which the model's own backward
+computes. The check costs as much as one measurement, once, and synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ._shared import flat
 
 
 class SelfCheck:
-    """Checks the products that are taken from one shared node.
+    """Checks the products from one shared node.
 
     Args:
-        node: Where the tasks meet.
+        node: The node where the tasks meet.
         used: The tensors of `W`.
-        path: What lies in between.
+        path: The kind of the functions in between.
 
     Attributes:
-        has_passed: Whether products were compared; numbers that are not finite say nothing.
+        has_passed: Whether products were compared; numbers that are not finite are inconclusive.
     """
 
     def __init__(self, node: Any, used: Sequence[Tensor], path: Path) -> None:
@@ -63,7 +63,7 @@ class SelfCheck:
         return found
 
     def finish(self) -> None:
-        """All tasks are in.
+        """Check the sum, once all tasks have arrived.
 
         Raises:
             GraphError: Their gradients do not add up to the model's.
@@ -74,7 +74,7 @@ class SelfCheck:
         self._sum, self._found = {}, None
 
     def _whole(self, factor: int) -> Tensor:
-        """The product of the sum of what all tasks have lent, times a factor."""
+        """The product of the sum of all tasks' gradients, times a factor."""
         return flat(self._product({nr: factor * each for nr, each in self._sum.items()}), self._used)
 
     def _product(self, gradients: Gradients, is_again: bool = True) -> Sequence[Tensor | None]:
@@ -94,8 +94,8 @@ def _dense(gradient: Tensor) -> Tensor:
 
 
 _REMEDY = (
-    '; measure with at="features", which runs nothing twice, or name a layer after it with shared= (check=False leaves '
-    "this check out)"
+    '; measure with at="features", which runs nothing twice, or name a layer after it with shared= (check=False '
+    "disables this check)"
 )
 _CHANGES = (
     "the first measured step checks itself, and a gradient at W was another one when it was taken again: {} overwrites "

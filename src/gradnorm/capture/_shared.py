@@ -1,12 +1,12 @@
-"""`W`, the parameters at which gradients are compared: as the user names them, or detected in the graph.
+"""`W`, the parameters at which gradients are compared: given by the user, or detected in the graph.
 
 The paper takes the last shared layer. In a graph that is **every parameter with two or more dimensions above one that
 all tasks reach, and that no other such parameter follows** on the way to the losses: one layer where all is shared up
 to the heads; all of them where parts stand side by side (experts, towers, pyramid levels).
 
-What a graph cannot tell is whether a task's gradient there is more than zero. A layer at which a task's gradient is
-exactly zero, or shares no entry with any other task's, is a head whose output was joined with others: the layers before
-it are looked at instead.
+A graph does not show whether a task's gradient there is nonzero. A layer at which a task's gradient is exactly zero, or
+shares no entry with any other task's, is a head whose output was joined with others: the layers before it are examined
+instead.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ._graph import AutogradGraph
 from ._layers import last_layers
 
 MOST_GROWTHS = 64
-"""More graphs than this that show new parts of `W` are no mixture of experts, but parameters that are replaced."""
+"""Maximum number of graphs that add to `W`: with more, parameters are replaced, and it is no mixture of experts."""
 
 _log = logging.getLogger("gradnorm")
 
@@ -45,7 +45,7 @@ class SharedParameter:
     used: Tensor
 
     def follow(self, module: nn.Module, name: str) -> None:
-        """Note in each forward of `module` what it uses as its parameter `name`."""
+        """Record in each forward of `module` the tensor that it uses as its parameter `name`."""
         # Before the forward: FSDP2 has gathered the parameter by then, and may have dropped it after.
         module.register_forward_pre_hook(functools.partial(self._note, name))
 
@@ -99,12 +99,12 @@ class SharedLayer(ABC):
 
     @property
     def called(self) -> str:
-        """`W`, as a message calls it."""
+        """`W` in messages."""
         return "W"
 
 
 class NamedLayer(SharedLayer):
-    """`W` as the user names it."""
+    """`W` as given by the user."""
 
     def locate(self, graph: AutogradGraph, tasks: Sequence[int]) -> Sequence[SharedParameter]:
         """All of it, in every graph."""
@@ -112,7 +112,7 @@ class NamedLayer(SharedLayer):
 
 
 class DetectedLayer(SharedLayer):
-    """`W` as it is found in the graphs, once these have shown every declared task.
+    """`W` as detected in the graphs, once these have shown every declared task.
 
     Which tasks reach a parameter is added up over the graphs, so that a batch may lack tasks. A graph whose leaves are
     not those of the one before (another expert was chosen), or in which a task does not reach what was found (a
@@ -137,7 +137,7 @@ class DetectedLayer(SharedLayer):
 
     @property
     def called(self) -> str:
-        return f"the layer that was found ({', '.join(self.described)})"
+        return f"the detected layer ({', '.join(self.described)})"
 
     @property
     def awaited(self) -> list[str]:
@@ -171,7 +171,7 @@ class DetectedLayer(SharedLayer):
         ]
 
     def look_further_up(self, graph: AutogradGraph, heads: Sequence[Tensor]) -> Sequence[SharedParameter]:
-        """As `locate`, without the parameters that were found to be heads; none if nothing remains."""
+        """As `locate`, without the parameters that proved to be heads; empty if none remains."""
         self._heads.update(dict.fromkeys(heads))
         taken = self._last(graph)
         self.parameters = self._settled
@@ -192,7 +192,7 @@ class DetectedLayer(SharedLayer):
         return [head for head in heads_among(torch.cat(shown, 1), shared) if head not in settled]
 
     def settle(self, parameters: Sequence[SharedParameter]) -> None:
-        """Take these for `W`, whatever was thought of them before."""
+        """Set `W` to these, overriding earlier decisions."""
         for shared in parameters:
             self._heads.pop(shared.parameter, None)
         before = {shared.parameter for shared in self._settled}
@@ -200,13 +200,13 @@ class DetectedLayer(SharedLayer):
         self.parameters = self._settled
         self._here = list(parameters)
         self.is_confirmed = True
-        _log.info("gradients are compared at the layer that was found: %s; see shared=", ", ".join(self.described))
+        _log.info("gradients are compared at the detected layer: %s; see shared=", ", ".join(self.described))
 
     def _announce_wait(self) -> None:
         if not self._announced:
             self._announced = True
             _log.info(
-                "the shared layer is looked for when every task has been seen; until then nothing is measured. "
+                "the shared layer is detected once every task has been seen; until then nothing is measured. "
                 "Missing so far: %s. To start at once, name the layer with shared=",
                 ", ".join(self.awaited),
             )
@@ -239,7 +239,7 @@ class DetectedLayer(SharedLayer):
             self._seen |= 1 << task
 
     def _known(self, tensors: Sequence[Tensor]) -> list[SharedParameter]:
-        """These as parts of `W`, which grows by those that are new."""
+        """These as parts of `W`, to which new ones are added."""
         known = set(self.tensors)
         fresh = [SharedParameter(each, each) for each in tensors if each not in known]
         if self.is_confirmed and fresh:
@@ -333,7 +333,7 @@ def _matching(pattern: str, model: nn.Module | None) -> Sequence[Tensor]:
 
 def _checked(found: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if not found:
-        raise ArgumentError("shared is empty: give at least one parameter, or leave it out to have it found")
+        raise ArgumentError("shared is empty: give at least one parameter, or omit it to detect the layer")
     for tensor in found:
         if not isinstance(tensor, Tensor):
             raise ArgumentError(f"shared must hold parameters, got {type(tensor).__name__}; use layer.weight")
@@ -366,7 +366,7 @@ def is_distributed(tensor: Tensor) -> bool:
 
 
 def whole(gradient: Tensor) -> Tensor:
-    """Dense, and all of it: under tensor parallelism this process may hold a part, or one term of a sum."""
+    """The full dense gradient: under tensor parallelism this process may hold a part, or one term of a sum."""
     if is_distributed(gradient):
         return gradient.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
     return gradient.to_dense() if gradient.is_sparse else gradient

@@ -221,7 +221,7 @@ def test_heads_that_cannot_run_twice_start_from_ones_and_say_so_once():
         return balancer([y.square().mean() for y in outputs])
 
     first = loss()
-    with pytest.warns(RuntimeWarning, match="could not look"):
+    with pytest.warns(RuntimeWarning, match="could not run the first look"):
         first.backward()
     balancer.step()
     loss().backward()

@@ -28,7 +28,7 @@ def test_the_last_shared_layer_is_found_and_announced_once(caplog):
             balancer.step()
     assert balancer.shared == (net.last,)
     assert [record.message for record in caplog.records] == [
-        "gradients are compared at the layer that was found: a parameter (8, 8); see shared="
+        "gradients are compared at the detected layer: a parameter (8, 8); see shared="
     ]
 
 
@@ -250,5 +250,5 @@ def test_a_task_that_misses_the_layer_that_was_found_is_told_so():
     balancer = GradNorm(["a", "b", "c"], model=net)
     balancer(net.losses(batch())).backward()
     losses = net.losses(batch()) | {"b": other(batch()).sum()}
-    with pytest.raises(GraphError, match=r"'b' does not reach the layer that was found \(trunk\.2\.weight \(8, 8\)\)"):
+    with pytest.raises(GraphError, match=r"'b' does not reach the detected layer \(trunk\.2\.weight \(8, 8\)\)"):
         balancer(losses)
