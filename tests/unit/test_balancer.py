@@ -193,7 +193,7 @@ def test_attach_and_step_is_an_error_that_says_which_to_remove(mode):
     getattr(balancer, mode)()
     balancer(net.losses(batch())).backward()
     optimizer.step()
-    with pytest.raises(StateError, match=r"attached to SGD, .* remove this call, or remove\(\) the handle"):
+    with pytest.raises(StateError, match=r"attached to SGD.* remove this call, or remove\(\) the handle"):
         balancer.step()
     with pytest.raises(StateError, match=r"attached to SGD already, .* remove\(\) the handle"):
         balancer.attach(other)
@@ -491,7 +491,7 @@ def test_what_was_measured_before_is_no_part_of_the_next_step(way, at):
 
     balancer(losses()).backward()
     VOID[way](balancer)
-    with pytest.raises(StateError, match="before a"):
+    with pytest.raises(StateError, match="before (a|balancer)"):
         balancer.step()
     balancer(losses()).backward()
     balancer.step()

@@ -109,7 +109,7 @@ def test_a_task_that_comes_alone_starts_on_the_level_of_those_before():
 # ---------------------------------------------------------------------------------------------- steps that do not count
 
 
-def test_a_step_that_was_skipped_on_the_device_gives_no_first_loss_and_is_no_bad_one():
+def test_a_step_skipped_on_the_device_gives_no_first_loss_and_is_no_bad_one():
     given = Given()
     optimizer = Idle([given.W])
     given.balancer.attach(optimizer)
