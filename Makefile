@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-all test-lowest test-newest test-float64 mutants lint types bench docs package clean
+.PHONY: help demo test check test-all test-lowest test-newest mutants lint types bench docs package clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -50,10 +50,6 @@ test-lowest:  ## The core's tests on the lowest torch that pyproject.toml declar
 
 test-newest:  ## The core's tests beside the newest torch and nothing else (downloads gigabytes)
 	@$(call alone,.venv-newest,torch)
-
-test-float64: export GRADNORM_TEST_DTYPE := float64
-test-float64: $(VENV)/.ready-dev  ## The core's tests with networks in double precision
-	@$(BIN)/python -m pytest -q -n 2 $(CORE) || $(call FAILED,a test failed; see above)
 
 mutants: $(VENV)/.ready-dev  ## Break one line of the core at a time: which breaks does no test notice? ONLY=word takes some
 	@$(BIN)/python tests/mutants.py $(ONLY) || $(call FAILED,write the test that is missing, or remove what does nothing)

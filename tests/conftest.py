@@ -1,6 +1,6 @@
 """Every run of the tests tries the same examples, so that one that fails can be run again.
 
-`GRADNORM_TEST_DEVICE=cuda` makes the networks of the core's tests there, `GRADNORM_TEST_DTYPE=float64` in that type.
+`GRADNORM_TEST_DEVICE=cuda` makes the networks of the core's tests there.
 """
 
 import os
@@ -14,5 +14,3 @@ settings.load_profile("same")
 if device := os.environ.get("GRADNORM_TEST_DEVICE"):
     torch.set_default_device(device)
     torch.backends.cudnn.allow_tf32 = False
-if dtype := os.environ.get("GRADNORM_TEST_DTYPE"):
-    torch.set_default_dtype(getattr(torch, dtype))

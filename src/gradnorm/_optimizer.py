@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from ._errors import ArgumentError
 from ._state import StatefulModule
-from ._torch_private import expect_no_capture
+from ._torch_private import changes, expect_no_capture
 from ._types import OptimizerFactory
 
 OPTIONS = ("lr", "betas", "momentum", "weight_decay")
@@ -55,6 +55,7 @@ class WeightOptimizer(StatefulModule):
         for name, value in _fresh_state(made, weights).items():
             self.register_buffer(f"state_{name}", value)
         self.register_buffer("options", self._options())
+        self._note()
         self.rebind(weights)
 
     @property
@@ -105,22 +106,37 @@ class WeightOptimizer(StatefulModule):
             rest = rest - parts[-1]
         return torch.stack(parts, 1)
 
+    def _note(self) -> None:
+        """Write the options where they are saved; what is put there from now on is somebody else's."""
+        noted = self._value("options")
+        noted.copy_(self._options())
+        self._noted = noted, changes(noted)
+
     def _read(self) -> None:
         self.rebind(self._weights[0])
+        noted, version = self._noted
+        if self._value("options") is noted and changes(noted) == version:
+            return  # a scheduler may have changed the optimizer's own since
         group = self.optimizer.param_groups[0]
         numbers = iter(self._value("options").to("cpu", torch.float64).sum(1).tolist())
         for name in OPTIONS:
             if name in group:
                 taken = tuple(next(numbers) for _ in _as_tuple(group[name]))
                 group[name] = taken if isinstance(group[name], tuple | list) else taken[0]
+        self._note()
 
     def _moved(self) -> None:
         self.rebind(self._weights[0])
-        self._value("options").copy_(self._options())
+        self._note()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy reads its options from the buffer."""
+        self._note()
+        return self.__dict__
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            self._value("options").copy_(self._options())
+            self._note()
         super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

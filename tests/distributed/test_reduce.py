@@ -288,6 +288,24 @@ def test_processes_may_be_on_their_own(options, tmp_path):
     assert not torch.equal(ranks[0][0], ranks[1][0])
 
 
+def two_by_two(rank):
+    groups = [torch.distributed.new_group(ranks) for ranks in ([0, 1], [2, 3])]
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, process_group=groups[rank // 2], update="closed-form")
+    for step in range(3):
+        balancer(net.losses(batch(10 * step + rank))).backward()
+        balancer.step()
+        net.zero_grad()
+    return balancer.weights.clone()
+
+
+def test_a_process_group_shares_its_batch_and_no_other(tmp_path):
+    one, other, third, fourth = launch(two_by_two, tmp_path, world=4)
+    assert torch.equal(one, other)
+    assert torch.equal(third, fourth)
+    assert not torch.equal(one, third)
+
+
 # ------------------------------------------------------------------------------------------------------- collectives
 
 

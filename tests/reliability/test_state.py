@@ -427,6 +427,25 @@ def test_a_part_of_a_state_is_refused_at_the_first_forward():
     assert_same(train(model, 1, STEPS), train(Model(), STEPS + 1))
 
 
+def test_a_part_is_refused_after_a_whole_state_as_well():
+    state = train(Model()).state_dict()
+    part = {name: value for name, value in state.items() if "rule" not in name}
+    model = Model()
+    model.load_state_dict(state)
+    model(batch())
+    model.load_state_dict(part, strict=False)
+    with pytest.raises(StateError, match="only a part"):
+        model(batch())
+
+
+def test_a_state_whose_names_are_no_bits_was_never_written():
+    """As an average that began at zero: its weights are no better than its names."""
+    state = {name: 0.6 * value for name, value in train(Model()).state_dict().items()}
+    model = Model()
+    model.load_state_dict(state)
+    assert model.balancer.weights.tolist() == [1.0] * len(NAMES)
+
+
 def test_a_state_that_is_partly_on_the_meta_device_is_refused():
     model = on_meta()
     model.balancer._loss_weights.weights = torch.ones(3)
@@ -584,6 +603,34 @@ def test_what_a_scheduler_changed_is_resumed(factory):
     assert mine["lr"] != 0.025
     run(second, scheduler, 5, 4)
     assert_same(second, whole)
+
+
+KEEPERS = {
+    "a state without the balancer": lambda model: loaded(model, Net().state_dict(), strict=False),
+    "another buffer written": lambda model: model,
+    "moved": lambda model: loaded(model.double(), Net().state_dict(), strict=False),
+    "copied": copy.deepcopy,
+    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
+    "saved": lambda model: loaded(Model(), model.state_dict()),
+}
+
+
+@pytest.mark.parametrize("way", KEEPERS)
+def test_what_a_scheduler_changed_stays(way):
+    model = train(Model())
+    model.balancer.optimizer.param_groups[0]["lr"] = 0.5
+    model = KEEPERS[way](model)
+    model.balancer._names.add_(0)  # as whoever writes to all buffers
+    model.balancer.train()
+    assert model.balancer.optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_state_brings_its_own_options_even_if_nothing_was_saved_since():
+    model = Model()
+    state = copy.deepcopy(model.state_dict())
+    model.balancer.optimizer.param_groups[0]["lr"] = 0.5
+    model.load_state_dict(state)
+    assert model.balancer.optimizer.param_groups[0]["lr"] == 0.025
 
 
 # ---------------------------------------------------------------------------------------- calls that are not a training
