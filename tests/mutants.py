@@ -82,7 +82,9 @@ MUTANTS = [
     Mutant("capture/_collectors.py", "if removes or above.dim != below.dim:", "if removes:", CASES),
     Mutant("capture/_layers.py", "applied[node] & (common | ~before)", "applied[node]", f"{SHARED} {ARCHITECTURES}"),
     Mutant("capture/_layers.py", "is_plain = _are_plain(operands) and (", "is_plain = (", ARCHITECTURES),
-    Mutant("capture/_shared.py", "if self._here and leaves == self._looked_at:", "if self._here:", ARCHITECTURES),
+    Mutant(
+        "capture/_shared.py", "if self._here and leaves == self._looked_at and ", "if self._here and ", ARCHITECTURES
+    ),
     Mutant(
         "capture/_shared.py", "self._heads.pop(shared.parameter, None)", "pass", "unit/capture/test_concatenated.py"
     ),
@@ -114,11 +116,11 @@ MUTANTS = [
         "capture/_backward_pass.py", "self.measurement.check &= not all(", "self.measurement.check &= not len(", FOREIGN
     ),
     Mutant("capture/_hooks.py", "self.adds_up, self.is_partial = True, True", "self.adds_up = True", WINDOW),
-    Mutant("capture/_hooks.py", "self._batches = False", "pass", f"{CASES} -k not_tried_again"),
+    Mutant("capture/_hooks.py", "self._batches, meeting.check = False, None", "pass", f"{CASES} -k not_tried_again"),
     Mutant("capture/_products.py", "each.clone() if path is Path.FOREIGN else each for", "each for", FOREIGN),
     Mutant("capture/_products.py", "with without_hooks(used):\n            ", "if True:\n            ", FOREIGN),
     Mutant("capture/_rows.py", "self._rows.get(task, torch.zeros_like(like))", "self._rows.get(task, like)", RULES),
-    Mutant("capture/_rows.py", "if len(norms) < self._count else like", "if False else like", BALANCER),
+    Mutant("capture/_rows.py", "if len(found) < self._count else like", "if False else like", BALANCER),
     Mutant("capture/_self_check.py", "return found  # an overflow says nothing", "pass", FOREIGN),
     Mutant("capture/_branches.py", " and changes(added) == version", "", BRANCHES),
     Mutant("capture/_branches.py", "rows if self._probe.grad is None else self._probe.grad + rows", "rows", BRANCHES),
@@ -150,14 +152,14 @@ MUTANTS = [
     Mutant("_loss_weights.py", "opened |= fresh & (raw_norms > 0) if", "opened |= fresh if", RULES),
     Mutant("_loss_weights.py", "self._openings < MOST_OPENINGS", "True", RULES),
     Mutant("_loss_weights.py", "not bool(torch.isfinite(raw_norms[fresh]).all()) or ", "", RULES),
-    Mutant("_loss_weights.py", "(present & ~usable & ~is_waiting).any()", "(present & ~usable).any()", BALANCER),
+    Mutant("_loss_weights.py", "~(usable | is_waiting).all()", "~usable.all()", BALANCER),
     Mutant(
         "_loss_weights.py",
         "return counts > self._initial_steps - 0.5",
         "return counts >= self._initial_steps",
         f"{STATE} -k fractions",
     ),
-    Mutant("_loss_weights.py", "present if found_inf is None else present & (found_inf == 0)", "present", RULES),
+    Mutant("_loss_weights.py", "losses = torch.where(found_inf == 0, losses, torch.nan)", "pass", RULES),
     Mutant("_loss_weights.py", "accepted, bad = accepted & (found_inf == 0), bad", "bad = bad", f"{BALANCER} -k fused"),
     Mutant(
         "_loss_weights.py",
@@ -165,7 +167,7 @@ MUTANTS = [
         "accepted & (found_inf == 0), bad",
         RULES,
     ),
-    Mutant("_loss_weights.py", "present & (usable | ~present).all()", "present & usable", BALANCER),
+    Mutant("_loss_weights.py", "usable = usable | ~present", "pass", BALANCER),
     Mutant("_loss_weights.py", 'self._initial["_priorities"] = _tensor', "_ = _tensor", RULES),
     Mutant(
         "_loss_weights.py",

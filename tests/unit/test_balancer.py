@@ -491,7 +491,7 @@ def test_what_was_measured_before_is_no_part_of_the_next_step(way, at):
 
     balancer(losses()).backward()
     VOID[way](balancer)
-    with pytest.raises(StateError, match="before (a|balancer)"):
+    with pytest.raises(StateError, match=r"before (a|balancer)"):
         balancer.step()
     balancer(losses()).backward()
     balancer.step()
