@@ -68,9 +68,10 @@ class SelfCheck:
         Raises:
             GraphError: Their gradients do not add up to the model's.
         """
-        if self._found is not None and self._is_apart(self._found, self._whole(1), self._scale):
+        if self._found is not None and self._is_apart(self._found, whole := self._whole(1), self._scale):
             # Where the gradient is zero but for rounding nothing adds up, and doubles all the same.
-            self._compare(2 * self._whole(1), self._whole(2), self._whole(2).norm(), _DO_NOT_ADD_UP)
+            doubled = self._whole(2)
+            self._compare(2 * whole, doubled, doubled.norm(), _DO_NOT_ADD_UP)
         self._sum, self._found = {}, None
 
     def _whole(self, factor: int) -> Tensor:
