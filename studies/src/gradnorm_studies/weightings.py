@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gradnorm import Descent, GradNorm
+from gradnorm import ClosedForm, Descent, GradNorm
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class WeightingConfig:
     """The weights of a static run, one per task."""
     epoch: int = 100
     """Steps over which DWA averages a loss."""
+    seed: int = 0
+    """Seed of random weights."""
 
 
 class Weighting(nn.Module):
@@ -115,14 +117,67 @@ class DynamicAverage(Weighting):
             self.weights.copy_(len(rates) * torch.softmax(rates / self.temperature, dim=0))
 
 
+class Divided(Weighting):
+    """`Σ L_i / L_i(0)`: each loss divided by its first value."""
+
+    def __init__(self, n_tasks: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.zeros(n_tasks))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[T] → []."""
+        if not self.weights.any():
+            self.weights.copy_(1 / values.detach())
+        return (self.weights * values).sum()
+
+
+class Geometric(Weighting):
+    """The geometric mean of the losses, by TorchJD; its effective weights are those of its gradient."""
+
+    def __init__(self, n_tasks: int) -> None:
+        super().__init__()
+        from torchjd.scalarization import GeometricMean
+
+        self.scalarizer = GeometricMean()
+        self.register_buffer("weights", torch.ones(n_tasks))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[T] → []."""
+        mean = self.scalarizer(values)
+        self.weights.copy_(mean.detach() / (len(values) * values.detach()))
+        return mean
+
+
+class Random(Weighting):
+    """Random weights in each step (Lin et al., 2022), by TorchJD, drawn by step number so that a run can be resumed."""
+
+    steps: Tensor
+
+    def __init__(self, n_tasks: int, seed: int) -> None:
+        super().__init__()
+        from torchjd.scalarization import Random as RandomScalarizer
+
+        self.scalarizer, self.seed = RandomScalarizer(), seed
+        self.register_buffer("weights", torch.full((n_tasks,), 1 / n_tasks))
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[T] → []."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed + 1) * 1_000_003 + int(self.steps))
+            return self.scalarizer(values)
+
+    def step(self) -> None:
+        """The next step draws other weights."""
+        self.steps += 1
+
+
 class GradientNormalization(Weighting):
     """`gradnorm.GradNorm`, through its public interface."""
 
-    def __init__(self, config: WeightingConfig) -> None:
+    def __init__(self, config: WeightingConfig, update: Descent | ClosedForm) -> None:
         super().__init__()
-        self.balancer = GradNorm(
-            list(config.tasks), shared=config.shared, alpha=config.alpha, update=Descent(config.weight_lr)
-        )
+        self.balancer = GradNorm(list(config.tasks), shared=config.shared, alpha=config.alpha, update=update)
 
     @property
     def weights(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -155,15 +210,28 @@ def _static(config: WeightingConfig) -> Weighting:
 
 
 METHODS: dict[str, Callable[[WeightingConfig], Weighting]] = {
+    # Algorithm 1, and its fixed point.
+    "gradnorm": lambda config: GradientNormalization(config, Descent(config.weight_lr)),
+    "closed-form": lambda config: GradientNormalization(config, ClosedForm()),
     # Without shared parameters and with an optimizer that works parameter by parameter, the plain sum of the losses
     # trains T networks as if each were alone.
     "single": _equal,
     "equal": _equal,
-    "static": _static,
+    "divided": lambda config: Divided(len(config.tasks)),
     "uncertainty": lambda config: Uncertainty(len(config.tasks)),
+    "geometric": lambda config: Geometric(len(config.tasks)),
     "dwa": lambda config: DynamicAverage(len(config.tasks), config.epoch),
-    "gradnorm": GradientNormalization,
+    "random": lambda config: Random(len(config.tasks), config.seed),
+    "static": _static,
+    "static-closed-form": _static,
 }
+"""By name, in the order of tables."""
+
+STATIC = {"static": "gradnorm", "static-closed-form": "closed-form"}
+"""Methods with fixed weights: the averages of another method's run."""
+
+MOVING = ("gradnorm", "closed-form", "uncertainty", "geometric", "dwa")
+"""Methods whose weights are worth a figure."""
 
 
 def weighting(method: str, config: WeightingConfig) -> Weighting:

@@ -1,69 +1,105 @@
-"""The paper's claims as data, and a verdict per claim, counted over the seeds of our runs.
+"""Claims as data, and a verdict on each, from the paired differences of our runs.
 
-A claim is a yes-or-no question per seed: all methods with the same seed start from the same initial values and see the
-same batches, so each seed is a paired comparison. A claim holds if every seed answers yes, does not hold if none does,
-and is mixed otherwise. The questions and their thresholds were written before the first result was seen.
+A claim is a question per seed, answered by a margin: how far the runs of this seed are on the side of the claim. All
+methods with a seed start from the same initial values and see the same batches, so each seed is a paired comparison. A
+claim holds if the mean margin is above twice its standard error, does not hold if it is as far below zero, and is
+undecided in between; fewer than three seeds, or a run shorter than the study's own, are not enough to say. The
+questions and their thresholds were written before the first result was seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradnorm_studies.analysis.metrics import Metrics
+from gradnorm_studies.analysis.metrics import Metrics, MissingRunError, Quantity
 from gradnorm_studies.analysis.report import Table
 
-Verdict = Literal["holds", "does not hold", "mixed"]
-Answers = NDArray[np.bool_]
+Verdict = Literal["holds", "does not hold", "undecided", "not enough to say"]
+Array = NDArray[np.float64]
 Look = Callable[[Metrics, str], "Evidence"]
 """Called as `(metrics, problem)`; returns the evidence."""
 Name = Callable[[str], str]
 """Maps a problem to the task that a claim is about."""
 Names = Callable[[str], Sequence[str]]
 
+FEWEST_SEEDS = 3
+STANDARD_ERRORS = 2.0
+
+RULES = {"GradNorm": "gradnorm", "The closed form": "closed-form"}
+"""Both updates: how a claim names each, and the method."""
+
 
 @dataclass(frozen=True)
 class Evidence:
     """Our runs' answer to one claim."""
 
-    answers: Answers
-    """bool, [seeds]."""
+    margins: Array
+    """[seeds]; positive where the claim is right."""
     found: str
-    """The figures behind the answers, as text."""
+    """The figures behind the margins, as text."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper, its section, and the function that answers it for one problem."""
+    """A sentence, its source, and the function that answers it for one problem."""
 
     text: str
     source: str
     look: Look
 
 
-def verdict(answers: Answers) -> Verdict:
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on a claim for one problem."""
+
+    text: str
+    source: str
+    problem: str
+    found: str
+    margin: float
+    standard_error: float
+    seeds: int
+    verdict: Verdict
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a file of JSON."""
+        return dataclasses.asdict(self)
+
+
+def verdict(margins: Array) -> Verdict:
     """The verdict over seeds.
 
     Examples:
-        >>> verdict(np.array([True, True])), verdict(np.array([True, False])), verdict(np.array([False]))
-        ('holds', 'mixed', 'does not hold')
+        >>> verdict(np.array([1.0, 1.2, 1.1])), verdict(np.array([-1.0, 1.0, 0.1])), verdict(np.array([1.0, 1.0]))
+        ('holds', 'undecided', 'not enough to say')
     """
-    if answers.all():
+    if len(margins) < FEWEST_SEEDS or not np.isfinite(margins).all():
+        return "not enough to say"
+    bound = STANDARD_ERRORS * standard_error(margins)
+    if margins.mean() > bound:
         return "holds"
-    return "mixed" if answers.any() else "does not hold"
+    return "does not hold" if margins.mean() < -bound else "undecided"
 
 
-def below(metric: str, method: str, other: str, largest: bool = False) -> Look:
-    """Whether `method` ends below `other` (above it, where `largest` is best)."""
+def standard_error(values: Array) -> float:
+    """The standard error of the mean; NaN for a single value."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def beats(quantity: Quantity, method: str, other: str) -> Look:
+    """Whether `method` ends better than `other`."""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
-        ours, theirs = (metrics.final(problem, name, metric) for name in (method, other))
-        answers = ours > theirs if largest else ours < theirs
-        return Evidence(answers, f"{method} {spread(ours)}, {other} {spread(theirs)}")
+        ours, theirs = (metrics.final(problem, name, quantity.name) for name in (method, other))
+        margins = ours - theirs if quantity.largest else theirs - ours
+        return Evidence(margins, f"{quantity.name}: {method} {spread(ours)}, {other} {spread(theirs)}")
 
     return look
 
@@ -74,7 +110,7 @@ def suppressed(ratio: str, method: str, small: Name, large: Name) -> Look:
     def look(metrics: Metrics, problem: str) -> Evidence:
         names = small(problem), large(problem)
         low, high = (metrics.final(problem, method, f"{ratio}/{name}") for name in names)
-        return Evidence(low > high, f"loss left: {names[0]} {spread(low)}, {names[1]} {spread(high)}")
+        return Evidence(low - high, f"loss left: {names[0]} {spread(low)}, {names[1]} {spread(high)}")
 
     return look
 
@@ -85,7 +121,7 @@ def ordered(method: str, raised: Name, lowered: Name) -> Look:
     def look(metrics: Metrics, problem: str) -> Evidence:
         names = raised(problem), lowered(problem)
         up, down = (metrics.final(problem, method, f"weight/{name}") for name in names)
-        return Evidence((up > 1) & (down < 1), f"w: {names[0]} {spread(up)}, {names[1]} {spread(down)}")
+        return Evidence(np.minimum(up - 1, 1 - down), f"w: {names[0]} {spread(up)}, {names[1]} {spread(down)}")
 
     return look
 
@@ -98,31 +134,36 @@ def settled(method: str, tasks: Names, tolerance: float = 0.1) -> Look:
 
     def look(metrics: Metrics, problem: str) -> Evidence:
         traces = np.stack([metrics.series(problem, method, f"weight/{task}") for task in tasks(problem)])
-        late = traces[:, :, -max(2, traces.shape[2] // 4) :]
-        widest = late.std(axis=2).max(axis=0)
-        return Evidence(widest < tolerance, f"largest standard deviation of a weight {spread(widest)}")
+        widest = unrest(traces)
+        return Evidence(tolerance - widest, f"largest standard deviation of a weight {spread(widest)}")
 
     return look
 
 
-def deteriorated(metric: str, method: str, tolerance: float = 0.02) -> Look:
-    """Whether the metric ends more than `tolerance` (relative) above its best."""
+def unrest(traces: Array) -> Array:
+    """[tasks, seeds, R] → [seeds], the largest standard deviation of a weight over the last quarter of the run."""
+    return traces[:, :, -max(2, traces.shape[2] // 4) :].std(axis=2).max(axis=0)
+
+
+def deteriorated(quantity: Quantity, method: str, tolerance: float = 0.02) -> Look:
+    """Whether the quantity, of which less is better, ends more than `tolerance` (relative) above its best."""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
-        series = metrics.series(problem, method, metric)
+        series = metrics.series(problem, method, quantity.name)
         best, end = series.min(axis=1), series[:, -1]
-        return Evidence(end > (1 + tolerance) * best, f"best {spread(best)}, end {spread(end)}")
+        return Evidence(end - (1 + tolerance) * best, f"best {spread(best)}, end {spread(end)}")
 
     return look
 
 
-def faster_at_first(metric: str, method: str, other: str, share: float = 0.1) -> Look:
+def faster_at_first(quantity: Quantity, method: str, other: str, share: float = 0.1) -> Look:
     """Whether `method` is below `other` after this share of the run."""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
-        ours, theirs = (metrics.series(problem, name, metric) for name in (method, other))
+        ours, theirs = (metrics.series(problem, name, quantity.name) for name in (method, other))
         at = round(share * (ours.shape[1] - 1))
-        return Evidence(ours[:, at] < theirs[:, at], f"{method} {spread(ours[:, at])}, {other} {spread(theirs[:, at])}")
+        found = f"{method} {spread(ours[:, at])}, {other} {spread(theirs[:, at])}"
+        return Evidence(theirs[:, at] - ours[:, at], found)
 
     return look
 
@@ -133,12 +174,12 @@ def growing(method: str, tasks: Names) -> Look:
     def look(metrics: Metrics, problem: str) -> Evidence:
         total = np.sum([metrics.series(problem, method, f"weight/{task}") for task in tasks(problem)], axis=0)
         half, end = total[:, total.shape[1] // 2], total[:, -1]
-        return Evidence(end > half, f"Σ w: half-way {spread(half)}, end {spread(end)}")
+        return Evidence(end - half, f"Σ w: half-way {spread(half)}, end {spread(end)}")
 
     return look
 
 
-def spread(values: NDArray[np.float64]) -> str:
+def spread(values: Array) -> str:
     """Mean ± standard deviation over seeds.
 
     Examples:
@@ -150,39 +191,51 @@ def spread(values: NDArray[np.float64]) -> str:
     return f"{values.mean():.3g} ± {values.std(ddof=1):.2g}"
 
 
-def table(claims: Sequence[Claim], metrics: Metrics, problems: Sequence[str]) -> Table:
-    """One row per claim and problem: the sentence, our figures, the seeds that agree, the verdict."""
-    rows = []
-    for claim in claims:
-        for problem in problems:
-            evidence = claim.look(metrics, problem)
-            agree = f"{int(evidence.answers.sum())} of {len(evidence.answers)}"
-            rows.append((claim.text, claim.source, problem, evidence.found, agree, verdict(evidence.answers)))
-    return Table(
-        "What the paper says, and what we found",
-        ("the paper says", "where", "on", "we found", "seeds", "verdict"),
-        rows,
-        "Computed from the runs: holds if every seed agrees, does not hold if none does, mixed otherwise.",
-        terminal=("the paper says", "on", "seeds", "verdict"),
+def examine(claims: Iterable[Claim], metrics: Metrics, problems: Sequence[str], is_short: bool = False) -> list[Finding]:
+    """A finding per claim and problem whose methods were run.
+
+    Args:
+        claims: The claims.
+        metrics: The results of the runs.
+        problems: Names of the problems.
+        is_short: Whether the runs are shorter than the study's own, so that no verdict follows.
+    """
+    return [
+        finding
+        for claim in claims
+        for problem in problems
+        if (finding := _examine(claim, metrics, problem, is_short)) is not None
+    ]
+
+
+def _examine(claim: Claim, metrics: Metrics, problem: str, is_short: bool) -> Finding | None:
+    try:
+        evidence = claim.look(metrics, problem)
+    except MissingRunError:
+        return None
+    margins = evidence.margins
+    found = "not enough to say" if is_short else verdict(margins)
+    mean, error = float(margins.mean()), standard_error(margins)
+    return Finding(claim.text, claim.source, problem, evidence.found, mean, error, len(margins), found)
+
+
+PAPERS = "What the paper says, and what we found", ("the paper says", "where")
+OURS = "What we asked, and what we found", ("we asked whether", "from")
+
+
+def tables(findings: Sequence[Finding], is_papers: bool = True) -> list[Table]:
+    """One row per finding: the sentence, our figures, the mean margin, the verdict; no table without findings."""
+    if not findings:
+        return []
+    title, (sentence, source) = PAPERS if is_papers else OURS
+    rows = [
+        (f.text, f.source, f.problem, f.found, f"{f.margin:.2g} ± {f.standard_error:.1g}", str(f.seeds), f.verdict)
+        for f in findings
+    ]
+    header = (sentence, source, "on", "we found", "margin ± s.e.", "seeds", "verdict")
+    note = (
+        "The margin is the mean over seeds of how far the paired runs are on the side of the claim, with its standard "
+        "error: holds above two standard errors, does not hold below minus two, undecided between. Fewer than "
+        f"{FEWEST_SEEDS} seeds, or fewer steps than the study's own: not enough to say."
     )
-
-
-def as_questions(verdicts: Table) -> Table:
-    """The table for questions of our own: claims that the paper does not make about these tasks."""
-    return replace(
-        verdicts,
-        title="What we asked, and what we found",
-        header=("we asked whether", "from", *verdicts.header[2:]),
-        terminal=("we asked whether", *verdicts.terminal[1:]),
-    )
-
-
-def losses_of(method: str, metrics: Metrics, problems: Sequence[str], metric: str, largest: bool = False) -> str:
-    """One sentence on where a method is not the best on average."""
-    sentences = []
-    for problem in problems:
-        means = {name: float(metrics.final(problem, name, metric).mean()) for name in metrics.methods(problem)}
-        ahead = [n for n, v in means.items() if (v > means[method] if largest else v < means[method])]
-        where = f"behind {', '.join(ahead)}" if ahead else "behind no other method"
-        sentences.append(f"on {problem} it ends {where}")
-    return f"Where {method} loses, by the mean of {metric}: " + "; ".join(sentences) + "."
+    return [Table(title, header, rows, note, terminal=(sentence, "on", "seeds", "verdict"))]

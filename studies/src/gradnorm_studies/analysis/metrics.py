@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 Row = tuple[int, str, float]
-"""Step, quantity, value; a quantity is `weight/TASK`, `loss/TASK`, or a name that the study's `evaluate` gives."""
+"""Step, quantity, value; a quantity is `weight/TASK`, `loss/TASK`, or a name that the study's `evaluate` gives: on the
+test data as it is, on the validation data after `VALIDATION`."""
+
+VALIDATION = "validation/"
 
 Key = tuple[str, str, int]
 """Problem, method, seed of one run."""
 
 COLUMNS = ("problem", "method", "seed", "step", "quantity", "value")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A recorded quantity, and how to read it."""
+
+    name: str
+    largest: bool = False
+    """Whether the largest value is the best."""
+
+    def gain(self, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Gain of `ours` over `theirs` in percent; negative is worse.
+
+        Examples:
+            >>> Quantity("error").gain(np.array([0.5]), np.array([1.0]))
+            array([50.])
+        """
+        return (1 if self.largest else -1) * 100 * (ours - theirs) / np.abs(theirs)
+
+
+class MissingRunError(KeyError):
+    """A method was not run on a problem."""
 
 
 class Metrics:
@@ -31,6 +58,10 @@ class Metrics:
     def methods(self, problem: str) -> list[str]:
         """The methods that were run on `problem`, in order of their first run."""
         return list(dict.fromkeys(method for name, method, _ in self._runs if name == problem))
+
+    def quantities(self, problem: str) -> set[str]:
+        """All quantities that were recorded on `problem`."""
+        return {quantity for (key, quantity) in self._series if key[0] == problem}
 
     def seeds(self, problem: str, method: str) -> list[int]:
         """The seeds of a method's runs, ascending."""
@@ -48,8 +79,14 @@ class Metrics:
         return np.array([step for step, _ in self._series[(problem, method, seed), quantity]], dtype=float)
 
     def series(self, problem: str, method: str, quantity: str) -> NDArray[np.float64]:
-        """[seeds, R], a quantity over time."""
+        """[seeds, R], a quantity over time.
+
+        Raises:
+            MissingRunError: The method was not run.
+        """
         seeds = self.seeds(problem, method)
+        if not seeds:
+            raise MissingRunError(f"{method} was not run on {problem}")
         return np.array([[v for _, v in self._series[(problem, method, seed), quantity]] for seed in seeds])
 
     def final(self, problem: str, method: str, quantity: str) -> NDArray[np.float64]:
@@ -63,27 +100,58 @@ class Metrics:
         return Metrics({**kept, **copies})
 
     def derived(
-        self, name: str, sources: tuple[str, ...], formula: Callable[[int, dict[str, float]], float]
+        self, name: str, sources: Sequence[str], formula: Callable[[Key, dict[str, float]], float], problem: str
     ) -> Metrics:
-        """These metrics and a new quantity, `formula(seed, values of the sources)`, at every recorded step of a run."""
+        """These metrics and a new quantity, `formula(key, values of the sources)`, at every record of a problem."""
         runs = {}
         for key, rows in self._runs.items():
             at: dict[int, dict[str, float]] = {}
-            for step, quantity, value in rows:
+            for step, quantity, value in rows if key[0] == problem else []:
                 if quantity in sources:
                     at.setdefault(step, {})[quantity] = value
-            runs[key] = rows + [(step, name, formula(key[2], values)) for step, values in at.items()]
+            runs[key] = rows + [(step, name, formula(key, values)) for step, values in at.items()]
         return Metrics(runs)
 
-    def late(self, share: float) -> Metrics:
-        """Smoothed ends: the mean of each quantity over the last `share` of a run's records, as the only record.
+    def with_gains(self, name: str, problem: str, qualities: Sequence[Quantity], reference: str = "single") -> Metrics:
+        """Add the mean over `qualities` of the gain over the end of the reference's run of the same seed, in percent.
 
-        The last record always counts, so a share of 0 is the plain end.
+        Where the reference was not run, nothing is added.
+        """
+        if reference not in self.methods(problem):
+            return self
+        ends = [self.final(problem, reference, quality.name).tolist() for quality in qualities]
+        references = dict(zip(self.seeds(problem, reference), zip(*ends, strict=True), strict=True))
+
+        def gained(key: Key, row: dict[str, float]) -> float:
+            pairs = zip(qualities, references[key[2]], strict=True)
+            gains = [
+                (1 if quality.largest else -1) * (row[quality.name] / end - 1) if end else math.nan
+                for quality, end in pairs
+            ]
+            return 100 * sum(gains) / len(gains)
+
+        return self.derived(name, [quality.name for quality in qualities], gained, problem)
+
+    def late(self, share: float) -> Metrics:
+        """Smoothed ends: the last record of each quantity is the mean over the last `share` of its records.
+
+        The last record always counts, so a share of 0 changes nothing.
         """
         runs: dict[Key, list[Row]] = {key: [] for key in self._runs}
         for (key, quantity), series in self._series.items():
-            last = series[-max(1, round(share * len(series))) :]
-            runs[key].append((series[-1][0], quantity, sum(value for _, value in last) / len(last)))
+            last = [value for _, value in series[-max(1, round(share * len(series))) :]]
+            ends = [*series[:-1], (series[-1][0], sum(last) / len(last))]
+            runs[key] += [(step, quantity, value) for step, value in ends]
+        return Metrics(runs)
+
+    def best(self, criterion: Quantity) -> Metrics:
+        """The record of each run at which `criterion` is best on the validation data, as its only one."""
+        runs = {}
+        for key, rows in self._runs.items():
+            seen = [(value, step) for step, name, value in rows if name == VALIDATION + criterion.name]
+            known = [(value, step) for value, step in seen if math.isfinite(value)] or seen
+            _, at = (max if criterion.largest else min)(known, key=lambda pair: pair[0])
+            runs[key] = [row for row in rows if row[0] == at]
         return Metrics(runs)
 
     def write_csv(self, path: Path) -> None:

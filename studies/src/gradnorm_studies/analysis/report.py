@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,13 +30,13 @@ th, td { padding: 0.45rem 0.8rem 0.45rem 0; vertical-align: top; }
 tr + tr td { border-top: 1px solid #e4e0d8; }
 .note { color: #666a72; font-size: 0.85rem; margin-top: 0.6rem; }
 .holds { color: #00664c; font-weight: 600; } .fails { color: #a03c00; font-weight: 600; }
-.mixed { color: #7a5a00; font-weight: 600; }
-.holds, .fails, .mixed { white-space: nowrap; }
+.open { color: #7a5a00; font-weight: 600; }
+.holds, .fails, .open { white-space: nowrap; }
 figure { margin: 2.2rem 0; } figure img { width: 100%; height: auto; display: block; background: #fff; }
 figcaption { color: #666a72; font-size: 0.88rem; margin-top: 0.6rem; }
 """
 
-VERDICTS = {"holds": "holds", "does not hold": "fails", "mixed": "mixed"}
+VERDICTS = {"holds": "holds", "does not hold": "fails", "undecided": "open", "not enough to say": "open"}
 """CSS class by verdict; the word itself is always shown, so color is redundant."""
 
 
@@ -47,8 +48,8 @@ class Table:
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
     note: str = ""
-    terminal: tuple[str, ...] = ()
-    """The columns shown in a terminal. Default: all."""
+    terminal: tuple[str, ...] | None = ()
+    """The columns shown in a terminal. Default: all. `None`: the table is not shown there."""
 
     def markdown(self) -> str:
         """The table in Markdown, under its title.
@@ -74,11 +75,13 @@ class Table:
 
     def print(self, console: Console) -> None:
         """The table in the terminal, and its note."""
+        if self.terminal is None:
+            return
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        colors = {"holds": "green", "does not hold": "red", "mixed": "yellow"}
+        colors = {"holds": "green", "does not hold": "red", "undecided": "yellow", "not enough to say": "yellow"}
         columns = [i for i, name in enumerate(self.header) if name in (self.terminal or self.header)]
         names = [self.header[i] for i in columns]
         table = RichTable(*names, title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -113,6 +116,8 @@ class StudyReport:
     tables: list[Table]
     figures: list[Figure] = field(default_factory=list)
     settings: Table | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    """Files of JSON to write beside the report, by name."""
 
     def markdown(self) -> str:
         made = f"Made by `{self.command}`."
@@ -131,9 +136,11 @@ class StudyReport:
         return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
 
     def write(self, folder: Path) -> None:
-        """Write `table.md` and `report.html`."""
+        """Write `table.md`, `report.html`, and the files of `data`."""
         (folder / "table.md").write_text(self.markdown(), encoding="utf-8")
         (folder / "report.html").write_text(self.html(), encoding="utf-8")
+        for name, content in self.data.items():
+            (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def print(self, console: Console) -> None:
         """Print the tables, without the settings."""

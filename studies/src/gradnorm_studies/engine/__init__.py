@@ -1,1 +1,1 @@
-"""The machinery of all studies: settings, training, results, executors, progress."""
+"""Running of studies: settings, runs, pools, results, progress."""

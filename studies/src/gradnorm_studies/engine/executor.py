@@ -7,34 +7,31 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from rich.console import Console
 
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.analysis.report import StudyReport
-from gradnorm_studies.engine.processes import Processes
+from gradnorm_studies.engine.errors import Interrupted
+from gradnorm_studies.engine.experiment import Job
+from gradnorm_studies.engine.pool import OpenPool, Pool
 from gradnorm_studies.engine.progress import Board
 from gradnorm_studies.engine.results import claim, read_result, result_path, write_manifest
-from gradnorm_studies.engine.study import Interrupted, Job, Study
-from gradnorm_studies.engine.training import carry_out
+from gradnorm_studies.engine.study import Study
 
 
-def reproduce(study: Study, out: Path, workers: int, console: Console, address: str = "") -> StudyReport:
+def reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) -> StudyReport:
     """Train a study's missing runs and write its folder.
 
     Args:
         study: The study.
         out: Output folder; created if missing, resumed if it holds this study with this config.
-        workers: Worker processes; 0 runs in-process.
+        open_pool: Opens the pool that trains the runs.
         console: Where progress and the tables go.
-        address: Address of a Ray cluster, used instead of worker processes; "local" starts one on this machine.
 
     Returns:
         The report, already written to `out`.
@@ -44,11 +41,14 @@ def reproduce(study: Study, out: Path, workers: int, console: Console, address: 
         Interrupted: If the user stopped it.
     """
     jobs = study.jobs()
-    claim(out, study)
+    claim(out, study.name, study.config)
     started = time.monotonic()
     missing = [job for job in jobs if not result_path(out, job).exists()]
     try:
-        _execute(study, list(missing), len(jobs), out, workers, console, address)
+        if missing:
+            with Board(console, study.name, study.config.steps, len(jobs), len(jobs) - len(missing)) as board:
+                with open_pool(study, out, board.show) as pool:
+                    _execute(pool, list(missing), out, board)
     except KeyboardInterrupt as stopped:
         raise Interrupted from stopped
     metrics = Metrics({job.key: read_result(out, job)["rows"] for job in sorted(jobs, key=_reporting_order(jobs))})
@@ -67,55 +67,14 @@ def _reporting_order(jobs: Sequence[Job]) -> Callable[[Job], tuple[str, int, int
     return lambda job: (job.problem, job.seed, place[job.key])
 
 
-class Pool(Protocol):
-    """An executor of runs; leaving the context stops running ones."""
-
-    @property
-    def slots(self) -> float:
-        """How many runs to submit at once."""
-        ...
-
-    def submit(self, job: Job) -> Future[Any]:
-        """Starts a run."""
-        ...
-
-    def collect(self, job: Job, future: Future[Any]) -> None:
-        """Make sure that a finished run's file is in the study's folder; re-raises the run's exception."""
-        ...
-
-    def reports(self) -> Iterator[tuple[Job, int]]:
-        """The steps that runs have reached since the last call."""
-        ...
-
-
-def _execute(
-    study: Study, missing: list[Job], total: int, out: Path, workers: int, console: Console, address: str
-) -> None:
-    if not missing:
-        return
-    with Board(console, study, total, total - len(missing)) as board:
-        if address:
-            from gradnorm_studies.engine.ray_executor import Cluster
-
-            with Cluster(study, out, address, workers) as cluster:
-                _execute_on(cluster, missing, out, board)
-        elif workers:
-            with Processes(study, out, workers) as processes:
-                _execute_on(processes, missing, out, board)
-        else:
-            _execute_here(study, missing, out, board)
-
-
-def _execute_on(pool: Pool, pending: list[Job], out: Path, board: Board) -> None:
+def _execute(pool: Pool, pending: list[Job], out: Path, board: Board) -> None:
     """Train all jobs, each as soon as its weights are known and the pool has room."""
     running: dict[Future[Any], Job] = {}
     while pending or running:
         while len(running) < pool.slots and (job := _take(pending, out)) is not None:
             running[pool.submit(job)] = job
         finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-        for job, step in pool.reports():
-            if job in running.values():  # a report may come after its run's end
-                board.show(job, step)
+        pool.poll()
         for future in finished:
             pool.collect(running[future], future)
             board.finish(running.pop(future))
@@ -139,25 +98,3 @@ def _take(pending: list[Job], out: Path) -> Job | None:
             del pending[i]
             return ready
     return None
-
-
-def _execute_here(study: Study, pending: list[Job], out: Path, board: Board) -> None:
-    def watch(job: Job, step: int) -> bool:
-        board.show(job, step)
-        return False
-
-    with _one_thread():
-        while (job := _take(pending, out)) is not None:
-            carry_out(study, job, out / "runs", partial(watch, job))
-            board.finish(job)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread per process: these networks gain nothing from more, and sums are the same everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

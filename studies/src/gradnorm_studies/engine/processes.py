@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gradnorm_studies.engine.study import Job, Study
-from gradnorm_studies.engine.training import carry_out
+from gradnorm_studies.engine.experiment import Job
+from gradnorm_studies.engine.pool import Pool, Show
+from gradnorm_studies.engine.study import Study
 
 
-class Processes:
+class Processes(Pool):
     """A pool of processes, each training one job at a time; when told to stop they save a checkpoint."""
 
-    def __init__(self, study: Study, out: Path, workers: int) -> None:
-        self._study, self._folder, self.slots = study, out / "runs", workers
+    def __init__(self, study: Study, out: Path, show: Show, workers: int) -> None:
+        self._study, self._folder, self._show, self.slots = study, out / "runs", show, workers
         context = multiprocessing.get_context("spawn")
         self._stop = context.Event()
         self._reports = context.SimpleQueue()
         self._executor = ProcessPoolExecutor(workers, context, _start_worker, (self._stop, self._reports))
-
-    def __enter__(self) -> Processes:
-        return self
 
     def __exit__(self, *exception: Any) -> None:
         self._stop.set()
@@ -36,14 +33,10 @@ class Processes:
         """Submit a run to the next free process."""
         return self._executor.submit(_work, self._study, job, self._folder)
 
-    def collect(self, job: Job, future: Future[bool]) -> None:
-        """Re-raise the run's exception, if any; its file is in the folder."""
-        future.result()
-
-    def reports(self) -> Iterator[tuple[Job, int]]:
-        """The steps that runs have reached since the last call."""
+    def poll(self) -> None:
+        """Show the steps that runs have reached since the last call."""
         while not self._reports.empty():
-            yield self._reports.get()
+            self._show(*self._reports.get())
 
 
 _worker: tuple[Any, Any] | None = None
@@ -66,4 +59,4 @@ def _work(study: Study, job: Job, folder: Path) -> bool:
         reports.put((job, step))
         return event.is_set() or (parent is not None and not parent.is_alive())
 
-    return carry_out(study, job, folder, stop)
+    return study.train(job, folder, stop)

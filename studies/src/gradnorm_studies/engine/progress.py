@@ -8,15 +8,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gradnorm_studies.analysis.metrics import Key
-from gradnorm_studies.engine.study import Job, Study
+from gradnorm_studies.engine.experiment import Job
 
 
 class Board:
     """Live progress: one bar for the whole study, and one per running run."""
 
-    def __init__(self, console: Console, study: Study, total: int, done: int) -> None:
-        self._steps = study.config.steps
+    def __init__(self, console: Console, name: str, steps: int, total: int, done: int) -> None:
+        self._steps = steps
         self._bars: dict[Key, Any] = {}
+        self._finished: set[Key] = set()
         self._progress = Progress(
             TextColumn("{task.description}", table_column=None),
             BarColumn(),
@@ -28,7 +29,7 @@ class Board:
         )
         self._total, self._done = total, done
         self._overall = self._progress.add_task(
-            f"[bold]{study.name}", total=total * self._steps, completed=done * self._steps, note=""
+            f"[bold]{name}", total=total * self._steps, completed=done * self._steps, note=""
         )
         self._note()
 
@@ -40,7 +41,9 @@ class Board:
         self._progress.__exit__(*exception)
 
     def show(self, job: Job, step: int) -> None:
-        """A run has reached `step`."""
+        """A run has reached `step`; said too late, after its end, it is not shown."""
+        if job.key in self._finished:
+            return
         if job.key not in self._bars:
             problem, label, seed = job.key
             self._bars[job.key] = self._progress.add_task(
@@ -52,6 +55,7 @@ class Board:
     def finish(self, job: Job) -> None:
         if job.key in self._bars:
             self._progress.remove_task(self._bars.pop(job.key))
+        self._finished.add(job.key)
         self._done += 1
         self._sum()
         self._note()

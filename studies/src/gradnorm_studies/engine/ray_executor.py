@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from typing import Any
 import ray
 import torch
 
+from gradnorm_studies.engine.errors import UsageError
+from gradnorm_studies.engine.experiment import Job
+from gradnorm_studies.engine.pool import Pool, Show
 from gradnorm_studies.engine.results import result_path, write_whole
-from gradnorm_studies.engine.study import Job, Study, UsageError
-from gradnorm_studies.engine.training import carry_out
+from gradnorm_studies.engine.study import Study
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 """A cluster for one command on one machine reports no usage and needs no password file."""
@@ -32,22 +33,19 @@ GRACE_SECONDS = 5.0
 """Time that stopped runs get to clean up."""
 
 
-class Cluster:
-    """An `executor.Pool`; connects when constructed."""
+class Cluster(Pool):
+    """A cluster of Ray; connects when constructed."""
 
     slots = math.inf
     """Ray queues what does not fit; an autoscaling cluster needs to see the queue."""
 
-    def __init__(self, study: Study, out: Path, address: str, workers: int) -> None:
-        self._study, self._out = study, out
+    def __init__(self, study: Study, out: Path, show: Show, address: str, workers: int) -> None:
+        self._study, self._out, self._show = study, out, show
         self._temporary = _connect(address, workers)
         self._reports: Any = ray.remote(num_cpus=0)(_Reports).remote()
-        gpus = getattr(study, "gpus", 0) if ray.cluster_resources().get("GPU") else 0
+        gpus = study.gpus if ray.cluster_resources().get("GPU") else 0
         self._train: Any = ray.remote(num_cpus=1, num_gpus=gpus)(_work)
         self._refs: dict[Future[bytes], Any] = {}
-
-    def __enter__(self) -> Cluster:
-        return self
 
     def __exit__(self, *exception: Any) -> None:
         running = list(self._refs.values())
@@ -70,9 +68,10 @@ class Cluster:
         del self._refs[future]
         write_whole(result_path(self._out, job), future.result())
 
-    def reports(self) -> Iterator[tuple[Job, int]]:
-        """The steps that runs have reached since the last call."""
-        yield from ray.get(self._reports.take.remote())
+    def poll(self) -> None:
+        """Show the steps that runs have reached since the last call."""
+        for job, step in ray.get(self._reports.take.remote()):
+            self._show(job, step)
 
 
 def _connect(address: str, workers: int) -> str | None:
@@ -130,5 +129,5 @@ def _work(study: Study, job: Job, reports: Any) -> bytes:
         out = Path(folder)
         result = result_path(out, job)
         result.parent.mkdir()
-        carry_out(study, job, result.parent, stop)
+        study.train(job, result.parent, stop)
         return result.read_bytes()

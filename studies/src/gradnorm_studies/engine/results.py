@@ -16,14 +16,15 @@ from typing import Any
 import torch
 
 from gradnorm_studies.analysis.metrics import Row
-from gradnorm_studies.engine.study import Job, Study, UsageError
+from gradnorm_studies.engine.errors import UsageError
+from gradnorm_studies.engine.experiment import Job
+from gradnorm_studies.engine.settings import Config
 from gradnorm_studies.weightings import Weighting
 
 
-def claim(out: Path, study: Study) -> None:
-    """Create `out` as this study's folder, or check that it is."""
-    config = {"study": study.name, **dataclasses.asdict(study.config)}  # pyright: ignore[reportArgumentType]
-    config = json.loads(json.dumps(config))
+def claim(out: Path, name: str, settings: Config) -> None:
+    """Create `out` as the folder of the study `name` with these settings, or check that it is."""
+    config = json.loads(json.dumps({"study": name, **dataclasses.asdict(settings)}))
     path = out / "config.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))

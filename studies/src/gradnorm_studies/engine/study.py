@@ -1,124 +1,179 @@
-"""The contract of a study: its runs (`jobs`), how to build one (`experiment`), and the report on all (`report`).
-
-A run is a pure function of its job and the study's config: batches are drawn by step number, so a run that is resumed
-from any checkpoint is bitwise equal to one that was never stopped.
-"""
+"""What a study is: its runs, how to build one, and what its report shows. A new study is a subclass of `Study`."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
 
-from gradnorm_studies.analysis.metrics import Key, Metrics
-from gradnorm_studies.analysis.report import StudyReport
-from gradnorm_studies.weightings import Weighting
-
-
-class UsageError(Exception):
-    """A request that cannot be carried out; the message says what to do instead."""
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it, and nothing is lost
-    """The user stopped the study; its finished runs and checkpoints are on disk."""
+from gradnorm_studies.analysis import claims, summary
+from gradnorm_studies.analysis.claims import Claim, Finding
+from gradnorm_studies.analysis.metrics import Metrics, Quantity
+from gradnorm_studies.analysis.report import Figure, StudyReport, Table
+from gradnorm_studies.engine import rates, training
+from gradnorm_studies.engine.experiment import Experiment, Job, Stop
+from gradnorm_studies.engine.settings import Config, command_line, config_table, parse_methods
+from gradnorm_studies.weightings import STATIC
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One training run: its problem, method and seed."""
+class Extra(NamedTuple):
+    """An extra of this package, and the packages that it installs."""
 
-    problem: str
-    method: str
-    """A name of `weightings.METHODS`."""
-    seed: int
-    lr: float
-    """The network's learning rate."""
-    label: str = ""
-    """The run's name in tables; the method, unless several jobs share one."""
-    weights: tuple[float, ...] | None = None
-    """Fixed weights, one per task."""
-    weights_from: Job | None = None
-    """The run whose time-averaged weights become the fixed weights of this one."""
-
-    @property
-    def key(self) -> Key:
-        """Problem, label and seed, which identify the run."""
-        return self.problem, self.label or self.method, self.seed
-
-    @property
-    def file_name(self) -> str:
-        """The key as a portable file name."""
-        return re.sub(r"[^\w.+-]+", "-", "_".join(map(str, self.key)))
+    name: str
+    packages: tuple[str, ...]
 
 
-class Experiment(Protocol):
-    """A job in training: model, weighting and optimizer, its losses and its test metrics.
+C = TypeVar("C", bound=Config)
 
-    Where the data depend on what the network did before, as an agent's do, their state is one more attribute, `world`,
-    with `state_dict()` and `load_state_dict()` over tensors and plain values.
+
+class Study(ABC, Generic[C]):
+    """Base of all studies. It must be picklable: it is sent to worker processes.
+
+    Args:
+        config: The settings. Default: `default`.
     """
 
-    tasks: tuple[str, ...]
-    model: nn.Module
-    weighting: Weighting
-    optimizer: torch.optim.Optimizer
+    name: str
+    """The name that `gradnorm reproduce` takes."""
+    title: str
+    summary: str
+    """One line, for the command line."""
+    default: Any
+    """The config of `gradnorm reproduce NAME`."""
+    presets: Mapping[str, Any] = {}
+    """Configs by name, if there are several; `chooser` is the setting that selects one."""
+    chooser: str = "preset"
+    extra: Extra | None = None
+    """The extra that it needs."""
 
-    def losses(self, step: int) -> Tensor:
-        """[T], the losses on the batch of this step, which depends on seed, step and `world` alone."""
-        ...
+    problems: tuple[str, ...]
+    """Names of the problems, in order."""
+    metric: Quantity
+    """What runs are compared by, and learning rates are chosen by: a quantity of one run alone."""
+    quantities: tuple[Quantity, ...] = ()
+    """What tables and figures show beside `metric`, in order."""
+    claims: tuple[Claim, ...] = ()
+    is_papers: bool = True
+    """Whether the claims are the paper's about these very tasks; questions of our own otherwise."""
+    late: float = 0.0
+    """A run's result is its mean over this last share of its records; 0: the last one."""
+    search_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """The learning rates that `--search` tries for each method."""
+    default_lr: float = 3e-3
+    """The rate of methods that were never searched."""
+    gpus: int = 0
+    """GPUs that a run takes from a cluster that has some."""
 
-    def evaluate(self) -> dict[str, float]:
-        """Current test metrics."""
-        ...
+    def __init__(self, config: C | None = None) -> None:
+        self.config: C = self.default if config is None else config
 
+    # ---------------------------------------------------------------------------------------------- to be defined
 
-class Config(Protocol):
-    """The fields that every study's config has."""
+    @abstractmethod
+    def tasks(self, problem: str) -> tuple[str, ...]:
+        """Names of a problem's tasks, in order."""
 
-    @property
-    def seeds(self) -> int:
-        """Number of reported seeds."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """Training steps per run."""
-        ...
-
-    @property
-    def record_every(self) -> int:
-        """Steps between two records."""
-        ...
-
-
-class Study(Protocol):
-    """A study. It must be picklable: it is sent to worker processes.
-
-    One that trains in another way than `train`'s loop has a method `train(job, folder, stop)` of its own.
-    """
-
-    @property
-    def name(self) -> str:
-        """The name that `gradnorm reproduce` takes."""
-        ...
-
-    @property
-    def config(self) -> Config:
-        """A frozen dataclass of plain values."""
-        ...
-
-    def jobs(self) -> list[Job]:
-        """All runs; those that others depend on, and the longest, first."""
-        ...
-
+    @abstractmethod
     def experiment(self, job: Job) -> Experiment:
         """Build a job, its weights filled in; called after seeding with the job's seed."""
-        ...
+
+    @abstractmethod
+    def lead(self) -> str:
+        """What was done, for the top of the report."""
+
+    # ------------------------------------------------------------------------------------------ to be changed, if any
+
+    def jobs(self) -> list[Job]:
+        """All runs; those that others depend on first.
+
+        Raises:
+            UsageError: `methods` names one that there is not, or static weights without their source.
+        """
+        methods = parse_methods(self.config)
+        seeds = range(self.config.seeds)
+        return [job for p in self.problems for seed in seeds for job in self.jobs_of(p, seed, methods)]
+
+    def jobs_of(self, problem: str, seed: int, methods: Sequence[str]) -> list[Job]:
+        """The runs of one problem and seed: one per method."""
+        return [self._job(problem, method, seed) for method in methods]
+
+    def derive(self, metrics: Metrics) -> Metrics:
+        """Add quantities that are computed from several runs."""
+        return metrics
+
+    def shown(self, problem: str) -> tuple[Quantity, ...]:
+        """The quantities of a problem's tables and figures."""
+        return (self.metric, *self.quantities)
+
+    def more_tables(self, metrics: Metrics) -> list[Table]:
+        """Tables beside those that all studies have."""
+        return []
+
+    def more_figures(self, metrics: Metrics, folder: Path) -> list[Figure]:
+        """Figures beside those that all studies have; `folder` is the report's `figures`."""
+        return []
+
+    def train(self, job: Job, folder: Path, stop: Stop) -> bool:
+        """Train a job from its checkpoint, if there is one; returns whether it is finished."""
+        torch.manual_seed(job.seed)
+        return training.train(self.experiment(job), job, self.config, folder, stop)
+
+    # ----------------------------------------------------------------------------------------------- the same for all
+
+    def lr(self, problem: str, label: str) -> float:
+        """The learning rate of a method, by the label of its jobs."""
+        given = getattr(self.config, "lr", 0.0)
+        return given or rates.chosen(self.name, self.config.steps, problem, label) or self.default_lr
+
+    def _job(self, problem: str, method: str, seed: int) -> Job:
+        source = self._job(problem, STATIC[method], seed) if method in STATIC else None
+        return Job(problem, method, seed, self.lr(problem, method), weights_from=source)
 
     def report(self, metrics: Metrics, figures: Path) -> StudyReport:
         """The report; figures are drawn into the folder `figures`."""
-        ...
+        best = self.derive(metrics.best(self.metric))
+        metrics = self.derive(metrics.late(self.late))
+        findings = self.findings(metrics)
+        return StudyReport(
+            title=self.title,
+            command=self.command(),
+            lead=[self.lead()],
+            tables=[*self.tables_of(metrics, best), *claims.tables(findings, self.is_papers)],
+            figures=[*self.figures_of(metrics, figures), *self.more_figures(metrics, figures)],
+            settings=config_table(self.config),
+            data={"claims.json": [finding.as_dict() for finding in findings]},
+        )
+
+    def command(self) -> str:
+        """The command that makes this study."""
+        preset = getattr(self.config, self.chooser, None)
+        base = self.presets.get(preset) if preset else None
+        return command_line(self.name, self.config, base)
+
+    def findings(self, metrics: Metrics) -> list[Finding]:
+        """The verdicts on the claims about methods that were run."""
+        is_short = self.config.steps < self.default_steps()
+        return claims.examine(self.claims, metrics, self.problems, is_short)
+
+    def default_steps(self) -> int:
+        """The steps that a verdict needs."""
+        preset = self.presets.get(getattr(self.config, self.chooser, ""))
+        return (preset or self.default).steps
+
+    def tables_of(self, metrics: Metrics, best: Metrics) -> list[Table]:
+        """The results at the end, at each run's best step by validation, and the weights."""
+        shown = {problem: self.shown(problem) for problem in self.problems}
+        ends = summary.ends("Where each method ends", metrics, shown, self.lr)
+        bests = summary.ends("The best step by validation", best, shown, self.lr)
+        weights = [summary.weights(metrics, problem, self.tasks(problem)) for problem in self.problems]
+        bests = [replace(table, terminal=None) for table in bests]
+        return [*ends, *bests, *self.more_tables(metrics), *weights]
+
+    def figures_of(self, metrics: Metrics, folder: Path) -> list[Figure]:
+        """The shown quantities over time and at the end, and the weights over time."""
+        shown = {problem: self.shown(problem) for problem in self.problems}
+        return summary.figures(metrics, shown, {p: self.tasks(p) for p in self.problems}, folder)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from gradnorm_studies.analysis.metrics import Row
+from gradnorm_studies.analysis.metrics import VALIDATION, Row
+from gradnorm_studies.engine.experiment import Experiment, Job, Stop
 from gradnorm_studies.engine.results import write_result, write_whole
-from gradnorm_studies.engine.study import Experiment, Job, Study
+from gradnorm_studies.engine.settings import Config
 
 CHECKPOINT_SECONDS = 5.0
 """Time between checkpoints: the most work that a killed run loses. One checkpoint takes milliseconds."""
@@ -21,28 +19,24 @@ CHECKPOINT_SECONDS = 5.0
 HEARTBEAT_STEPS = 20
 """Steps between two checks whether to stop."""
 
-CHANGING = ("model", "weighting", "optimizer", "world")
-"""The attributes of an experiment that change in training, and so are checkpointed."""
 
-
-def train(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
-    """Train `job` from its checkpoint, if there is one.
+def train(experiment: Experiment, job: Job, config: Config, folder: Path, stop: Stop) -> bool:
+    """Train from the run's checkpoint, if there is one.
 
     Args:
-        study: The study, which builds the experiment.
-        job: The run, with its weights filled in.
+        experiment: The run, as built after seeding.
+        job: Its job.
+        config: The study's config.
         folder: Folder of the result, and of the checkpoint until then.
         stop: Called with the step every few steps; true ends the run early, with a checkpoint.
 
     Returns:
         Whether the run is finished.
     """
-    torch.manual_seed(job.seed)
-    experiment = study.experiment(job)
     checkpoint = folder / f"{job.file_name}.checkpoint"
     step, rows = _restore(experiment, checkpoint)
     saved = time.monotonic()
-    for step in range(step, study.config.steps):  # noqa: B020 - continues from the restored step
+    for step in range(step, config.steps):  # noqa: B020 - continues from the restored step
         if step % HEARTBEAT_STEPS == 0:
             stopping = stop(step)
             if stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -50,16 +44,11 @@ def train(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> 
                 saved = time.monotonic()
             if stopping:
                 return False
-        advance(experiment, step, rows, record=step % study.config.record_every == 0)
-    rows += evaluation(experiment, study.config.steps)
+        advance(experiment, step, rows, record=step % config.record_every == 0)
+    rows += evaluation(experiment, config.steps)
     write_result(folder, job, experiment.weighting, rows)
     checkpoint.unlink(missing_ok=True)
     return True
-
-
-def carry_out(study: Study, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
-    """Train a job by the study's own `train`, if it has one; arguments and result are those of `train`."""
-    return getattr(study, "train", partial(train, study))(job, folder, stop)
 
 
 def advance(experiment: Experiment, step: int, rows: list[Row], record: bool) -> None:
@@ -77,20 +66,21 @@ def advance(experiment: Experiment, step: int, rows: list[Row], record: bool) ->
 
 
 def evaluation(experiment: Experiment, step: int) -> list[Row]:
-    """Current test metrics and weights as rows."""
+    """Current metrics on test and validation data, and weights, as rows."""
     experiment.model.eval()
     with torch.no_grad():
-        metrics = experiment.evaluate()
+        test, validation = experiment.evaluate("test"), experiment.evaluate("validation")
     experiment.model.train()
     weights = experiment.weighting.weights.tolist()
-    measured = [(step, name, value) for name, value in metrics.items()]
-    return measured + [(step, f"weight/{task}", w) for task, w in zip(experiment.tasks, weights, strict=True)]
+    measured = [*test.items(), *((VALIDATION + name, value) for name, value in validation.items())]
+    measured += [(f"weight/{task}", w) for task, w in zip(experiment.tasks, weights, strict=True)]
+    return [(step, name, value) for name, value in measured]
 
 
 def _save(experiment: Experiment, path: Path, step: int, rows: list[Row]) -> None:
-    state = {"step": step, "rows": rows, **{name: part.state_dict() for name, part in _changing(experiment)}}
+    parts = {name: part.state_dict() for name, part in experiment.stateful().items()}
     content = io.BytesIO()
-    torch.save(state, content)
+    torch.save({"step": step, "rows": rows, **parts}, content)
     write_whole(path, content.getvalue())
 
 
@@ -98,10 +88,6 @@ def _restore(experiment: Experiment, path: Path) -> tuple[int, list[Row]]:
     if not path.exists():
         return 0, []
     state = torch.load(path, weights_only=True)
-    for name, part in _changing(experiment):
+    for name, part in experiment.stateful().items():
         part.load_state_dict(state[name])
     return state["step"], state["rows"]
-
-
-def _changing(experiment: Experiment) -> list[tuple[str, Any]]:
-    return [(name, getattr(experiment, name)) for name in CHANGING if hasattr(experiment, name)]

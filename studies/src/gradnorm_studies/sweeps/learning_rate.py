@@ -1,81 +1,93 @@
-"""Learning-rate search, the same for every method of any study, on seeds that no study reports."""
+"""Learning-rate search: every run of a study at every rate, on validation data and on seeds that no study reports."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gradnorm_studies.analysis.claims import spread
-from gradnorm_studies.analysis.metrics import Metrics
+from gradnorm_studies.analysis.metrics import VALIDATION, Metrics
 from gradnorm_studies.analysis.report import StudyReport, Table
-from gradnorm_studies.engine.settings import command_line, config_table
-from gradnorm_studies.engine.study import Config, Experiment, Job
-from gradnorm_studies.engine.training import carry_out
+from gradnorm_studies.engine.experiment import Experiment, Job, Stop
+from gradnorm_studies.engine.settings import config_table
+from gradnorm_studies.engine.study import Study
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FIRST_SEED = 100
 """First seed of the search; reported seeds count from 0."""
 
 
-@dataclass(frozen=True)
-class Search:
-    """A study's methods, each at each rate, and a table of the best rates."""
+class Search(Study[Any]):
+    """A study's runs, each at each of its `search_rates`, and a table of the best rates.
 
-    study: Any
+    Args:
+        study: The study.
+    """
 
-    @property
-    def name(self) -> str:
-        return f"{self.study.name}-search"
+    def __init__(self, study: Study[Any]) -> None:
+        super().__init__(study.config)
+        self.study = study
+        self.name, self.problems, self.metric = f"{study.name}-search", study.problems, study.metric
+        self.late, self.gpus = study.late, study.gpus
 
-    @property
-    def config(self) -> Config:
-        return self.study.config
-
-    @property
-    def gpus(self) -> int:
-        return getattr(self.study, "gpus", 0)
+    def tasks(self, problem: str) -> tuple[str, ...]:
+        return self.study.tasks(problem)
 
     def jobs(self) -> list[Job]:
-        """The study's jobs at every rate; a static run takes its weights from GradNorm at the same rate."""
-        return [_at(job, lr) for job in self.study.jobs() if not job.label for lr in RATES]
+        """The study's jobs at every rate; a static run takes its weights from a run at the same rate."""
+        return [_at(job, lr) for job in self.study.jobs() for lr in self.study.search_rates]
 
     def experiment(self, job: Job) -> Experiment:
         return self.study.experiment(job)
 
-    def train(self, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
-        return carry_out(self.study, job, folder, stop)
+    def train(self, job: Job, folder: Path, stop: Stop) -> bool:
+        return self.study.train(job, folder, stop)
 
-    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
-        """One row per method, one column per rate; ends are smoothed as the study does."""
-        metrics = metrics.late(getattr(self.study, "late", 0.0))
-        problems = dict.fromkeys(job.problem for job in self.jobs())
-        rows = [self._row(metrics, problem, method) for problem in problems for method in _methods(metrics, problem)]
-        header = ("on", "method", *(f"lr {lr:g}" for lr in RATES), "best")
-        return StudyReport(
-            title=f"Learning rates for {self.study.name}",
-            command=f"{command_line(self.study.name, self.config)} --search",
-            lead=[f"Every method at every rate, on seeds from {FIRST_SEED}, which are never reported."],
-            tables=[Table(self.study.metric, header, rows)],
-            settings=config_table(self.config),
+    def lead(self) -> str:
+        return (
+            f"Every method at every rate, the same for all, on seeds from {FIRST_SEED}, which are never reported, by "
+            f"{self.metric.name} on validation data after {self.config.steps:,} steps."
         )
 
-    def _row(self, metrics: Metrics, problem: str, method: str) -> tuple[str, ...]:
-        finals = {lr: metrics.final(problem, _label(method, lr), self.study.metric) for lr in RATES}
-        sign = -1 if self.study.largest else 1
-        best = min(RATES, key=lambda lr: sign * float(finals[lr].mean()))
-        return problem, method, *(spread(values) for values in finals.values()), f"{best:g}"
+    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
+        """One row per method, one column per rate, and the best rates as `learning_rates.json`."""
+        metrics = metrics.late(self.late)
+        best: dict[str, dict[str, float]] = {}
+        rows = []
+        for problem, label in dict.fromkeys((job.problem, _name(job)) for job in self.study.jobs()):
+            finals = self._finals(metrics, problem, label)
+            sign = -1 if self.metric.largest else 1
+            best.setdefault(problem, {})[label] = min(finals, key=lambda lr: sign * _worth(finals[lr].mean(), sign))
+            rows.append((problem, label, *map(spread, finals.values()), f"{best[problem][label]:g}"))
+        header = ("on", "method", *(f"lr {lr:g}" for lr in self.study.search_rates), "best")
+        return StudyReport(
+            title=f"Learning rates for {self.study.name}",
+            command=f"{self.study.command()} --search",
+            lead=[self.lead()],
+            tables=[Table(f"Validation: {self.metric.name}", header, rows)],
+            settings=config_table(self.config),
+            data={"learning_rates.json": {str(self.config.steps): best}},
+        )
+
+    def _finals(self, metrics: Metrics, problem: str, label: str):
+        """[seeds] by rate, on the validation data."""
+        name = VALIDATION + self.metric.name
+        return {lr: metrics.final(problem, _label(label, lr), name) for lr in self.study.search_rates}
+
+
+def _worth(value: float, sign: int) -> float:
+    """A run that diverged is worth less than any other."""
+    return value if value == value else sign * float("inf")
 
 
 def _at(job: Job, lr: float) -> Job:
     source = job.weights_from and _at(job.weights_from, lr)
-    return replace(job, seed=FIRST_SEED + job.seed, lr=lr, label=_label(job.method, lr), weights_from=source)
+    return replace(job, seed=FIRST_SEED + job.seed, lr=lr, label=_label(_name(job), lr), weights_from=source)
 
 
-def _label(method: str, lr: float) -> str:
-    return f"{method} at {lr:g}"
+def _name(job: Job) -> str:
+    return job.label or job.method
 
 
-def _methods(metrics: Metrics, problem: str) -> list[str]:
-    return list(dict.fromkeys(label.split(" at ")[0] for label in metrics.methods(problem)))
+def _label(name: str, lr: float) -> str:
+    return f"{name} at {lr:g}"

@@ -1,22 +1,21 @@
-"""Registry of the base studies, by name: those that sweeps can run on.
-
-A sweep takes the base study's jobs for `gradnorm`, `equal` and `static`, a problem's tasks (`task_names`), and the
-criterion for a run: `metric`, a quantity of one run alone, whether the `largest` is best, and the share of the run's
-end to average over (`late`, where there is one).
-"""
+"""The studies that sweeps can run on, and what all sweeps take from theirs: problems, tasks, runs, criterion."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradnorm_studies.control.study import Rl
 from gradnorm_studies.digits import Digits
-from gradnorm_studies.engine.study import Config
+from gradnorm_studies.engine.experiment import Experiment, Job, Stop
+from gradnorm_studies.engine.settings import Config, setting
+from gradnorm_studies.engine.study import Study
 from gradnorm_studies.toy import Toy
 from gradnorm_studies.vision.settings import VISION_PRESETS
 from gradnorm_studies.vision.study import Detect, Vision
@@ -27,13 +26,44 @@ BASES: dict[str, Any] = {study.name: study for study in (Toy, Digits, Vision, De
 BASES["vision-gpu"] = partial(Vision, VISION_PRESETS["gpu"])  # as a GPU can do it
 
 
-def base(name: str, config: Config) -> Any:
-    """The study `name` with the sweep's steps and seeds, and its own defaults for all else."""
-    size = {"seeds": config.seeds, "steps": config.steps, "record_every": config.record_every}
-    study = BASES[name]()
-    return replace(study, config=replace(study.config, **size))
+@dataclass(frozen=True)
+class SweepConfig(Config):
+    """A sweep's settings; all others are the base study's."""
+
+    on: str = setting("toy", "The study whose problem, network and learning rates are taken.", choices=tuple(BASES))
 
 
-def gain(study: Any, ours: Array, theirs: Array) -> Array:
-    """Gain of `ours` over `theirs` in the study's metric, in percent; negative is worse."""
-    return (1 if study.largest else -1) * 100 * (ours - theirs) / np.abs(theirs)
+S = TypeVar("S", bound=SweepConfig)
+
+
+class Sweep(Study[S]):
+    """A study whose runs are those of another one, with something varied.
+
+    Attributes:
+        base: The other study, with the sweep's seeds and steps, and its own defaults for all else.
+    """
+
+    chooser = "on"
+    methods: str
+    """The methods of the base study that the sweep starts from."""
+
+    def __init__(self, config: S | None = None) -> None:
+        super().__init__(config)
+        own = self.config
+        study = BASES[own.on]()
+        size: Mapping[str, Any] = {"seeds": own.seeds, "steps": own.steps, "record_every": own.record_every}
+        self.base: Study[Any] = type(study)(replace(study.config, **size, methods=self.methods))
+        self.problems, self.metric, self.late = self.base.problems, self.base.metric, self.base.late
+        self.gpus = self.base.gpus
+
+    def tasks(self, problem: str) -> tuple[str, ...]:
+        return self.base.tasks(problem)
+
+    def experiment(self, job: Job) -> Experiment:
+        return self.base.experiment(job)
+
+    def train(self, job: Job, folder: Path, stop: Stop) -> bool:
+        return self.base.train(job, folder, stop)
+
+    def lr(self, problem: str, label: str) -> float:
+        return self.base.lr(problem, label.split()[0])
