@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Split = Literal["train", "test", "validation"]
+"""Runs are trained on "train" and reported on "test"; whatever is chosen is chosen on "validation". In the order in which
+rooms are seeded."""
 
 CLASSES = (
     "bed",
