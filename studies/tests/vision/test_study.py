@@ -171,7 +171,7 @@ def test_batches_are_those_of_the_seed_and_step():
 
 @pytest.mark.parametrize(
     ("methods", "message"),
-    [("gradnorm,fairness", r"'fairness'.*choose from"), ("equal,static", "add gradnorm")],
+    [("gradnorm,fairness", r"'fairness'.*choose from"), ("equal,static", "gradnorm's averages: add it")],
 )
 def test_methods_that_cannot_be_are_named(methods, message):
     with pytest.raises(UsageError, match=message):

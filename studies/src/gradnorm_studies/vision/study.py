@@ -10,12 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import RULES, Claim, spread
 from gradnorm_studies.analysis.metrics import Metrics, Quantity
 from gradnorm_studies.analysis.report import Figure, Table
+from gradnorm_studies.analysis.summary import BURN_IN
 from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.experiment import Job, Stop
 from gradnorm_studies.engine.results import read_result
@@ -119,7 +122,7 @@ class ImageStudy(Study[I]):
         methods = metrics.methods(self.problems[0])
         found = []
         compared = [method for method in REGULARIZED if method in methods]
-        if compared:
+        if compared and self.config.steps > self.config.record_every:
             caption = (
                 "Losses over time: of batches while training, and of all test images; means over seeds, their range."
             )
@@ -146,28 +149,25 @@ class ImageStudy(Study[I]):
 
 
 def _loss_panels(metrics: Metrics, problem: str, methods: Sequence[str], task: str):
-    """A task's training and test loss by method, on one scale; without the first record, which would set that."""
-    import numpy as np
-
+    """A task's training and test loss by method, on one scale, without the first records, which would set that."""
     from gradnorm_studies.analysis import figures
 
     panels = []
     for method in methods:
         steps = metrics.steps(problem, method, f"loss/{task}")
-        trained = metrics.series(problem, method, f"loss/{task}")
-        tested = metrics.series(problem, method, TEST_LOSS + task)[:, : len(steps)]
-        curves = {"training": _smoothed(trained)[:, 1:], "test": tested[:, 1:]}
+        late = slice(round(BURN_IN * len(steps)), len(steps))  # a test loss has one record more, at the end
+        trained = _smoothed(metrics.series(problem, method, f"loss/{task}"))
+        tested = metrics.series(problem, method, TEST_LOSS + task)
+        curves = {"training": trained[:, late], "test": tested[:, late]}
         colors = {"training": figures.COLORS["equal"], "test": figures.COLORS["gradnorm"]}
-        panels.append(figures.Curves(f"{task}: {method}", steps[1:], curves, "loss", colors=colors))
+        panels.append(figures.Curves(f"{task}: {method}", steps[late], curves, "loss", colors=colors))
     values = np.concatenate([values.ravel() for panel in panels for values in panel.values.values()])
     low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
     return [replace(panel, ylim=(float(low), float(high))) for panel in panels]
 
 
-def _smoothed(values):
+def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """[seeds, R], the mean over the last `SMOOTHED` records."""
-    import numpy as np
-
     return np.stack([values[:, max(0, i + 1 - SMOOTHED) : i + 1].mean(axis=1) for i in range(values.shape[1])], axis=1)
 
 

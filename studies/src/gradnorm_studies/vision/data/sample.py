@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 Split = Literal["train", "test", "validation"]
-"""Runs are trained on "train" and reported on "test"; whatever is chosen is chosen on "validation". In the order in which
-rooms are seeded."""
+"""Trained on, reported on, and whatever is chosen is chosen on; in the order in which rooms are seeded."""
 
 CLASSES = (
     "bed",
