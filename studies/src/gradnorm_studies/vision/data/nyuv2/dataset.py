@@ -83,8 +83,8 @@ def hold_out(numbers: Sequence[int], n: int) -> list[int]:
         n: How many to hold out.
 
     Examples:
-        >>> hold_out([3, 4, 5, 9, 10, 20], 3)
-        [3, 4, 5]
+        >>> hold_out([3, 4, 5, 9, 10, 20], 4)
+        [0, 1, 2, 5]
     """
     if n >= len(numbers):
         raise UsageError(
