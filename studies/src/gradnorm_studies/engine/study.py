@@ -152,6 +152,8 @@ class Study(ABC, Generic[C]):
         """The command that makes this study."""
         preset = getattr(self.config, self.chooser, None)
         base = self.presets.get(preset) if preset else None
+        if base is not None:  # so that a preset that is not the default is named, too
+            base = replace(base, **{self.chooser: getattr(self.default, self.chooser)})
         return command_line(self.name, self.config, base)
 
     def findings(self, metrics: Metrics) -> list[Finding]:
