@@ -182,7 +182,7 @@ def test_presets_are_changed_by_what_is_given(tmp_path):
     app = build()
     result = CliRunner().invoke(app, ["reproduce", "vision", "--preset", "huge"])
     assert result.exit_code == 2
-    assert "choose one of cpu, gpu, paper" in result.output
+    assert "choose one of cpu, nyuv2, gpu, paper" in result.output
     given = {
         f"--{name.replace('_', '-')}": value
         for name, value in vars(SMALL).items()
@@ -213,6 +213,24 @@ def test_nyuv2_trains_from_either_form(form, request, tmp_path):
     assert [row[0] for row in report.tables[0].rows] == ["gradnorm", "equal"]
     assert "--data nyuv2 --root" in report.command
     assert (tmp_path / "out" / "figures" / "pictures.png").exists()
+
+
+def test_views_of_nyuv2_keep_their_shape_in_their_preset(prepared, tmp_path):
+    assert PRESETS["nyuv2"].data == "nyuv2"
+    changes = {name: getattr(SMALL, name) for name in ("steps", "record_every", "seeds", "batch", "width")}
+    config = replace(PRESETS["nyuv2"], root=str(prepared), methods="equal,gradnorm", **changes, **OF_TWO)
+    study = Vision(config)
+    run = study.experiment(job_of(study, "equal"))
+    assert {task: out.shape[2:] for task, out in run(run._batch(0).image).items()} == dict.fromkeys(run.tasks, (24, 32))
+    report = reproduced(study, tmp_path / "out")
+    assert "96×128 pixels in" in report.lead[0]
+    assert "--preset nyuv2" in report.command
+    assert (tmp_path / "out" / "figures" / "pictures.png").exists()
+
+
+def test_rooms_are_square():
+    with pytest.raises(UsageError, match="--image-width 64: rooms are square"):
+        small(image_width=64).jobs()
 
 
 def test_what_cannot_be_is_refused_before_anything_is_read_or_written(tmp_path):

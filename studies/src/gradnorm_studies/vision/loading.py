@@ -23,7 +23,7 @@ class Images:
     train: int
     validation: int
     test: int
-    size: int
+    size: tuple[int, int]
     """Height and width; those of the ground truth are a quarter."""
 
 
@@ -36,11 +36,11 @@ def load(images: Images, split: Split) -> Sample:
     Raises:
         UsageError: The files of NYUv2 are missing or damaged.
     """
-    n, size, out = getattr(images, split), images.size, images.size // 4
+    n, (height, width) = getattr(images, split), images.size
     if images.data == "nyuv2":
-        scenes = NYUv2(images.root, split, size, out, images.validation)
+        scenes = NYUv2(images.root, split, images.size, (height // 4, width // 4), images.validation)
         return collate([scenes[index] for index in range(min(n, len(scenes)))])
-    rooms = Rooms(split, n, size=size, out=out)
+    rooms = Rooms(split, n, size=height, out=height // 4)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts = [rooms.batch(range(i, min(i + 64, n)), device).map(lambda values: values.cpu()) for i in range(0, n, 64)]
     return Sample(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})

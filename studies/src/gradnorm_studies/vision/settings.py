@@ -81,14 +81,41 @@ GPU: Mapping[str, Any] = {
 class VisionConfig(ImageConfig):
     """The paper's settings; `VISION_PRESETS` has smaller ones."""
 
+    preset: str = setting(
+        "cpu",
+        "For two cores, with rooms or with NYUv2; for one GPU; or the paper's.",
+        choices=("cpu", "nyuv2", "gpu", "paper"),
+    )
     data: str = setting("rooms", "Rendered rooms, or NYUv2 from --root.", choices=("rooms", "nyuv2"))
+    image_width: int = setting(0, "Width of the image, where it is not as its height; rooms are square.", least=0)
     root: str = setting("", "NYUv2: its folder, or a file that `gradnorm data nyuv2 --out` wrote.")
     tasks: str = setting("seg", "Segmentation, depth, normals; or depth, normals, keypoints (§5).", choices=tuple(SETS))
 
 
-VISION_PRESETS = {"cpu": VisionConfig(**CPU), "gpu": VisionConfig(**GPU), "paper": VisionConfig(preset="paper")}
+NYUV2: Mapping[str, Any] = {
+    **CPU,
+    "preset": "nyuv2",
+    "data": "nyuv2",
+    "size": 96,
+    "image_width": 128,
+    "width": 0.25,
+    "steps": 2000,
+    "record_every": 100,
+    "train_images": 715,
+    "validation_images": 80,
+    "test_images": 654,
+}
+"""For two cores: the small file's own size, all images."""
+
+VISION_PRESETS = {
+    "cpu": VisionConfig(**CPU),
+    "nyuv2": VisionConfig(**NYUV2),
+    "gpu": VisionConfig(**GPU),
+    "paper": VisionConfig(preset="paper"),
+}
 VISION_RATES = {
     "cpu": Rates((1e-4, 3e-4, 1e-3, 3e-3), default=1e-3),
+    "nyuv2": Rates((1e-4, 3e-4, 1e-3, 3e-3), default=1e-3),
     "gpu": Rates((2e-5, 6e-5, 2e-4, 6e-4), default=2e-4),
     "paper": Rates((2e-6, 6e-6, 2e-5, 6e-5, 2e-4), default=2e-5),
 }

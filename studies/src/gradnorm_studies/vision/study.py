@@ -94,7 +94,7 @@ class ImageStudy(Study[I]):
         config = self.config
         return (
             f"One {config.model} of width {config.width:g} learns {', '.join(self.image_tasks)} on {self.where}: "
-            f"{config.size}×{config.size} pixels in, a quarter of it out, {config.train_images:,} training, "
+            f"{'×'.join(map(str, self.images.size))} pixels in, a quarter of it out, {config.train_images:,} training, "
             f"{config.validation_images:,} validation and {config.test_images:,} test images, {config.steps:,} steps "
             f"of {config.batch}; all is shared but the tasks' heads. All methods with a seed start from the same "
             f"initial values and see the same batches. {ERROR.name.capitalize()} is the geometric mean of the tasks' "
@@ -193,8 +193,9 @@ def _claims(own: Sequence[Quantity], tasks: tuple[str, ...]) -> tuple[Claim, ...
     return tuple(found)
 
 
-def _images(config: ImageConfig, data: str, root: str = "") -> Images:
-    return Images(data, root, config.train_images, config.validation_images, config.test_images, config.size)
+def _images(config: ImageConfig, data: str, root: str = "", width: int = 0) -> Images:
+    size = config.size, width or config.size
+    return Images(data, root, config.train_images, config.validation_images, config.test_images, size)
 
 
 def _problem(config: ImageConfig, name: str) -> str:
@@ -216,15 +217,18 @@ class Vision(ImageStudy[VisionConfig]):
         chosen = VISION_PRESETS["cpu"] if config is None else config
         problem = _problem(chosen, f"{chosen.data}+{chosen.tasks}")
         image_tasks = {name: TASKS[name] for name in SETS[chosen.tasks]}
-        super().__init__(chosen, problem, image_tasks, _images(chosen, chosen.data, chosen.root))
+        super().__init__(chosen, problem, image_tasks, _images(chosen, chosen.data, chosen.root, chosen.image_width))
         self.where = "rendered rooms" if chosen.data == "rooms" else "NYUv2"
 
     def jobs(self) -> list[Job]:
         """As for all studies.
 
         Raises:
-            UsageError: The data have no keypoints, and see `Study`.
+            UsageError: The data have no keypoints or no such size, and see `Study`.
         """
+        height, width = self.images.size
+        if self.config.data == "rooms" and width != height:
+            raise UsageError(f"--image-width {width}: rooms are square; leave it out, or take --data nyuv2.")
         if self.config.data == "nyuv2" and self.config.tasks == "kpts":
             raise UsageError("--tasks kpts: NYUv2's keypoints were never published; take --data rooms.")
         return super().jobs()
