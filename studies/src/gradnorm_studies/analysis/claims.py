@@ -191,7 +191,9 @@ def spread(values: Array) -> str:
     return f"{values.mean():.3g} ± {values.std(ddof=1):.2g}"
 
 
-def examine(claims: Iterable[Claim], metrics: Metrics, problems: Sequence[str], is_short: bool = False) -> list[Finding]:
+def examine(
+    claims: Iterable[Claim], metrics: Metrics, problems: Sequence[str], is_short: bool = False
+) -> list[Finding]:
     """A finding per claim and problem whose methods were run.
 
     Args:
