@@ -200,6 +200,10 @@ class Units(Study[UnitsConfig]):
 
         return look
 
+    def losing(self, metrics: Metrics) -> list[str]:
+        """At k = 0; the other k are for the table."""
+        return claims.losing(metrics, [problem_at(data, 0) for data in DATA], SCORE)
+
     def findings(self, metrics: Metrics) -> list[Finding]:
         """One per data set, not per k."""
         found = claims.examine(self.asked(), metrics, [problem_at(data, 0) for data in DATA], self.is_short)

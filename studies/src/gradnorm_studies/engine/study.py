@@ -145,7 +145,7 @@ class Study(ABC, Generic[C]):
         return StudyReport(
             title=self.title,
             command=self.command(),
-            lead=[self.lead()],
+            lead=[self.lead(), *self.losing(metrics)],
             tables=[*self.tables_of(metrics, best), *claims.tables(findings, self.is_papers)],
             figures=[*self.figures_of(metrics, figures), *self.more_figures(metrics, figures)],
             settings=config_table(self.config),
@@ -167,6 +167,10 @@ class Study(ABC, Generic[C]):
         """Whether the runs are shorter than they are by default, so that no verdict follows."""
         preset = self.presets.get(getattr(self.config, self.chooser, ""))
         return self.config.steps < (preset or self.default).steps
+
+    def losing(self, metrics: Metrics) -> list[str]:
+        """Where the updates end behind other methods, in sentences."""
+        return claims.losing(metrics, self.problems, self.metric)
 
     def tables_of(self, metrics: Metrics, best: Metrics) -> list[Table]:
         """The results at the end, at each run's best step by validation, and the weights."""

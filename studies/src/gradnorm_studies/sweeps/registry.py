@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.control.study import Rl
 from gradnorm_studies.engine.experiment import Experiment, Job, Stop
 from gradnorm_studies.engine.settings import Config, setting
@@ -65,6 +66,10 @@ class Sweep(Study[S]):
 
     def train(self, job: Job, folder: Path, stop: Stop) -> bool:
         return self.base.train(job, folder, stop)
+
+    def losing(self, metrics: Metrics) -> list[str]:
+        """Nothing: a sweep has questions of its own."""
+        return []
 
     def lr(self, problem: str, label: str) -> float:
         return self.base.lr(problem, label.split()[0])
