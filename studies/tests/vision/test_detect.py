@@ -9,21 +9,21 @@ from typer.testing import CliRunner
 
 from gradnorm_studies.cli import build
 from gradnorm_studies.engine.executor import reproduce
+from gradnorm_studies.engine.pool import InProcess
 from gradnorm_studies.vision.settings import DETECT_PRESETS as PRESETS
 from gradnorm_studies.vision.study import Detect
 
-SMALL = replace(
-    PRESETS["cpu"], steps=4, size=32, width=0.05, batch=4, train_images=8, test_images=5, record_every=2, seeds=1
-)
+COUNTS = {"train_images": 8, "validation_images": 3, "test_images": 5}
+SMALL = replace(PRESETS["cpu"], steps=4, size=32, width=0.05, batch=4, record_every=2, seeds=1, **COUNTS)
 
 
 @pytest.mark.parametrize("model", ["segnet", "fcn"])
 def test_a_small_study_writes_its_folder(model, tmp_path):
     study = Detect(replace(SMALL, model=model, methods="single,equal,gradnorm,static"))
-    report = reproduce(study, tmp_path / "out", 0, Console(file=io.StringIO()))
-    ends, asked, more, weights = report.tables
+    report = reproduce(study, tmp_path / "out", InProcess, Console(file=io.StringIO()))
+    ends, _, more, weights, asked = report.tables
     assert [row[0] for row in ends.rows] == ["gradnorm", "single", "equal", "static"]
-    assert ends.header[1:] == ("Δm", "mean error", "classification error %", "100−AP50 %", "100−mIoU %")
+    assert ends.header[2:-1] == ("mean error ↓", "Δm ↑", "classification error % ↓", "100−AP50 % ↓", "100−mIoU % ↓")
     assert asked.header[0] == "we asked whether"
     assert more.header[1:] == ("100−AP %", "pixel error %")
     assert weights.header[1:] == ("classification", "detection", "segmentation")

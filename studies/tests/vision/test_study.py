@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import pickle
 import time
 from dataclasses import replace
 
@@ -12,16 +13,18 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from gradnorm_studies.analysis.metrics import VALIDATION
 from gradnorm_studies.cli import build
+from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.executor import reproduce
-from gradnorm_studies.engine.study import UsageError
-from gradnorm_studies.vision.module import TOGETHER_STEPS
+from gradnorm_studies.engine.pool import InProcess
+from gradnorm_studies.vision.loading import load
+from gradnorm_studies.vision.module import TOGETHER_STEPS, VisionModule
 from gradnorm_studies.vision.settings import VISION_PRESETS as PRESETS
 from gradnorm_studies.vision.study import Vision
 
-SMALL = replace(
-    PRESETS["cpu"], steps=6, size=32, width=0.05, batch=4, train_images=8, test_images=4, record_every=3, seeds=1
-)
+COUNTS = {"train_images": 8, "validation_images": 3, "test_images": 4}
+SMALL = replace(PRESETS["cpu"], steps=6, size=32, width=0.05, batch=4, record_every=3, seeds=1, **COUNTS)
 
 
 def unstopped(step):
@@ -36,7 +39,11 @@ def small(**changes):
     return Vision(replace(SMALL, **changes))
 
 
-@pytest.mark.parametrize("method", ["gradnorm", "dwa"])
+def reproduced(study, out):
+    return reproduce(study, out, InProcess, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("method", ["gradnorm", "dwa", "uncertainty"])
 def test_stopped_and_resumed_equals_uninterrupted_bitwise(method, tmp_path):
     study = small(steps=60, record_every=30)
     job = job_of(study, method)
@@ -57,7 +64,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(method, tmp_path):
 @pytest.mark.parametrize("model", ["segnet", "fcn"])
 def test_a_small_study_writes_its_folder(tasks, model, tmp_path):
     study = small(tasks=tasks, model=model, methods="single,equal,gradnorm,static")
-    report = reproduce(study, tmp_path / "out", 0, Console(file=io.StringIO()))
+    report = reproduced(study, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
         "config.json",
         "metrics.csv",
@@ -68,8 +75,9 @@ def test_a_small_study_writes_its_folder(tasks, model, tmp_path):
         "logs",
         "manifest.json",
     }
-    assert [row[0] for row in report.tables[0].rows] == ["gradnorm", "single", "equal", "static"]
-    assert report.tables[0].rows[1][1] == "0"  # Δm of the reference
+    ends, *_ = report.tables
+    assert [row[0] for row in ends.rows] == ["gradnorm", "single", "equal", "static"]
+    assert ends.rows[1][ends.header.index("Δm ↑")] == "0"  # of the reference
     assert "--preset" not in report.command
     assert f"--model {model}" in report.command or model == "segnet"
     logs = list((tmp_path / "out" / "logs" / "csv").rglob("metrics.csv"))
@@ -88,6 +96,69 @@ def test_the_methods_share_everything_but_the_last_layer_and_w_is_what_precedes_
     assert len(study.experiment(job_of(study, "single")).model) == 3
 
 
+def test_both_splits_are_evaluated_and_the_test_loss_is_recorded(tmp_path):
+    study = small(methods="equal")
+    reproduced(study, tmp_path / "out")
+    (run,) = (tmp_path / "out" / "runs").glob("*.json")
+    names = {name for _, name, _ in json.loads(run.read_text())["rows"]}
+    metrics = {quantity.name for each in study.image_tasks.values() for quantity in each.quantities} | {"mean error"}
+    expected = metrics | {VALIDATION + name for name in metrics}
+    for task in ("segmentation", "depth", "normals"):
+        expected |= {f"weight/{task}", f"loss/{task}", f"test loss/{task}"}
+    assert names == expected
+
+
+def test_the_mean_of_losses_over_test_images_is_recorded():
+    study = small(test_images=4, batch=3)
+    run = study.experiment(job_of(study, "equal"))
+    run.eval()
+    with torch.no_grad():
+        found = run.evaluate("test")
+        truth = load(study.images, "test")
+        parts = [truth.map(lambda values, part=part: values[part]) for part in (slice(0, 3), slice(3, 4))]
+        losses = torch.stack([run._losses(run(part.image), part) for part in parts])
+    expected = (losses * torch.tensor([[3.0], [1.0]])).sum(0) / 4
+    torch.testing.assert_close(torch.tensor([found[f"test loss/{task}"] for task in run.tasks]), expected)
+
+
+def test_images_of_the_splits_are_of_different_rooms():
+    images = small().images
+    train, validation, test = (load(images, split).image for split in ("train", "validation", "test"))
+    assert [len(part) for part in (train, validation, test)] == [8, 3, 4]
+    every = torch.cat([train, validation, test]).flatten(1)
+    assert (torch.cdist(every, every) + torch.eye(len(every)) > 0.5).all()
+
+
+def test_the_learning_rate_decays_and_the_weightings_own_does_not(tmp_path, monkeypatch):
+    seen = []
+    step = VisionModule.optimizer_step
+
+    def watched(run, *args, **kwargs):
+        seen.append([group["lr"] for group in run.optimizer.param_groups])
+        step(run, *args, **kwargs)
+
+    monkeypatch.setattr(VisionModule, "optimizer_step", watched)
+    study = small(steps=10, lr=0.01, record_every=10, methods="uncertainty")
+    study.train(study.jobs()[0], tmp_path, unstopped)
+    assert [own for _, own in seen] == [0.025] * 10
+    expected = [0.01 * 0.2 ** (step // 3) for step in range(10)]
+    assert [rate for rate, _ in seen] == pytest.approx(expected)
+
+
+def test_a_study_is_sent_to_other_processes_as_its_config():
+    study = pickle.loads(pickle.dumps(small(methods="equal")))
+    assert study.config == small(methods="equal").config
+    assert [claim.text for claim in study.claims] == [claim.text for claim in small().claims]
+
+
+def test_rates_are_the_presets_and_a_width_has_rates_of_its_own():
+    assert small().lr(small().problems[0], "equal") == 1e-3
+    assert Vision(replace(PRESETS["paper"])).lr("rooms+seg segnet", "equal") == 2e-5
+    assert Vision(PRESETS["gpu"]).default_lr == 2e-4
+    assert small().problems == ("rooms+seg segnet ×0.05",)
+    assert Vision(PRESETS["paper"]).problems == ("rooms+seg segnet",)
+
+
 def test_batches_are_those_of_the_seed_and_step():
     study = small()
     one, other = (study.experiment(job_of(study, method)) for method in ("gradnorm", "equal"))
@@ -100,7 +171,7 @@ def test_batches_are_those_of_the_seed_and_step():
 
 @pytest.mark.parametrize(
     ("methods", "message"),
-    [("gradnorm,fairness", r"'fairness'.*choose from"), ("equal,static", "add gradnorm")],
+    [("gradnorm,fairness", r"'fairness'.*choose from"), ("equal,static", "gradnorm's averages: add it")],
 )
 def test_methods_that_cannot_be_are_named(methods, message):
     with pytest.raises(UsageError, match=message):
@@ -131,10 +202,14 @@ def test_nyuv2_that_is_not_there_says_what_to_get(tmp_path):
         study.train(study.jobs()[0], tmp_path, unstopped)
 
 
-@pytest.mark.parametrize("form", ["official", "folders"])
+OF_TWO = {"train_images": 795, "validation_images": 1}
+"""The tests' NYUv2 has two images to train on."""
+
+
+@pytest.mark.parametrize("form", ["official", "folders", "prepared"])
 def test_nyuv2_trains_from_either_form(form, request, tmp_path):
-    study = small(data="nyuv2", root=str(request.getfixturevalue(form)), methods="equal,gradnorm", train_images=795)
-    report = reproduce(study, tmp_path / "out", 0, Console(file=io.StringIO()))
+    study = small(data="nyuv2", root=str(request.getfixturevalue(form)), methods="equal,gradnorm", **OF_TWO)
+    report = reproduced(study, tmp_path / "out")
     assert [row[0] for row in report.tables[0].rows] == ["gradnorm", "equal"]
     assert "--data nyuv2 --root" in report.command
     assert (tmp_path / "out" / "figures" / "pictures.png").exists()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from gradnorm_studies.vision.data.rooms import ROOMS
 from gradnorm_studies.vision.data.sample import CLASSES, Sample
 from gradnorm_studies.vision.models.dense import Head
-from gradnorm_studies.vision.tasks import Errors, Task
+from gradnorm_studies.vision.tasks import Errors, ImageTask
 
 HEATMAPS = len(CLASSES)
 """Channels of the heatmaps; two follow for the center's offset within its cell, and two for the box's log size."""
@@ -205,5 +205,5 @@ def _drawn_kind(predicted: Tensor, _: Sample) -> Mapping[str, Any]:
     return {"kind": ROOMS[int(predicted.argmax())]}
 
 
-CLASSIFICATION = Task(Head(len(ROOMS), whole=True), _kind_loss, KindErrors, _drawn_kind)
-DETECTION = Task(Head(HEATMAPS + 4, hidden=64), detection_loss, DetectionErrors, _drawn_boxes)
+CLASSIFICATION = ImageTask(Head(len(ROOMS), whole=True), _kind_loss, KindErrors, _drawn_kind)
+DETECTION = ImageTask(Head(HEATMAPS + 4, hidden=64), detection_loss, DetectionErrors, _drawn_boxes)

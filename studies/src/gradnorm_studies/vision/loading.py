@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import torch
 
 from gradnorm_studies.vision.data.nyuv2 import NYUv2
 from gradnorm_studies.vision.data.rooms import Rooms
-from gradnorm_studies.vision.data.sample import Sample, collate
+from gradnorm_studies.vision.data.sample import Sample, Split, collate
 
 
-@lru_cache(maxsize=2)
-def load(data: str, root: str, split: Literal["train", "test"], n: int, size: int) -> Sample:
+@dataclass(frozen=True)
+class Images:
+    """The images of a study: which, how many, how large."""
+
+    data: str
+    """"rooms" or "nyuv2"."""
+    root: str
+    """Where NYUv2 lies."""
+    train: int
+    validation: int
+    test: int
+    size: int
+    """Height and width; those of the ground truth are a quarter."""
+
+
+@lru_cache(maxsize=3)
+def load(images: Images, split: Split) -> Sample:
     """A whole split as one batch in memory, cached for the next run in this process.
 
     Rooms are rendered on a GPU if there is one: on a CPU the large ones of its preset would take half an hour.
@@ -21,10 +36,11 @@ def load(data: str, root: str, split: Literal["train", "test"], n: int, size: in
     Raises:
         UsageError: The files of NYUv2 are missing or damaged.
     """
-    if data == "nyuv2":
-        scenes = NYUv2(root, split, size, size // 4)
+    n, size, out = getattr(images, split), images.size, images.size // 4
+    if images.data == "nyuv2":
+        scenes = NYUv2(images.root, split, size, out, images.validation)
         return collate([scenes[index] for index in range(min(n, len(scenes)))])
-    rooms = Rooms(split, n, size=size, out=size // 4)
+    rooms = Rooms(split, n, size=size, out=out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts = [rooms.batch(range(i, min(i + 64, n)), device).map(lambda values: values.cpu()) for i in range(0, n, 64)]
     return Sample(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})

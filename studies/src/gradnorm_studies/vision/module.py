@@ -1,4 +1,4 @@
-"""One run of a study on images as a LightningModule: network, batches, test metrics.
+"""One run of a study on images as a LightningModule: network, batches, metrics.
 
 Lightning adds mixed precision, multiple GPUs and logs. As in every study, a batch is drawn from its step number, so
 that all methods with a seed see the same batches, and so does a resumed run.
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,19 +22,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradnorm_studies.analysis.metrics import Row
+from gradnorm_studies.engine.experiment import Experiment, Job, Split, Stop, step_generator
 from gradnorm_studies.engine.results import write_result
-from gradnorm_studies.engine.study import Job
 from gradnorm_studies.engine.training import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, evaluation
 from gradnorm_studies.vision.data.augment import augment
 from gradnorm_studies.vision.data.sample import Sample
-from gradnorm_studies.vision.loading import load
+from gradnorm_studies.vision.loading import Images, load
 from gradnorm_studies.vision.models.dense import Dense, Head
 from gradnorm_studies.vision.models.fcn import FCN
 from gradnorm_studies.vision.models.segnet import SegNet
 from gradnorm_studies.vision.pictures import SHOWN, predicted
 from gradnorm_studies.vision.settings import ImageConfig
-from gradnorm_studies.vision.tasks import ERROR, Task
-from gradnorm_studies.weightings import WeightingConfig, weighting
+from gradnorm_studies.vision.tasks import ERROR, TEST_LOSS, ImageTask
 
 MODELS: dict[str, Callable[[dict[str, Head], float], Dense]] = {"segnet": SegNet, "fcn": FCN}
 DECAY, DECAYS_AT = 0.2, 0.3
@@ -43,32 +42,26 @@ TOGETHER_STEPS = 200
 """Steps between two checkpoints when several processes train."""
 
 
-class VisionModule(LightningModule):
+class VisionModule(LightningModule, Experiment):
     """One run: the network, or one per task, and a weighting.
 
     Args:
         config: The settings.
-        tasks: By name, in order.
-        data: The data set's name, and the folder it lies in, if any.
+        image_tasks: By name, in order.
+        images: The data.
         job: The run.
     """
 
-    def __init__(self, config: ImageConfig, tasks: Mapping[str, Task], data: tuple[str, str], job: Job) -> None:
+    def __init__(self, config: ImageConfig, image_tasks: Mapping[str, ImageTask], images: Images, job: Job) -> None:
         super().__init__()
         self.config, self.job = config, job
-        self.tasks = tuple(tasks)
-        self._asked, self._source = tasks, data
+        self.tasks = tuple(image_tasks)
+        self._image_tasks, self._images = image_tasks, images
         groups = [(task,) for task in self.tasks] if job.method == "single" else [self.tasks]
-        heads = [{task: tasks[task].head for task in group} for group in groups]
+        heads = [{task: image_tasks[task].head for task in group} for group in groups]
         networks = [MODELS[config.model](each, config.width) for each in heads]
         self.model: nn.Module = nn.ModuleList(networks)
-        epoch = math.ceil(config.train_images / config.batch)
-        layer = networks[0].last_shared
-        facts = WeightingConfig(self.tasks, layer, config.alpha, config.weight_lr, job.weights, epoch)
-        self.weighting = weighting(job.method, facts)
-        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
-            [*self.model.parameters(), *self.weighting.parameters()], lr=job.lr
-        )
+        self.equip(job, config, networks[0].last_shared, epoch=math.ceil(config.train_images / config.batch))
         self.rows: list[Row] = []
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -78,12 +71,14 @@ class VisionModule(LightningModule):
     def losses(self, step: int) -> Tensor:
         """[T], the losses on the batch of this step."""
         truth = self._batch(step)
-        out = self(truth.image)
-        return torch.stack([asked.loss(out[task], truth) for task, asked in self._asked.items()])
+        return self._losses(self(truth.image), truth)
+
+    def _losses(self, outputs: Mapping[str, Tensor], truth: Sample) -> Tensor:
+        return torch.stack([image_task.loss(outputs[name], truth) for name, image_task in self._image_tasks.items()])
 
     def _batch(self, step: int) -> Sample:
-        generator = torch.Generator().manual_seed((self.job.seed + 1) * 1_000_003 + step)
-        train = self._data("train")
+        generator = step_generator(self.job.seed, step)
+        train = load(self._images, "train")
         indices = torch.randint(len(train.image), (self.config.batch * self._processes,), generator=generator)
         mine = indices.chunk(self._processes)[self.global_rank if self._trainer else 0]
         return augment(train.map(lambda values: values[mine]).map(lambda values: values.to(self.device)), generator)
@@ -92,43 +87,43 @@ class VisionModule(LightningModule):
     def _processes(self) -> int:
         return self.trainer.world_size if self._trainer else 1
 
-    def _data(self, split: Literal["train", "test"]) -> Sample:
-        config = self.config
-        n = config.train_images if split == "train" else config.test_images
-        return load(*self._source, split, n, config.size)
-
-    def evaluate(self) -> dict[str, float]:
-        """Every metric of every task over the test set."""
-        test = self._data("test")
-        errors = {task: asked.errors().to(self.device) for task, asked in self._asked.items()}
-        for start in range(0, len(test.image), self.config.batch):
-            stop = start + self.config.batch
-            truth = test.map(lambda values: values[start:stop].to(self.device))  # noqa: B023 - called at once
-            for task, out in self(truth.image).items():
-                errors[task].update(out, truth)
-        found = {
-            name: value
-            for task in self.tasks
-            for name, value in zip(errors[task].names, errors[task].compute(), strict=True)
-        }
-        own = [found[asked.metric] for asked in self._asked.values()]
-        return {ERROR: math.prod(own) ** (1 / len(own))} | found
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """Every metric of every task, and on test images every task's loss."""
+        whole = load(self._images, split)
+        errors = {name: image_task.errors().to(self.device) for name, image_task in self._image_tasks.items()}
+        total = torch.zeros(len(self.tasks), device=self.device)
+        for start in range(0, len(whole.image), self.config.batch):
+            part = slice(start, start + self.config.batch)
+            truth = whole.map(lambda values: values[part].to(self.device))  # noqa: B023 - called at once
+            outputs = self(truth.image)
+            total += len(truth.image) * self._losses(outputs, truth)
+            for name, output in outputs.items():
+                errors[name].update(output, truth)
+        figures = [zip(each.names, each.compute(), strict=True) for each in errors.values()]
+        found = {name: value for pairs in figures for name, value in pairs}
+        own = [found[image_task.quantities[0].name] for image_task in self._image_tasks.values()]
+        found = {ERROR.name: math.prod(own) ** (1 / len(own))} | found
+        if split == "test":
+            losses = (total / len(whole.image)).tolist()
+            found |= {TEST_LOSS + task: loss for task, loss in zip(self.tasks, losses, strict=True)}
+        return found
 
     @torch.no_grad()
     def pictures(self) -> list[dict[str, Any]]:
         """Predictions on the first `SHOWN` test images."""
-        test = self._data("test").map(lambda values: values[:SHOWN])
+        test = load(self._images, "test").map(lambda values: values[:SHOWN])
         self.model.eval()
         maps = {task: out.cpu() for task, out in self(test.image.to(self.device)).items()}
         self.model.train()
-        return predicted(maps, test, self._asked)
+        return predicted(maps, test, self._image_tasks)
 
     # ------------------------------------------------------------------------------------------- hooks of Lightning
 
     def configure_optimizers(self) -> Any:
-        """Adam with the paper's learning-rate schedule."""
+        """Adam with the paper's learning-rate schedule for the network; the weighting's own rate is constant."""
         every = max(1, round(DECAYS_AT * self.config.steps))
-        schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, every, gamma=DECAY)
+        decayed: list[Callable[[int], float]] = [lambda step: DECAY ** (step // every), lambda step: 1.0]
+        schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, decayed)
         return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> Any:
@@ -157,7 +152,8 @@ class VisionModule(LightningModule):
     def on_train_end(self) -> None:
         """Evaluate after the last step."""
         if self.global_step >= self.config.steps:
-            self.rows += evaluation(self, self.config.steps)
+            with self.trainer.precision_plugin.forward_context():  # as while training
+                self.rows += evaluation(self, self.config.steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the recorded metrics to the checkpoint."""
@@ -174,7 +170,7 @@ class Heartbeat(Callback):
     started them.
     """
 
-    def __init__(self, checkpoint: Path, stop: Callable[[int], bool] | None) -> None:
+    def __init__(self, checkpoint: Path, stop: Stop | None) -> None:
         self._checkpoint, self._stop = checkpoint, stop
         self._saved = time.monotonic()
 
@@ -207,7 +203,7 @@ class Finish(Callback):
             write_result(self._folder, pl_module.job, pl_module.weighting, pl_module.rows, **drawn)
 
 
-def fit(module: VisionModule, folder: Path, stop: Callable[[int], bool]) -> bool:
+def fit(module: VisionModule, folder: Path, stop: Stop) -> bool:
     """Train with Lightning from the run's checkpoint, if there is one; returns whether the run is finished."""
     config, job = module.config, module.job
     checkpoint = folder / f"{job.file_name}.checkpoint"

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from gradnorm_studies.vision.data.sample import CLASSES, Sample
-from gradnorm_studies.vision.tasks import Task
+from gradnorm_studies.vision.tasks import ImageTask
 
 SHOWN = 4
 """Test images whose predictions are kept for the report, by the first seed."""
@@ -18,7 +18,7 @@ DRAWN = ("equal", "gradnorm")
 """Methods whose predictions are shown beside the ground truth."""
 
 
-def predicted(maps: Mapping[str, Tensor], truths: Sample, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
+def predicted(maps: Mapping[str, Tensor], truths: Sample, tasks: Mapping[str, ImageTask]) -> list[dict[str, Any]]:
     """The predictions for each image: fields of `figures.AnnotatedImage`, as plain values.
 
     Args:

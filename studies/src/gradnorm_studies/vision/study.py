@@ -5,309 +5,253 @@ A study defines data, tasks (`tasks.py`, `detection.py`) and claims; a run and i
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gradnorm_studies.analysis import claims
-from gradnorm_studies.analysis.claims import Claim
-from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.analysis.report import Figure, StudyReport, Table
+from gradnorm_studies.analysis.claims import RULES, Claim, spread
+from gradnorm_studies.analysis.metrics import Metrics, Quantity
+from gradnorm_studies.analysis.report import Figure, Table
+from gradnorm_studies.analysis.summary import BURN_IN
+from gradnorm_studies.engine.errors import UsageError
+from gradnorm_studies.engine.experiment import Job, Stop
 from gradnorm_studies.engine.results import read_result
-from gradnorm_studies.engine.settings import command_line, config_table
-from gradnorm_studies.engine.study import Job, UsageError
+from gradnorm_studies.engine.study import Extra, Study
 from gradnorm_studies.vision.detection import CLASSIFICATION, DETECTION
+from gradnorm_studies.vision.loading import Images, load
 from gradnorm_studies.vision.pictures import DRAWN, SHOWN, compare
 from gradnorm_studies.vision.settings import (
     DETECT_PRESETS,
+    DETECT_RATES,
     VISION_PRESETS,
+    VISION_RATES,
     DetectConfig,
     ImageConfig,
+    Rates,
     VisionConfig,
 )
-from gradnorm_studies.vision.tasks import ERROR, SETS, TASKS, Task
-from gradnorm_studies.weightings import METHODS
+from gradnorm_studies.vision.tasks import ERROR, SETS, TASKS, TEST_LOSS, ImageTask
 
 if TYPE_CHECKING:
     from gradnorm_studies.vision.module import VisionModule
 
-METRIC = "Δm"
-"""The mean over tasks of the gain over one network per task in the task's own metric, in percent."""
-MOVING = ("gradnorm", "uncertainty", "dwa")
-"""Methods whose weights change."""
+GAIN = Quantity("Δm", largest=True)
+"""The mean over tasks of the gain over one network per task in the task's first metric, in percent."""
+REGULARIZED = ("equal", *RULES.values())
+"""Methods whose training and test losses are drawn side by side, as in the paper's fig. 3."""
+SMOOTHED = 5
+"""A training loss is drawn as the mean over so many records: each is of one batch."""
+
+I = TypeVar("I", bound=ImageConfig)  # noqa: E741 - of images
 
 
-@dataclass(frozen=True)
-class ImageStudy(ABC):
-    """Base of the studies on images; subclasses define data, tasks and problem."""
+class ImageStudy(Study[I]):
+    """Base of the studies on images; subclasses define data, problem and tasks."""
 
-    config: ImageConfig
-    name: ClassVar[str]
-    presets: ClassVar[Mapping[str, ImageConfig]]
-    metric: ClassVar[str] = ERROR
-    largest: ClassVar[bool] = False
-    is_papers: ClassVar[bool] = True
-    """Whether the claims are the paper's about these very tasks."""
-    extra: ClassVar[tuple[str, tuple[str, ...]]] = (
-        "vision",
-        ("lightning", "torchmetrics", "h5py", "scipy", "pycocotools"),
-    )
+    metric = ERROR
+    extra = Extra("vision", ("lightning", "torchmetrics", "h5py", "scipy", "pycocotools"))
+    rates: Mapping[str, Rates]
+    """Learning rates by preset."""
+    where: str
+    """Description of the data."""
 
-    @property
-    @abstractmethod
-    def problem(self) -> str:
-        """Name of the problem in tables."""
+    def __init__(self, config: I, problem: str, image_tasks: Mapping[str, ImageTask], images: Images) -> None:
+        super().__init__(config)
+        self.problems = (problem,)
+        self.image_tasks, self.images = image_tasks, images
+        own = [image_task.quantities[0] for image_task in image_tasks.values()]
+        self.quantities = (GAIN, *own)
+        self.claims = _claims(own, tuple(image_tasks))
+        self.search_rates, self.default_lr = self.rates[self.config.preset]
+        self.gpus = self.config.devices
 
-    @property
-    @abstractmethod
-    def tasks(self) -> Mapping[str, Task]:
-        """By name, in order."""
+    def __reduce__(self) -> Any:
+        """Pickled as its config: the functions of claims cannot be."""
+        return type(self), (self.config,)
 
-    @property
-    @abstractmethod
-    def data(self) -> tuple[str, str]:
-        """The data set's name, and the folder it lies in, if any."""
-
-    @property
-    @abstractmethod
-    def where(self) -> str:
-        """Description of the data."""
-
-    @property
-    def gpus(self) -> int:
-        """GPUs that a run takes from a cluster that has some."""
-        return self.config.devices
-
-    def jobs(self) -> list[Job]:
-        """GradNorm first, since the static runs depend on it.
-
-        Raises:
-            UsageError: `methods` names one that there is not, or static without gradnorm.
-        """
-        methods = [name.strip() for name in self.config.methods.split(",")]
-        unknown = [name for name in methods if name not in METHODS]
-        if unknown:
-            raise UsageError(f"--methods names {unknown[0]!r}: choose from {', '.join(METHODS)}.")
-        if "static" in methods and "gradnorm" not in methods:
-            raise UsageError("--methods has static, whose weights are gradnorm's averages: add gradnorm.")
-        methods.sort(key=lambda name: name != "gradnorm")
-        return [self._job(method, seed) for seed in range(self.config.seeds) for method in methods]
-
-    def _job(self, method: str, seed: int) -> Job:
-        source = self._job("gradnorm", seed) if method == "static" else None
-        return Job(self.problem, method, seed, self.config.lr, weights_from=source)
-
-    def task_names(self, problem: str) -> tuple[str, ...]:
-        return tuple(self.tasks)
+    def tasks(self, problem: str) -> tuple[str, ...]:
+        return tuple(self.image_tasks)
 
     def experiment(self, job: Job) -> VisionModule:
         from gradnorm_studies.vision.module import VisionModule  # needs the extra
 
-        return VisionModule(self.config, self.tasks, self.data, job)
+        return VisionModule(self.config, self.image_tasks, self.images, job)
 
-    def train(self, job: Job, folder: Path, stop: Callable[[int], bool]) -> bool:
+    def train(self, job: Job, folder: Path, stop: Stop) -> bool:
+        """Train with Lightning."""
         from gradnorm_studies.vision.module import fit
 
         torch.manual_seed(job.seed)
         return fit(self.experiment(job), folder, stop)
 
-    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
-        metrics = add_delta(metrics, self.problem, self.tasks)
-        main = [METRIC, ERROR] if "single" in metrics.methods(self.problem) else [ERROR]
-        own = [task.metric for task in self.tasks.values()]
-        more = [name for task in self.tasks.values() for name in task.errors.names[1:]]
-        return StudyReport(
-            title=f"{type(self).__name__}: {self.problem}",
-            command=command_line(self.name, self.config, self.presets[self.config.preset]),
-            lead=[self._lead(), *self._losing(metrics)],
-            tables=[
-                self._table("Where each method ends", metrics, [*main, *own]),
-                self._verdicts(metrics),
-                self._table("What later papers report", metrics, more),
-                self._table("The weights at the end", metrics, [f"weight/{task}" for task in self.tasks]),
-            ],
-            figures=self._figures(metrics, [*main, *own], figures),
-            settings=config_table(self.config),
-        )
-
-    def _claims(self) -> list[tuple[Claim, set[str]]]:
-        """The claims of §5 about any set of tasks, and the methods that each is about."""
-        pairs = [
-            ("GradNorm ends below equal weights", "§5, tables 1, 2", "gradnorm", "equal"),
-            ("GradNorm ends below uncertainty weighting", "§5, table 2", "gradnorm", "uncertainty"),
-            ("Static GradNorm weights end below equal weights", "§5.2", "static", "equal"),
-            ("One GradNorm network ends below one network per task", "§5, tables 1, 2", "gradnorm", "single"),
-        ]
-        found = [
-            (Claim(text, source, claims.below(ERROR, ours, theirs)), {ours, theirs})
-            for text, source, ours, theirs in pairs
-        ]
-        for name in (task.metric for task in self.tasks.values()):
-            claim = Claim(f"GradNorm lowers {name}", "§5, tables 1, 2", claims.below(name, "gradnorm", "equal"))
-            found.append((claim, {"gradnorm", "equal"}))
-        settled = claims.settled("gradnorm", self.task_names)
-        return [*found, (Claim("GradNorm's weights are stable and converge", "§5.4", settled), {"gradnorm"})]
-
-    def _verdicts(self, metrics: Metrics) -> Table:
-        """On the claims about methods that were run."""
-        methods = {*metrics.methods(self.problem)}
-        asked = [claim for claim, needed in self._claims() if needed <= methods]
-        found = claims.table(asked, metrics, (self.problem,))
-        return found if self.is_papers else claims.as_questions(found)
-
-    def _lead(self) -> str:
+    def lead(self) -> str:
         config = self.config
         return (
-            f"One {config.model} of width {config.width:g} learns {', '.join(self.tasks)} on {self.where}: "
-            f"{config.size}×{config.size} pixels in, a quarter of it out, {config.train_images:,} training and "
-            f"{config.test_images:,} test images, {config.steps:,} steps of {config.batch}; all is shared but the "
-            f"tasks' heads. All methods with a seed start from the same initial values and see the same batches; "
-            f"figures are mean ± standard deviation over {config.seeds} seeds. Mean error is the geometric mean of the "
-            f"tasks' errors, each in its first metric; Δm the mean of their gains over one network per task, in %."
+            f"One {config.model} of width {config.width:g} learns {', '.join(self.image_tasks)} on {self.where}: "
+            f"{config.size}×{config.size} pixels in, a quarter of it out, {config.train_images:,} training, "
+            f"{config.validation_images:,} validation and {config.test_images:,} test images, {config.steps:,} steps "
+            f"of {config.batch}; all is shared but the tasks' heads. All methods with a seed start from the same "
+            f"initial values and see the same batches. {ERROR.name.capitalize()} is the geometric mean of the tasks' "
+            f"errors, each in its first metric; {GAIN.name} the mean of their gains over one network per task, in %."
         )
 
-    def _losing(self, metrics: Metrics) -> list[str]:
-        if "gradnorm" not in metrics.methods(self.problem):
-            return []
-        return [claims.losses_of("gradnorm", metrics, (self.problem,), ERROR)]
+    def derive(self, metrics: Metrics) -> Metrics:
+        """Add `GAIN`."""
+        own = [image_task.quantities[0] for image_task in self.image_tasks.values()]
+        return metrics.with_gains(GAIN.name, self.problems[0], own)
 
-    def _table(self, title: str, metrics: Metrics, quantities: list[str]) -> Table:
+    def more_tables(self, metrics: Metrics) -> list[Table]:
+        """The metrics of later papers."""
+        (problem,) = self.problems
+        names = [quantity.name for each in self.image_tasks.values() for quantity in each.quantities[1:]]
         rows = [
-            (method, *(claims.spread(metrics.final(self.problem, method, name)) for name in quantities))
-            for method in metrics.methods(self.problem)
+            (method, *(spread(metrics.final(problem, method, name)) for name in names))
+            for method in metrics.methods(problem)
         ]
-        note = "Δm: higher is better. All others: lower is better." if METRIC in quantities else ""
-        return Table(title, ("method", *(name.removeprefix("weight/") for name in quantities)), rows, note)
+        note = "Mean ± standard deviation over seeds; lower is better."
+        return [Table("What later papers report", ("method", *names), rows, note, terminal=None)]
 
-    def _figures(self, metrics: Metrics, quantities: list[str], folder: Path) -> list[Figure]:
-        from gradnorm_studies.analysis import figures
-
-        methods = metrics.methods(self.problem)
-        steps = metrics.steps(self.problem, methods[0], quantities[-1])
-        late = slice(len(steps) // 5, None)
-        curves, ends = [], []
-        for name in quantities:
-            series = {method: metrics.series(self.problem, method, name) for method in methods}
-            curves.append(figures.Curves(name, steps[late], {m: v[:, late] for m, v in series.items()}, name))
-            ends.append(figures.Ends(name, {m: v[:, -1] for m, v in series.items()}, name))
-        weights = [
-            figures.Curves(m, steps, {t: metrics.series(self.problem, m, f"weight/{t}") for t in self.tasks}, "weight")
-            for m in methods
-            if m in MOVING
-        ]
-        found = [
-            Figure(
-                figures.over_time(folder / "metric.png", curves, columns=2), "Test metrics: means over seeds, range."
-            ),
-            Figure(figures.finals(folder / "finals.png", ends, columns=2), "Where each method ends, seed by seed."),
-        ]
-        if weights:
-            found.append(
-                Figure(figures.over_time(folder / "weights.png", weights, columns=3), "The weights over time.")
+    def more_figures(self, metrics: Metrics, folder: Path) -> list[Figure]:
+        """Training against test losses (fig. 3), and predictions."""
+        methods = metrics.methods(self.problems[0])
+        found = []
+        compared = [method for method in REGULARIZED if method in methods]
+        if compared and self.config.steps > self.config.record_every:
+            caption = (
+                "Losses over time: of batches while training, and of all test images; means over seeds, their range."
             )
+            found.append(Figure(self._losses(metrics, compared, folder / "losses.png"), caption))
         if {*DRAWN} <= {*methods}:
             caption = "The first test images: ground truth, and predictions of the first seed."
             found.append(Figure(self._pictures(folder), caption))
         return found
 
-    def _pictures(self, folder: Path) -> Path:
-        from gradnorm_studies.vision.loading import load
+    def _losses(self, metrics: Metrics, methods: Sequence[str], path: Path) -> Path:
+        """A row per task, a panel per method."""
+        from gradnorm_studies.analysis import figures
 
+        panels = [
+            panel for task in self.image_tasks for panel in _loss_panels(metrics, self.problems[0], methods, task)
+        ]
+        return figures.over_time(path, panels, columns=len(methods))
+
+    def _pictures(self, folder: Path) -> Path:
         jobs = {job.method: job for job in self.jobs() if job.seed == 0}
         made = {method: read_result(folder.parent, jobs[method])["pictures"] for method in DRAWN}
-        truths = load(*self.data, "test", SHOWN, self.config.size)
-        return compare(folder / "pictures.png", truths, made, tuple(self.tasks))
+        truths = load(replace(self.images, test=SHOWN), "test")
+        return compare(folder / "pictures.png", truths, made, tuple(self.image_tasks))
 
 
-def add_delta(metrics: Metrics, problem: str, tasks: Mapping[str, Task]) -> Metrics:
-    """Add Δm, if one network per task is among the methods."""
-    if "single" not in metrics.methods(problem):
-        return metrics
-    names = tuple(task.metric for task in tasks.values())
-    seeds = metrics.seeds(problem, "single")
-    finals = [metrics.final(problem, "single", name).tolist() for name in names]
-    references = dict(zip(seeds, zip(*finals, strict=True), strict=True))
+def _loss_panels(metrics: Metrics, problem: str, methods: Sequence[str], task: str):
+    """A task's training and test loss by method, on one scale, without the first records, which would set that."""
+    from gradnorm_studies.analysis import figures
 
-    def delta(seed: int, row: dict[str, float]) -> float:
-        pairs = zip(names, references[seed], strict=True)
-        gains = [1 - row[name] / reference if reference else math.nan for name, reference in pairs]
-        return 100 * sum(gains) / len(gains)
+    panels = []
+    for method in methods:
+        steps = metrics.steps(problem, method, f"loss/{task}")
+        late = slice(round(BURN_IN * len(steps)), len(steps))  # a test loss has one record more, at the end
+        trained = _smoothed(metrics.series(problem, method, f"loss/{task}"))
+        tested = metrics.series(problem, method, TEST_LOSS + task)
+        curves = {"training": trained[:, late], "test": tested[:, late]}
+        colors = {"training": figures.COLORS["equal"], "test": figures.COLORS["gradnorm"]}
+        panels.append(figures.Curves(f"{task}: {method}", steps[late], curves, "loss", colors=colors))
+    values = np.concatenate([values.ravel() for panel in panels for values in panel.values.values()])
+    low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
+    return [replace(panel, ylim=(float(low), float(high))) for panel in panels]
 
-    return metrics.derived(METRIC, names, delta)
+
+def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[seeds, R], the mean over the last `SMOOTHED` records."""
+    return np.stack([values[:, max(0, i + 1 - SMOOTHED) : i + 1].mean(axis=1) for i in range(values.shape[1])], axis=1)
 
 
-@dataclass(frozen=True)
-class Vision(ImageStudy):
+def _claims(own: Sequence[Quantity], tasks: tuple[str, ...]) -> tuple[Claim, ...]:
+    """The claims of §5 about any set of tasks, on both updates; `own` are the tasks' first metrics."""
+    found = []
+    for rule, method in RULES.items():
+        static = "static" if method == "gradnorm" else f"static-{method}"
+        pairs = [
+            (f"{rule} ends below equal weights", "§5, tables 1, 2", method, "equal"),
+            (f"{rule} ends below uncertainty weighting", "§5, table 2", method, "uncertainty"),
+            (f"{rule} ends below losses divided by their first values", "ours", method, "divided"),
+            (f"{rule}: its averages as static weights end below equal weights", "§5.2", static, "equal"),
+            (f"{rule}: one network ends below one network per task", "§5, tables 1, 2", method, "single"),
+        ]
+        found += [Claim(text, source, claims.beats(ERROR, ours, theirs)) for text, source, ours, theirs in pairs]
+        found += [
+            Claim(f"{rule} lowers {quantity.name}", "§5, tables 1, 2", claims.beats(quantity, method, "equal"))
+            for quantity in own
+        ]
+        settled = claims.settled(method, lambda problem: tasks)
+        found.append(Claim(f"{rule}: its weights are stable and converge", "§5.4", settled))
+    return tuple(found)
+
+
+def _images(config: ImageConfig, data: str, root: str = "") -> Images:
+    return Images(data, root, config.train_images, config.validation_images, config.test_images, config.size)
+
+
+def _problem(config: ImageConfig, name: str) -> str:
+    """The problem's name; the width is part of it, since learning rates are chosen per problem."""
+    return f"{name} {config.model}" + (f" ×{config.width:g}" if config.width != 1 else "")
+
+
+class Vision(ImageStudy[VisionConfig]):
     """§5: several dense tasks on one image, by SegNet or FCN, on rendered rooms or on NYUv2."""
 
-    config: VisionConfig = field(default_factory=lambda: VISION_PRESETS["cpu"])
-    name: ClassVar[str] = "vision"
-    config_class: ClassVar[type[VisionConfig]] = VisionConfig
-    presets: ClassVar[Mapping[str, VisionConfig]] = VISION_PRESETS
-    summary: ClassVar[str] = "§5: segmentation, depth, normals, keypoints by SegNet or FCN, on rooms or NYUv2."
+    name = "vision"
+    title = "GradNorm on several dense tasks of one image"
+    summary = "§5: segmentation, depth, normals, keypoints by SegNet or FCN, on rooms or NYUv2."
+    default = VISION_PRESETS["cpu"]
+    presets = VISION_PRESETS
+    rates = VISION_RATES
 
-    @property
-    def problem(self) -> str:
-        return f"{self.config.data}+{self.config.tasks} {self.config.model}"
-
-    @property
-    def tasks(self) -> Mapping[str, Task]:
-        return {name: TASKS[name] for name in SETS[self.config.tasks]}
-
-    @property
-    def data(self) -> tuple[str, str]:
-        return self.config.data, self.config.root
+    def __init__(self, config: VisionConfig | None = None) -> None:
+        chosen = VISION_PRESETS["cpu"] if config is None else config
+        problem = _problem(chosen, f"{chosen.data}+{chosen.tasks}")
+        image_tasks = {name: TASKS[name] for name in SETS[chosen.tasks]}
+        super().__init__(chosen, problem, image_tasks, _images(chosen, chosen.data, chosen.root))
+        self.where = "rendered rooms" if chosen.data == "rooms" else "NYUv2"
 
     def jobs(self) -> list[Job]:
-        """As for all studies on images.
+        """As for all studies.
 
         Raises:
-            UsageError: The data have no keypoints, and see `ImageStudy`.
+            UsageError: The data have no keypoints, and see `Study`.
         """
         if self.config.data == "nyuv2" and self.config.tasks == "kpts":
             raise UsageError("--tasks kpts: NYUv2's keypoints were never published; take --data rooms.")
         return super().jobs()
 
-    @property
-    def where(self) -> str:
-        return "rendered rooms" if self.config.data == "rooms" else "NYUv2"
 
-
-@dataclass(frozen=True)
-class Detect(ImageStudy):
+class Detect(ImageStudy[DetectConfig]):
     """Image classification, object detection and segmentation by one network, as in perception models.
 
     The losses are of different kinds: a cross entropy per image, a sum over an object's parts, a cross entropy per
     pixel. The classifier reads the encoder's output, detection and segmentation the decoder's; so `W` is the encoder's
-    last layer, the last that all three share.
+    last layer, the last that all three share. Only rooms have boxes and kinds.
     """
 
-    config: DetectConfig = field(default_factory=lambda: DETECT_PRESETS["cpu"])
-    name: ClassVar[str] = "detect"
-    config_class: ClassVar[type[DetectConfig]] = DetectConfig
-    presets: ClassVar[Mapping[str, DetectConfig]] = DETECT_PRESETS
-    summary: ClassVar[str] = "Classification, detection and segmentation by SegNet or FCN, on rooms."
-    is_papers: ClassVar[bool] = False
+    name = "detect"
+    title = "GradNorm on classification, detection and segmentation"
+    summary = "Classification, detection and segmentation by SegNet or FCN, on rooms."
+    default = DETECT_PRESETS["cpu"]
+    presets = DETECT_PRESETS
+    rates = DETECT_RATES
+    is_papers = False
+    where = "rendered rooms"
 
-    @property
-    def problem(self) -> str:
-        return f"rooms+detect {self.config.model}"
-
-    @property
-    def tasks(self) -> Mapping[str, Task]:
-        """An image's, an object's, a pixel's."""
-        return {"classification": CLASSIFICATION, "detection": DETECTION, "segmentation": TASKS["segmentation"]}
-
-    @property
-    def data(self) -> tuple[str, str]:
-        """NYUv2 has neither boxes nor kinds of room."""
-        return "rooms", ""
-
-    @property
-    def where(self) -> str:
-        return "rendered rooms"
+    def __init__(self, config: DetectConfig | None = None) -> None:
+        chosen = DETECT_PRESETS["cpu"] if config is None else config
+        image_tasks = {
+            "classification": CLASSIFICATION,
+            "detection": DETECTION,
+            "segmentation": TASKS["segmentation"],
+        }
+        super().__init__(chosen, _problem(chosen, "rooms+detect"), image_tasks, _images(chosen, "rooms"))

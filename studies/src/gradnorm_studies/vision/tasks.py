@@ -8,6 +8,7 @@ torchmetrics is imported where it is used: its extra is needed by a run, not by 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradnorm_studies.analysis.metrics import Quantity
 from gradnorm_studies.vision.data.geometry import peaks, places
 from gradnorm_studies.vision.data.sample import CLASSES, KEYPOINTS, VISIBLE, Sample
 from gradnorm_studies.vision.models.dense import Head
@@ -23,21 +25,21 @@ from gradnorm_studies.vision.models.dense import Head
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-ERROR = "mean error"
+ERROR = Quantity("mean error")
 """The geometric mean of the tasks' first metrics: halving any of them counts alike, whatever its unit."""
+
+TEST_LOSS = "test loss/"
+"""Before a task's name: its loss over all test images, without augmentation."""
 
 ANGLES = (11.25, 22.5, 30.0)
 """Thresholds for the angular error of normals, in degrees."""
 
 
-class Errors:
-    """A task's test metrics, accumulated over batches; lower is better.
-
-    Attributes:
-        names: Names of the figures of `compute`, the paper's own first.
-    """
+class Errors(ABC):
+    """A task's metrics, accumulated over batches; lower is better."""
 
     names: ClassVar[tuple[str, ...]]
+    """Names of the figures of `compute`, the paper's own first."""
 
     def __init__(self, *metrics: Metric) -> None:
         self._metrics = metrics
@@ -47,11 +49,13 @@ class Errors:
             metric.to(device)
         return self
 
+    @abstractmethod
     def update(self, predicted: Tensor, truth: Sample) -> None:
-        raise NotImplementedError
+        """Add a batch: the task's output [B, channels, h, w] or [B, channels], and the ground truth."""
 
+    @abstractmethod
     def compute(self) -> tuple[float, ...]:
-        raise NotImplementedError
+        """One figure per name, over all batches."""
 
 
 class SegmentationErrors(Errors):
@@ -185,8 +189,8 @@ def _drawn_keypoints(predicted: Tensor, truth: Sample) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One task on an image; picklable, since it is sent to the processes of DDP."""
+class ImageTask:
+    """How a task on images is learned and measured; picklable, since it is sent to the processes of DDP."""
 
     head: Head
     loss: Callable[[Tensor, Sample], Tensor]
@@ -196,16 +200,16 @@ class Task:
     """[channels, h, w] and the ground truth → fields of `figures.AnnotatedImage`, as plain values."""
 
     @property
-    def metric(self) -> str:
-        """The paper's own."""
-        return self.errors.names[0]
+    def quantities(self) -> tuple[Quantity, ...]:
+        """Its metrics, the paper's own first."""
+        return tuple(Quantity(name) for name in self.errors.names)
 
 
-TASKS: Mapping[str, Task] = {
-    "segmentation": Task(Head(len(CLASSES)), _segmentation_loss, SegmentationErrors, _drawn_segmentation),
-    "depth": Task(Head(1), _depth_loss, DepthErrors, _drawn_depth),
-    "normals": Task(Head(3), _normal_loss, NormalErrors, _drawn_normals),
-    "keypoints": Task(Head(KEYPOINTS), _keypoint_loss, KeypointErrors, _drawn_keypoints),
+TASKS: Mapping[str, ImageTask] = {
+    "segmentation": ImageTask(Head(len(CLASSES)), _segmentation_loss, SegmentationErrors, _drawn_segmentation),
+    "depth": ImageTask(Head(1), _depth_loss, DepthErrors, _drawn_depth),
+    "normals": ImageTask(Head(3), _normal_loss, NormalErrors, _drawn_normals),
+    "keypoints": ImageTask(Head(KEYPOINTS), _keypoint_loss, KeypointErrors, _drawn_keypoints),
 }
 
 SETS: Mapping[str, tuple[str, ...]] = {

@@ -5,7 +5,8 @@ import numpy as np
 import torch
 from scipy.io import savemat
 
-from gradnorm_studies.vision.data.nyuv2 import KINECT, LABELED, MAPPING, SPLITS
+from gradnorm_studies.vision.data.nyuv2.official import LABELED, MAPPING, SPLITS
+from gradnorm_studies.vision.data.nyuv2.scenes import KINECT
 
 from .scenes import room
 

@@ -7,10 +7,14 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from gradnorm_studies.engine.study import UsageError
-from gradnorm_studies.vision.data import nyuv2
+from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.vision.data.geometry import normals_from_depth
-from gradnorm_studies.vision.data.nyuv2 import KINECT, LABELED, MAPPING, SPLITS, NYUv2, _class_table, resized
+from gradnorm_studies.vision.data.nyuv2 import NYUv2
+from gradnorm_studies.vision.data.nyuv2 import folders as folder_form
+from gradnorm_studies.vision.data.nyuv2.dataset import BLOCK, hold_out
+from gradnorm_studies.vision.data.nyuv2.official import LABELED, MAPPING, SPLITS, _class_table
+from gradnorm_studies.vision.data.nyuv2.resizing import resized
+from gradnorm_studies.vision.data.nyuv2.scenes import KINECT
 from gradnorm_studies.vision.data.sample import CLASSES, Sample, collate
 
 from .scenes import angles, room
@@ -114,7 +118,49 @@ def test_the_axes_of_stored_normals_are_found(folders):
         assert angles(NYUv2(folders, "train", SIZE, OUT)[i].normals, normals).median() < 1e-2
 
 
+# ------------------------------------------------------------------------------------------------------- validation
+
+
+def test_validation_images_are_training_images_that_are_not_trained_on(folders):
+    whole = NYUv2(folders, "train", SIZE, OUT)
+    train, validation = (NYUv2(folders, split, SIZE, OUT, held_out=1) for split in ("train", "validation"))
+    levels = [[float(sample.image[0, 5, 5]) for sample in part] for part in (whole, train, validation)]
+    assert (len(train), len(validation)) == (1, 1)
+    assert sorted(levels[1] + levels[2]) == levels[0]
+    assert len(NYUv2(folders, "test", SIZE, OUT, held_out=1)) == 1
+
+
+def test_neighbors_are_held_out_together_and_many_rooms_are():
+    numbers = [n for start in range(0, 1400, 20) for n in range(start, start + 11)]
+    held = hold_out(numbers, 80)
+    assert len(held) == len({*held}) == 80
+    assert held == sorted(held) == hold_out(numbers, 80)
+    drawn = {numbers[i] for i in held}
+    whole = [all(n + k in drawn for k in range(BLOCK)) for n in range(0, 1400, 20) if n in drawn]
+    assert sum(whole) >= len(whole) - 1  # the last one is cut
+    assert len({n // 20 for n in drawn}) >= 80 // BLOCK
+
+
+def test_files_without_gaps_are_held_out_in_blocks():
+    held = hold_out(range(795), 80)
+    blocks = {i // BLOCK for i in held}
+    assert len(blocks) == 80 // BLOCK
+    assert max(blocks) - min(blocks) > 50
+
+
+def test_more_for_validation_than_there_is_to_train_on_is_refused(folders):
+    with pytest.raises(UsageError, match=r"--validation-images is 2, but there are 2 training images"):
+        NYUv2(folders, "train", SIZE, OUT, held_out=2)
+
+
 # --------------------------------------------------------------------------------------------------------- resizing
+
+
+def test_a_view_need_not_be_squeezed_into_a_square(folders):
+    sample = NYUv2(folders, "train", size=(48, 64), out=(12, 16))[0]
+    assert sample.image.shape == (3, 48, 64)
+    assert sample.depth.shape == (1, 12, 16)
+    assert (sample.segmentation[:, :8] == 3).all()
 
 
 def test_only_what_is_known_is_averaged():
@@ -221,7 +267,7 @@ FOLDER_FAULTS = {
 
 @pytest.mark.parametrize("fault", FOLDER_FAULTS)
 def test_faults_of_the_folders_are_named_before_training(folders, tmp_path, fault, monkeypatch):
-    monkeypatch.setattr(nyuv2, "AXES_IMAGES", 1)  # so that not every file is read at once anyway
+    monkeypatch.setattr(folder_form, "AXES_IMAGES", 1)  # so that not every file is read at once anyway
     shutil.copytree(folders, tmp_path, dirs_exist_ok=True)
     make, message = FOLDER_FAULTS[fault]
     make(tmp_path)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Split = Literal["train", "test", "validation"]
+"""Trained on, reported on, and whatever is chosen is chosen on; in the order in which rooms are seeded."""
 
 CLASSES = (
     "bed",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from gradnorm_studies.vision.data.rooms.furniture import draw
 from gradnorm_studies.vision.data.rooms.layout import FIRST
 from gradnorm_studies.vision.data.rooms.render import Hits, SceneBatch, has_depth, pack, photograph, pixel_rays, trace
 from gradnorm_studies.vision.data.rooms.scene import Scene
-from gradnorm_studies.vision.data.sample import KEYPOINTS, Sample
-
-Split = Literal["train", "test"]
+from gradnorm_studies.vision.data.sample import KEYPOINTS, Sample, Split
 
 BOXES = 24
 """Maximum number of boxes per sample; if there are more objects, the largest."""
@@ -33,7 +31,7 @@ class Rooms(Dataset[Sample]):
     everywhere, depth and normals are 0 where a Kinect would have a hole. Keypoints follow `layout.TYPES`.
 
     Args:
-        split: "train" or "test".
+        split: "train", "validation" or "test".
         n: Number of rooms.
         seed: Seed of the rooms.
         size: The image's width and height in pixels.
