@@ -18,10 +18,10 @@ def invoke(*arguments: str):
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
 def test_help_shows_every_setting_with_its_default_and_reason(study):
     text = " ".join(invoke("reproduce", study.name, "--help").output.replace("│", " ").split())
-    for field in dataclasses.fields(study.config_class):
+    for field in dataclasses.fields(study.default):
         assert f"--{field.name.replace('_', '-')}" in text
-        if not hasattr(study, "presets") or field.name == getattr(study, "chooser", "preset"):
-            assert f"[default: {field.default}" in text
+        if not study.presets or field.name == study.chooser:
+            assert f"[default: {getattr(study.default, field.name)}" in text
         assert field.metadata["reason"][:30] in text
 
 
@@ -35,9 +35,9 @@ def test_help_shows_every_setting_with_its_default_and_reason(study):
         (("toy", "--weight-lr", "0"), ("--weight-lr", "0")),
         (("toy", "--alpha", "-1"), ("--alpha", "-1")),
         (("toy", "--preactivation", "0"), ("--preactivation", "0")),
-        (("digits", "--test-share", "1.5"), ("--test-share", "1.5")),
-        (("toy", "--full", "--steps", "5"), ("--full", "--steps")),
-        (("alpha", "--on", "nothing"), ("--on", "nothing", "digits")),
+        (("toy", "--methods", "equal,equals"), ("--methods", "equals", "uncertainty")),
+        (("toy", "--methods", "static"), ("--methods", "static", "gradnorm")),
+        (("alpha", "--on", "nothing"), ("--on", "nothing", "toy")),
         (("alpha", "--seeds", "0"), ("--seeds", "0")),
         (("grid", "--weightings", "1"), ("--weightings", "1")),
     ],

@@ -7,7 +7,7 @@ from gradnorm_studies.toy import SIGMAS, Problem, ToyConfig
 
 def test_targets_scale_with_sigma_and_are_neither_linear_nor_saturated():
     problem = Problem(ToyConfig(), SIGMAS["T=2"], seed=0)
-    x, y = problem.test
+    x, y = problem.held_out["test"]
     assert x.shape == (1000, 250)
     assert y.shape == (2, 1000, 100)
     assert y[0].abs().max() <= 1
@@ -17,6 +17,6 @@ def test_targets_scale_with_sigma_and_are_neither_linear_nor_saturated():
 
 
 def test_the_tasks_share_most_of_their_map():
-    _, y = Problem(ToyConfig(), SIGMAS["T=2"], seed=0).test
+    _, y = Problem(ToyConfig(), SIGMAS["T=2"], seed=0).held_out["test"]
     correlation = torch.corrcoef(y.flatten(1))[0, 1]
     assert 0.8 < correlation < 0.95

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradnorm_studies.weightings import METHODS, Weighting, WeightingConfig, weighting
+from gradnorm_studies.weightings import METHODS, MOVING, Weighting, WeightingConfig, weighting
 
 TASKS = ("a", "b", "c")
 
@@ -70,7 +70,7 @@ def test_weights_stay_finite_and_positive(method):
     assert torch.isfinite(traces).all()
     assert (traces > 0).all()
     moves = traces.std(0).max() > 1e-3
-    assert moves == (method in {"uncertainty", "dwa", "gradnorm"})
+    assert moves == (method in MOVING)
 
 
 def test_dwa_is_that_of_torchjd():
@@ -101,11 +101,43 @@ def test_values_in_scalar_out_weights_recorded(built):
     assert method.averaged_weights().shape == (3,)
 
 
-def test_the_scalar_is_the_weighted_sum_whose_weights_are_recorded(built):
-    trunk, _, method = built
+def test_the_gradient_is_that_of_the_sum_with_the_weights_that_are_recorded(built, method):
+    """All but random weights, which are recorded as their mean."""
+    if method == "random":
+        return
+    trunk, _, _ = built
+    weighting = build(method, trunk)
     scales = torch.tensor([1.0, 2.0, 3.0])
-    method(torch.stack([trunk.weight.sum() * scale for scale in scales])).backward()
-    torch.testing.assert_close(trunk.weight.grad, (method.weights * scales).sum().expand(5, 4))
+    losses = torch.stack([(trunk.weight.square().sum() + trunk.bias.sum()) * scale for scale in scales])
+    weighting(losses).backward()
+    first = torch.autograd.grad((trunk.weight.square().sum() + trunk.bias.sum()), trunk.weight)[0]
+    torch.testing.assert_close(trunk.weight.grad, (weighting.weights * scales).sum() * first)
+
+
+def test_divided_losses_are_one_at_first_and_fall_with_them():
+    weighting = build("divided", nn.Linear(4, 5))
+    assert weighting(torch.tensor([2.0, 4.0, 8.0])) == 3
+    assert weighting(torch.tensor([1.0, 2.0, 4.0])) == 1.5
+
+
+def test_random_weights_are_positive_sum_to_one_and_change_with_step_and_seed():
+    layer = nn.Linear(1, 1)
+
+    def drawn(seed, steps):
+        weighting = METHODS["random"](WeightingConfig(TASKS, layer, 1.0, 0.1, seed=seed))
+        found = []
+        for _ in range(steps):
+            found.append(torch.stack([weighting(row) for row in torch.eye(3)]))
+            weighting.step()
+        return torch.stack(found)
+
+    before = torch.random.get_rng_state()
+    weights = drawn(0, 2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (weights > 0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(2))
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], drawn(1, 1)[0])
 
 
 def test_an_unknown_method_is_named_with_the_choices():

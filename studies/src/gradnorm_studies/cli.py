@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import signal
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 if TYPE_CHECKING:
     import typer
 
+    from gradnorm_studies.engine.pool import OpenPool
+    from gradnorm_studies.engine.settings import Config
+    from gradnorm_studies.engine.study import Extra, Study
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
-
-FULL_STEPS = 25_000
-"""Steps in public reproductions of the paper's toy problem."""
 
 
 def main() -> None:
@@ -83,13 +85,11 @@ def _show_rooms(out: Path, n: int, seed: int, split: Any) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
-def _command(study: Any) -> Callable[..., None]:
+def _command(study: type[Study[Any]]) -> Callable[..., None]:
     """A function whose signature is the fields of the study's config plus the options that all studies share."""
 
     def command(**options: Any) -> None:
-        run_options = {name: options.pop(name, False) for name in ("out", "workers", "address", "search", "full")}
-        if run_options["full"]:
-            options["steps"] = _full_steps(study, options["steps"])
+        run_options = {name: options.pop(name) for name in ("out", "workers", "address", "search")}
         _run(study, _config(study, options), **run_options)
 
     parameters = [*_config_parameters(study), *_shared_parameters(study)]
@@ -98,57 +98,43 @@ def _command(study: Any) -> Callable[..., None]:
     return command
 
 
-def _config(study: Any, options: dict[str, Any]) -> Any:
-    """The study's config: the chosen preset, if any, with the given options replaced."""
+def _config(study: type[Study[Any]], options: dict[str, Any]) -> Any:
+    """The study's config: the chosen preset, if there are any, with the given options replaced."""
     import typer
 
-    if not hasattr(study, "presets"):
-        return study.config_class(**options)
-    chooser = _chooser(study)
-    name = options[chooser]
-    if name not in study.presets:
-        raise typer.BadParameter(f"--{chooser} is {name!r}: choose one of {', '.join(study.presets)}.")
+    base = study.default
+    if study.presets:
+        name = options[study.chooser]
+        if name not in study.presets:
+            raise typer.BadParameter(f"--{study.chooser} is {name!r}: choose one of {', '.join(study.presets)}.")
+        base = study.presets[name]
     given = {option: value for option, value in options.items() if value is not None}
-    return dataclasses.replace(study.presets[name], **given)
+    return dataclasses.replace(base, **given)
 
 
-def _chooser(study: Any) -> str:
-    """The setting that selects a study's preset; `None` without presets."""
-    return getattr(study, "chooser", "preset") if hasattr(study, "presets") else ""
-
-
-def _full_steps(study: Any, steps: int) -> int:
-    import typer
-
-    if steps != study.config_class().steps:
-        raise typer.BadParameter(
-            f"--full trains for {FULL_STEPS:,} steps, but --steps is {steps}: give one of the two."
-        )
-    return FULL_STEPS
-
-
-def _config_parameters(study: Any) -> list[inspect.Parameter]:
+def _config_parameters(study: type[Study[Any]]) -> list[inspect.Parameter]:
     import typer
 
     parameters = []
-    for field in dataclasses.fields(study.config_class):
-        kind = type(field.default)
+    for field in dataclasses.fields(study.default):
+        default = getattr(study.default, field.name)
+        kind = type(default)
         choices = "|".join(field.metadata["choices"])
-        has_presets = hasattr(study, "presets") and field.name != _chooser(study)
+        is_presets = bool(study.presets) and field.name != study.chooser
         option = typer.Option(
             help=field.metadata["reason"],
             metavar=choices or kind.__name__,
             parser=_number(kind),
-            show_default=_by_preset(study, field.name) if has_presets else True,
+            show_default=_by_preset(study, field.name) if is_presets else True,
         )
-        if has_presets:  # left out, a setting is the preset's
+        if is_presets:  # left out, a setting is the preset's
             parameters.append(_parameter(field.name, Annotated[kind | None, option], None))
         else:
-            parameters.append(_parameter(field.name, Annotated[kind, option], field.default))
+            parameters.append(_parameter(field.name, Annotated[kind, option], default))
     return parameters
 
 
-def _by_preset(study: Any, name: str) -> str:
+def _by_preset(study: type[Study[Any]], name: str) -> str:
     """The default of a setting; per preset where they differ."""
     values = {preset: str(getattr(config, name)) for preset, config in study.presets.items()}
     if len(set(values.values())) == 1:
@@ -170,53 +156,43 @@ def _number(kind: type) -> Callable[[str], Any]:
     return parse
 
 
-def _shared_parameters(study: Any) -> list[inspect.Parameter]:
+def _shared_parameters(study: type[Study[Any]]) -> list[inspect.Parameter]:
     import typer
 
-    chosen = f"-{_chooser(study).upper()}" if hasattr(study, "presets") else ""
+    chosen = f"-{study.chooser.upper()}" if study.presets else ""
     out = typer.Option(help="Output folder; resumed if it exists.", show_default=f"runs/{study.name}{chosen}")
     workers = typer.Option(help="Worker processes (one thread each); 0 runs in-process.")
     address = typer.Option(help="Address of a Ray cluster: ray://HOST:PORT or auto; local starts one on this machine.")
     search = typer.Option("--search", help="Search each method's learning rate, on seeds that are never reported.")
-    full = typer.Option("--full", help=f"Train for {FULL_STEPS:,} steps.")
-    parameters = [
+    return [
         _parameter("out", Annotated[Path | None, out], None),
         _parameter("workers", Annotated[int, workers], 2),
         _parameter("address", Annotated[str, address], ""),
+        _parameter("search", Annotated[bool, search], False),
     ]
-    if hasattr(study, "metric"):
-        parameters.append(_parameter("search", Annotated[bool, search], False))
-    if not hasattr(study, "presets"):
-        parameters.append(_parameter("full", Annotated[bool, full], False))
-    return parameters
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _run(kind: Any, config: Any, out: Path | None, workers: int, address: str, search: bool, full: bool) -> None:
+def _run(kind: type[Study[Any]], config: Config, out: Path | None, workers: int, address: str, search: bool) -> None:
     import typer
     from rich.console import Console
 
+    from gradnorm_studies.engine.errors import Interrupted, UsageError
     from gradnorm_studies.engine.executor import reproduce
     from gradnorm_studies.engine.settings import check
-    from gradnorm_studies.engine.study import Interrupted, UsageError
     from gradnorm_studies.sweeps.learning_rate import Search
 
-    chosen = kind(config)
-    study = Search(chosen) if search else chosen
-    chosen_preset = getattr(config, _chooser(kind), None)
-    folder = out or Path("runs") / "-".join(filter(None, (study.name, chosen_preset, "full" if full else "")))
     console, errors = Console(), Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _check_extra(f"The study {kind.name}", getattr(kind, "extra", None))
-        _check_extra("--address", ("ray", ("ray",)) if address else None)
-        check(chosen.config)
-        if workers < 0:
-            raise UsageError(f"--workers is {workers}: give a number at least 0.")
-        report = reproduce(study, folder, workers, console, address)
+        _check_extra(f"The study {kind.name}", kind.extra)
+        check(config)
+        study = Search(kind(config)) if search else kind(config)
+        folder = out or Path("runs") / "-".join(filter(None, (study.name, getattr(config, kind.chooser, ""))))
+        report = reproduce(study, folder, _pool(workers, address), console)
     except UsageError as error:
         errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(2) from None
@@ -228,14 +204,34 @@ def _run(kind: Any, config: Any, out: Path | None, workers: int, address: str, s
         console.print(f"{folder / name}", highlight=False, soft_wrap=True)
 
 
-def _check_extra(who: str, extra: tuple[str, tuple[str, ...]] | None) -> None:
-    """Raise a `UsageError` if a package of an extra, `(name, packages)`, is not installed."""
-    from gradnorm_studies.engine.study import UsageError
+def _pool(workers: int, address: str) -> OpenPool:
+    """Where the runs are trained.
 
-    name, packages = extra or ("", ())
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
+    Raises:
+        UsageError: A number of workers that cannot be, or Ray is not installed.
+    """
+    from gradnorm_studies.engine.errors import UsageError
+    from gradnorm_studies.engine.pool import InProcess
+    from gradnorm_studies.engine.processes import Processes
+    from gradnorm_studies.engine.study import Extra
+
+    if workers < 0:
+        raise UsageError(f"--workers is {workers}: give a number at least 0.")
+    if address:
+        _check_extra("--address", Extra("ray", ("ray",)))
+        from gradnorm_studies.engine.ray_executor import Cluster
+
+        return partial(Cluster, address=address, workers=workers)
+    return partial(Processes, workers=workers) if workers else InProcess
+
+
+def _check_extra(who: str, extra: Extra | None) -> None:
+    """Raise a `UsageError` if a package of an extra is not installed."""
+    from gradnorm_studies.engine.errors import UsageError
+
+    missing = [package for package in extra.packages if find_spec(package) is None] if extra else []
+    if extra and missing:
         named = ", ".join(missing)
         raise UsageError(
-            f'{who} needs packages that are not installed ({named}): pip install "gradnorm-studies[{name}]"'
+            f'{who} needs packages that are not installed ({named}): pip install "gradnorm-studies[{extra.name}]"'
         )

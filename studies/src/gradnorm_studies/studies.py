@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gradnorm_studies.control.study import Rl
-from gradnorm_studies.digits import Digits
+from gradnorm_studies.engine.study import Study
+from gradnorm_studies.helmholtz import PhysicsInformed
+from gradnorm_studies.molecules import Molecules
 from gradnorm_studies.sweeps.alpha import Alpha
 from gradnorm_studies.sweeps.random_weights import Grid
 from gradnorm_studies.toy import Toy
+from gradnorm_studies.units import Units
 from gradnorm_studies.vision.study import Detect, Vision
 
-STUDIES = {study.name: study for study in (Toy, Digits, Vision, Detect, Rl, Alpha, Grid)}
+ALL: tuple[type[Study[Any]], ...] = (Units, Toy, Molecules, PhysicsInformed, Vision, Detect, Rl, Alpha, Grid)
+STUDIES = {study.name: study for study in ALL}

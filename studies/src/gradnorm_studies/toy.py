@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import RULES, Claim
@@ -19,6 +18,7 @@ from gradnorm_studies.analysis.metrics import VALIDATION, Metrics, Quantity
 from gradnorm_studies.engine.experiment import Experiment, Job, Split, step_generator
 from gradnorm_studies.engine.settings import TrainingConfig, setting
 from gradnorm_studies.engine.study import Study
+from gradnorm_studies.networks import HardSharing
 
 SIGMAS: dict[str, tuple[float, ...]] = {
     "T=10": (48, 3, 54, 16, 9, 30, 52, 26, 47, 81),
@@ -80,35 +80,16 @@ class Problem:
         return self.sample(n, step_generator(self._seed, step))
 
 
-class Network(nn.Module):
-    """Four fully connected ReLU layers of 100 units, then one affine head per task (§4); one trunk, or one per task."""
-
-    def __init__(self, n_tasks: int, trunks: int = 1) -> None:
-        super().__init__()
-        widths = [INPUTS, WIDTH, WIDTH, WIDTH, WIDTH]
-        self.heads = nn.ModuleList(nn.Linear(WIDTH, OUTPUTS) for _ in range(n_tasks))
-        self.trunks = nn.ModuleList(
-            nn.Sequential(*(part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())))
-            for _ in range(trunks)
-        )
-
-    @property
-    def last_shared(self) -> nn.Module:
-        """The last layer of the trunk, the paper's `W` where it is shared."""
-        return self.trunks[0].get_submodule("6")
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """[n, 250] → T times [n, 100]."""
-        features = [trunk(x) for trunk in self.trunks]
-        return [head(features[i % len(features)]) for i, head in enumerate(self.heads)]
-
-
 class Regression(Experiment):
+    """Four fully connected ReLU layers of 100 units, then one affine head per task (§4)."""
+
     def __init__(self, config: ToyConfig, job: Job) -> None:
         self._config, self._job = config, job
         self._problem = Problem(config, SIGMAS[job.problem], job.seed)
         self.tasks = tasks(job.problem)
-        self.model = network = Network(len(self.tasks), trunks=len(self.tasks) if job.method == "single" else 1)
+        sizes = [INPUTS, *[WIDTH] * 4]
+        outputs = [OUTPUTS] * len(self.tasks)
+        self.model = network = HardSharing(sizes, outputs, is_shared=job.method != "single")
         self.equip(job, config, network.last_shared)
         with torch.no_grad():
             self._initial = {split: self._errors(*data) for split, data in self._problem.held_out.items()}

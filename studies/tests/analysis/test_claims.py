@@ -5,7 +5,7 @@ import pytest
 
 from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import Claim
-from gradnorm_studies.analysis.metrics import Metrics
+from gradnorm_studies.analysis.metrics import Metrics, Quantity
 
 
 def metrics(**finals):
@@ -19,14 +19,25 @@ def metrics(**finals):
 
 @pytest.mark.parametrize(
     ("ours", "expected"),
-    [((1.0, 1.0), "holds"), ((1.0, 1.9), "mixed"), ((1.9, 1.9), "does not hold"), ((np.nan, np.nan), "does not hold")],
+    [
+        ((1.0, 1.1, 1.0), "holds"),
+        ((1.0, 1.9, 1.4), "undecided"),
+        ((1.9, 1.8, 1.9), "does not hold"),
+        ((1.0, 1.0), "not enough to say"),
+        ((np.nan,) * 3, "not enough to say"),
+    ],
 )
 @pytest.mark.parametrize("largest", [False, True])
-def test_below_counts_seeds_both_ways(ours, expected, largest):
+def test_a_difference_counts_above_two_standard_errors(ours, expected, largest):
     sign = -1 if largest else 1
-    found = metrics(a=[sign * v for v in ours], b=(sign * 1.5, sign * 1.5))
-    evidence = claims.below("m", "a", "b", largest=largest)(found, "p")
-    assert claims.verdict(evidence.answers) == expected
+    found = metrics(a=[sign * v for v in ours], b=[sign * 1.5] * len(ours))
+    evidence = claims.beats(Quantity("m", largest), "a", "b")(found, "p")
+    assert claims.verdict(evidence.margins) == expected
+
+
+def test_differences_are_paired_by_seed():
+    found = metrics(a=(1.0, 11.0, 21.0), b=(1.2, 11.3, 21.2))
+    assert claims.verdict(claims.beats(Quantity("m"), "a", "b")(found, "p").margins) == "holds"
 
 
 def trace(*values, name="weight/x"):
@@ -35,29 +46,29 @@ def trace(*values, name="weight/x"):
 
 @pytest.mark.parametrize(("values", "answer"), [((1, 2, 2, 2, 2, 2, 2, 2), True), ((1, 2, 1, 2, 1, 2, 1, 2), False)])
 def test_settled(values, answer):
-    assert claims.settled("a", lambda _: ["x"])(trace(*values), "p").answers == [answer]
+    assert (claims.settled("a", lambda _: ["x"])(trace(*values), "p").margins > 0) == [answer]
 
 
 @pytest.mark.parametrize(("values", "answer"), [((1, 2, 3, 4, 5), True), ((1, 2, 3, 2, 1), False)])
 def test_growing(values, answer):
-    assert claims.growing("a", lambda _: ["x"])(trace(*values), "p").answers == [answer]
+    assert (claims.growing("a", lambda _: ["x"])(trace(*values), "p").margins > 0) == [answer]
 
 
 @pytest.mark.parametrize(("values", "answer"), [((2, 1, 1.5), True), ((2, 1.5, 1.51), False)])
 def test_deteriorated(values, answer):
-    assert claims.deteriorated("m", "a")(trace(*values, name="m"), "p").answers == [answer]
+    assert (claims.deteriorated(Quantity("m"), "a")(trace(*values, name="m"), "p").margins > 0) == [answer]
 
 
 @pytest.mark.parametrize(("small", "large", "answer"), [(0.9, 0.1, True), (0.1, 0.9, False)])
 def test_suppressed(small, large, answer):
     found = Metrics({("p", "a", 0): [(0, "ratio/s", small), (0, "ratio/l", large)]})
-    assert claims.suppressed("ratio", "a", lambda _: "s", lambda _: "l")(found, "p").answers == [answer]
+    assert (claims.suppressed("ratio", "a", lambda _: "s", lambda _: "l")(found, "p").margins > 0) == [answer]
 
 
 @pytest.mark.parametrize(("up", "down", "answer"), [(1.9, 0.1, True), (0.1, 1.9, False), (1.2, 1.1, False)])
 def test_ordered(up, down, answer):
     found = Metrics({("p", "a", 0): [(0, "weight/s", up), (0, "weight/l", down)]})
-    assert claims.ordered("a", lambda _: "s", lambda _: "l")(found, "p").answers == [answer]
+    assert (claims.ordered("a", lambda _: "s", lambda _: "l")(found, "p").margins > 0) == [answer]
 
 
 @pytest.mark.parametrize(("early", "answer"), [(1.0, True), (1.9, False)])
@@ -65,18 +76,28 @@ def test_faster_at_first_looks_early_only(early, answer):
     runs = {}
     for name, values in {"a": [2, early, 3, 3], "b": [2, 1.5, 1, 1]}.items():
         runs["p", name, 0] = [(step, "m", value) for step, value in enumerate(values)]
-    look = claims.faster_at_first("m", "a", "b", share=0.34)
-    assert look(Metrics(runs), "p").answers == [answer]
+    look = claims.faster_at_first(Quantity("m"), "a", "b", share=0.34)
+    assert (look(Metrics(runs), "p").margins > 0) == [answer]
 
 
-def test_the_table_has_a_row_a_claim_with_figures_and_verdict():
-    claim = Claim("a beats b", "§4", claims.below("m", "a", "b"))
-    table = claims.table([claim], metrics(a=(1.0, 1.0), b=(2.0, 0.5)), ["p"])
-    assert table.rows == [("a beats b", "§4", "p", "a 1 ± 0, b 1.25 ± 1.1", "1 of 2", "mixed")]
+CLAIM = Claim("a beats b", "§4", claims.beats(Quantity("m"), "a", "b"))
 
 
-def test_where_a_method_loses_is_said():
-    found = metrics(a=(1.0,), b=(0.5,), c=(2.0,))
-    assert "behind b" in claims.losses_of("a", found, ["p"], "m")
-    assert "behind c" in claims.losses_of("a", found, ["p"], "m", largest=True)
-    assert "behind no other method" in claims.losses_of("b", found, ["p"], "m")
+def test_the_table_has_a_row_a_finding_with_figures_and_verdict():
+    (table,) = claims.tables(claims.examine([CLAIM], metrics(a=(1.0, 1.1, 1.0), b=(2.0, 2.0, 2.1)), ["p"]))
+    figures = "m: a 1.03 ± 0.058, b 2.03 ± 0.058"
+    assert table.rows == [("a beats b", "§4", "p", figures, "1 ± 0.06", "3", "holds")]
+
+
+def test_short_runs_are_not_enough_and_claims_about_methods_not_run_are_left_out():
+    found = metrics(a=(1.0, 1.1, 1.0), b=(2.0, 2.0, 2.1))
+    assert claims.examine([CLAIM], found, ["p"], is_short=True)[0].verdict == "not enough to say"
+    assert claims.examine([CLAIM], metrics(a=(1.0, 1.0, 1.0)), ["p"]) == []
+    assert claims.tables([]) == []
+
+
+def test_where_a_rule_loses_is_said():
+    found = metrics(gradnorm=(1.0,), b=(0.5,), c=(2.0,))
+    assert claims.losing(found, ["p"], Quantity("m")) == ["GradNorm ends, by the mean of m, on p behind b."]
+    assert "behind c" in claims.losing(found, ["p"], Quantity("m", largest=True))[0]
+    assert "ahead of all" in claims.losing(metrics(gradnorm=(1.0,), b=(2.0,)), ["p"], Quantity("m"))[0]

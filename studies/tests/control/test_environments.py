@@ -1,20 +1,30 @@
 """Environments are gymnasium's, and resume where they were."""
 
+import io
 import math
+from itertools import pairwise
 
 import gymnasium
 import pytest
 import torch
 
-from gradnorm_studies.control.dqn import random_actions
-from gradnorm_studies.control.environments import ENVIRONMENTS, OBSERVED, TASKS, Environment, VectorEnvironments
+from gradnorm_studies.control.environments import (
+    ENVIRONMENTS,
+    GAMES,
+    OBSERVED,
+    Environment,
+    TrainingEnvironments,
+    VectorEnvironments,
+    mean_returns,
+    random_actions,
+)
 
 
 def actions(n, seed=0):
     return random_actions(n, torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("place", range(len(TASKS)), ids=TASKS)
+@pytest.mark.parametrize("place", range(len(GAMES)), ids=GAMES)
 def test_environments_are_gymnasiums(place):
     spec = ENVIRONMENTS[place]
     envs, theirs = VectorEnvironments(1), gymnasium.make(spec.id)
@@ -32,14 +42,14 @@ def test_environments_are_gymnasiums(place):
         assert transitions.done[place, 0].item() == done
 
 
-def test_inputs_are_padded_and_marked_with_the_task():
+def test_inputs_are_padded_and_marked_with_the_game():
     envs = VectorEnvironments(2)
-    for task in range(len(TASKS)):
+    for game in range(len(GAMES)):
         for copy in range(2):
-            envs.reset(task, copy, seed=1)
+            envs.reset(game, copy, seed=1)
     for place, spec in enumerate(ENVIRONMENTS):
         assert (envs.inputs[place, :, len(spec.limits) : OBSERVED] == 0).all()
-        assert torch.equal(envs.inputs[place, :, OBSERVED:], torch.eye(len(TASKS))[place].expand(2, -1))
+        assert torch.equal(envs.inputs[place, :, OBSERVED:], torch.eye(len(GAMES))[place].expand(2, -1))
 
 
 def test_the_time_limit_resumes_too():
@@ -50,3 +60,43 @@ def test_the_time_limit_resumes_too():
         env.step(0)
     other.load_state_dict(env.state_dict())
     assert [other.step(0)[3] for _ in range(50)] == [False] * 49 + [True]
+
+
+def test_random_play_earns_what_the_report_says():
+    envs = TrainingEnvironments(2, first_seed=0)
+    earned = torch.stack([envs.step(actions(2, step)).rewards for step in range(300)])
+    said = torch.tensor([spec.reward for spec in ENVIRONMENTS], dtype=torch.float32)
+    torch.testing.assert_close(earned.mean((0, 2)), said, rtol=0.15, atol=0)
+
+
+def test_training_environments_resume_from_their_state_bitwise():
+    envs, other = TrainingEnvironments(2, first_seed=7), TrainingEnvironments(2, first_seed=7)
+    for step in range(40):
+        envs.step(actions(2, step))
+    file = io.BytesIO()
+    torch.save(envs.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for step in range(40, 80):
+        both = [each.step(actions(2, step)) for each in (envs, other)]
+        assert all(map(torch.equal, *both))
+        assert torch.equal(envs.inputs, other.inputs)
+
+
+def test_an_episode_that_is_done_is_followed_by_another_one():
+    envs = TrainingEnvironments(1, first_seed=0)
+    fallen = [envs.step(torch.zeros(len(GAMES), 1, dtype=torch.long)) for _ in range(40)]
+    ends = [step for step, played in enumerate(fallen) if played.terminated[0, 0]]
+    assert len(ends) >= 3  # pushed to one side alone, the pole falls within a dozen steps
+    for end, following in pairwise(fallen):
+        assert torch.equal(end.next_inputs[0], following.inputs[0]) == (not end.done[0, 0])
+    starts = [following.inputs[0] for end, following in pairwise(fallen) if end.done[0, 0]]
+    assert not torch.equal(starts[0], starts[1])
+
+
+def test_episodes_of_evaluation_depend_on_their_seeds_alone():
+    def play(first_seed):
+        return mean_returns(lambda inputs: torch.zeros(inputs.shape[:2], dtype=torch.long), 2, first_seed)
+
+    assert play(5) == play(5)
+    assert play(5)[-1] != play(900)[-1]  # the pendulum's; the other two games' returns are whole numbers

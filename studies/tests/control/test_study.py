@@ -3,60 +3,94 @@
 import math
 from dataclasses import replace
 
-from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.control import study as rl
-from gradnorm_studies.control.dqn import SCORE, RlConfig
-from gradnorm_studies.control.environments import TASKS
-from gradnorm_studies.control.study import Rl
+import pytest
+
+from gradnorm_studies.analysis.metrics import VALIDATION, Metrics
+from gradnorm_studies.control.agent import SOLVED
+from gradnorm_studies.control.environments import GAMES
+from gradnorm_studies.control.study import CLAIMS, MEAN, POSITIVE, WORST, Rl, normalized
 from gradnorm_studies.sweeps.learning_rate import Search
+from gradnorm_studies.weightings import METHODS
 
-CONFIG = RlConfig(
-    seeds=1, steps=60, record_every=30, num_envs=2, batch=8, buffer_size=64, learning_starts=8, eval_episodes=1
-)
+from .agents import CONFIG
 
 
-def test_normalised_is_the_share_of_the_way_from_random_play_to_an_agent_alone():
-    def rows(chance, *returns):
-        return [(0, f"return/{task}", r) for task, r in zip(TASKS, returns, strict=True)] + [
-            (0, f"random/{task}", chance) for task in TASKS
-        ]
+def returns_of(chance, *returns):
+    """Rows of one record."""
+    return [(0, f"return/{game}", r) for game, r in zip(GAMES, returns, strict=True)] + [
+        (0, f"random/{game}", chance) for game in GAMES
+    ]
 
-    runs = {
-        (rl.PROBLEM, "single", 0): rows(-150.0, 200.0, 0.0, -75.0),
-        (rl.PROBLEM, "single", 1): rows(-50.0, 0.0, 0.0, -25.0),
-        (rl.PROBLEM, "equal", 0): rows(-150.0, 0.0, -50.0, -25.0),
-    }
-    metrics = Metrics(runs)
-    found = rl.normalized(metrics, metrics)
-    shares = [found.final(rl.PROBLEM, "single", f"normalized/{task}").tolist() for task in TASKS]
+
+RUNS = {
+    ("DQN", "single", 0): returns_of(-150.0, 200.0, 0.0, -75.0),
+    ("DQN", "single", 1): returns_of(-50.0, 0.0, 0.0, -25.0),
+    ("DQN", "equal", 0): returns_of(-150.0, 0.0, -50.0, -25.0),
+}
+
+
+def rows(study, job, offset):
+    """Records of a run whose every value is its offset, more or less."""
+    values = {SOLVED: 50.0 + offset}
+    for game in GAMES:
+        values |= {f"return/{game}": 10.0 + offset, f"random/{game}": 0.0}
+    values |= {VALIDATION + name: value for name, value in values.items()}
+    values |= {f"weight/{task}": 1.0 + offset for task in study.tasks(job.problem)}
+    return [(step, name, value) for step in range(0, 61, 30) for name, value in values.items()]
+
+
+def metrics_of(study):
+    return Metrics({job.key: rows(study, job, i) for i, job in enumerate(study.jobs())})
+
+
+def test_normalized_is_the_share_of_the_way_from_random_play_to_an_agent_alone():
+    found = normalized(Metrics(RUNS), "DQN")
+    shares = [found.final("DQN", "single", f"normalized/{game}").tolist() for game in GAMES]
     assert shares == [[150, 50], [100, 100], [50, 150]]
-    assert [found.final(rl.PROBLEM, "equal", f"normalized/{task}").item() for task in TASKS] == [50, 50, 150]
-    assert found.final(rl.PROBLEM, "equal", rl.WORST).item() == 50
-    assert math.isclose(found.final(rl.PROBLEM, "equal", rl.MEAN).item(), 250 / 3)
+    assert [found.final("DQN", "equal", f"normalized/{game}").item() for game in GAMES] == [50, 50, 150]
+    assert found.final("DQN", "equal", WORST.name).item() == 50
+    assert math.isclose(found.final("DQN", "equal", MEAN.name).item(), 250 / 3)
+
+
+def test_without_single_the_normalized_returns_are_left_out(tmp_path):
+    study = Rl(replace(CONFIG, methods="gradnorm,equal"))
+    report = study.report(metrics_of(study), tmp_path)
+    assert all(MEAN.name not in cell for table in report.tables for cell in table.header)
+    asked = {finding["text"] for finding in report.data["claims.json"]}
+    assert asked == {claim.text for claim in CLAIMS if "pays" in claim.text or "GradNorm raises" in claim.text}
+
+
+def test_the_actor_critic_is_without_methods_that_need_positive_losses_and_the_report_says_which():
+    study = Rl(replace(CONFIG, methods=",".join(METHODS)))
+    methods = {p: [job.method for job in study.jobs() if job.problem == p] for p in study.problems}
+    assert methods["DQN"] == list(METHODS)
+    assert methods["PPO"] == [method for method in METHODS if method not in POSITIVE]
+    assert ", ".join(POSITIVE) in study.lead()
+
+
+@pytest.mark.parametrize(("steps", "played"), [(16, 16), (17, 24)])
+def test_the_report_counts_the_transitions(steps, played):
+    lead = Rl(replace(CONFIG, steps=steps, updates=8, rollout_steps=4)).lead()
+    assert f"{2 * steps} transitions per game for DQN, {played} for PPO" in lead
 
 
 def test_the_search_looks_at_the_same_share_as_the_study(tmp_path):
     search = Search(Rl(CONFIG))
-
-    lucky = {1e-2: [0, 0, 0, 0, 0, 0, 0, 15], 3e-3: [0, 0, 0, 0, 0, 0, 10, 10]}
-    runs = {job.key: [(i, SCORE, x) for i, x in enumerate(lucky.get(job.lr, [0.0] * 8))] for job in search.jobs()}
-    assert {row[-1] for row in search.report(Metrics(runs), tmp_path).tables[0].rows} == {"0.003"}
+    lucky = {1e-3: [0, 0, 0, 0, 0, 0, 0, 15], 3e-4: [0, 0, 0, 0, 0, 0, 10, 10]}
+    name = VALIDATION + SOLVED
+    runs = {job.key: [(i, name, x) for i, x in enumerate(lucky.get(job.lr, [0.0] * 8))] for job in search.jobs()}
+    assert {row[-1] for row in search.report(Metrics(runs), tmp_path).tables[0].rows} == {"0.0003"}
 
 
 def test_the_report_has_every_table_and_figure(tmp_path):
     study = Rl(replace(CONFIG, seeds=2))
-
-    def rows(offset):
-        values = {SCORE: 50.0 + offset}
-        for task in TASKS:
-            values |= {f"return/{task}": 10.0 + offset, f"random/{task}": 0.0, f"weight/{task}": 1.0 + offset}
-        return [(step, name, value) for step in range(0, 61, 30) for name, value in values.items()]
-
-    report = study.report(Metrics({job.key: rows(i) for i, job in enumerate(study.jobs())}), tmp_path)
-    shares, returns, weights, asked = report.tables
-    methods = ["gradnorm", "single", "equal", "uncertainty", "static"]
-    assert [row[0] for row in shares.rows] == [row[0] for row in weights.rows] == methods
-    assert [row[0] for row in returns.rows] == ["random play", *methods]
-    assert shares.header == ("method", "mean over tasks %", "worst task %", *(f"{task} %" for task in TASKS))
-    assert len(asked.rows) == len(rl.CLAIMS)
+    report = study.report(metrics_of(study), tmp_path)
+    tables = {table.title: table for table in report.tables}
+    for problem in study.problems:
+        methods = [job.method for job in study.jobs() if job.seed == 0 and job.problem == problem]
+        ends = tables[f"Where each method ends: {problem}"]
+        assert [row[0] for row in ends.rows] == methods
+        assert ends.header[2:5] == (f"{SOLVED} ↑", f"{MEAN.name} ↑", f"{WORST.name} ↑")
+        assert [row[0] for row in tables[f"The games: {problem}"].rows] == list(GAMES)
+    assert len(report.data["claims.json"]) > len(CLAIMS)  # on either agent
     assert all(figure.path.stat().st_size > 1000 for figure in report.figures)

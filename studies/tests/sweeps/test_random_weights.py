@@ -10,14 +10,11 @@ from rich.console import Console
 
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.engine.executor import reproduce
-from gradnorm_studies.sweeps.random_weights import Cloud, Grid, GridConfig, _claims
+from gradnorm_studies.engine.pool import InProcess
+from gradnorm_studies.sweeps.random_weights import Cloud, Grid, GridConfig
 from gradnorm_studies.sweeps.registry import BASES
 
-TOY = Grid(GridConfig("toy", weightings=3, seeds=1, steps=4, record_every=4))
-
-
-def quiet():
-    return Console(file=io.StringIO())
+TOY = Grid(GridConfig(seeds=1, steps=4, record_every=4, on="toy", weightings=3))
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -38,35 +35,17 @@ def test_weightings_are_positive_different_and_sum_to_the_number_of_tasks():
     assert len(np.unique(weights, axis=0)) == 100
 
 
-def clouds(grid, out):
-    """What each problem's weightings came to, read from the folder."""
-    runs = {job.key: json.loads((out / "runs" / f"{job.file_name}.json").read_text())["rows"] for job in grid.jobs()}
-    return {problem: grid._cloud(Metrics(runs), problem) for problem in ("T=2", "T=10")}
-
-
-def test_every_weighting_has_a_gain_and_a_distance_of_its_own(tmp_path):
-    reproduce(TOY, tmp_path, workers=0, console=quiet())
-    computed = json.loads((tmp_path / "manifest.json").read_text())["runs_computed_by_the_last_start"]
-    assert computed == len(TOY.jobs())
-    for cloud in clouds(TOY, tmp_path).values():
-        assert cloud.gains.shape == cloud.distances.shape == (3, 1)
-        assert len(np.unique(cloud.gains)) == len(np.unique(cloud.distances)) == 3
-
-
-def test_a_second_start_computes_only_what_is_missing(tmp_path):
-    reproduce(TOY, tmp_path, workers=0, console=quiet())
-    table = (tmp_path / "table.md").read_bytes()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
-    lost = tmp_path / "runs" / "T-2_weights-2_0.json"
-    before = lost.read_bytes()
-    lost.unlink()
-    reproduce(TOY, tmp_path, workers=0, console=quiet())
-    assert json.loads((tmp_path / "manifest.json").read_text())["runs_computed_by_the_last_start"] == 1
-    assert lost.read_bytes() == before
-    assert {path: path.stat().st_mtime_ns for path in kept if path != lost} == {
-        path: time for path, time in kept.items() if path != lost
-    }
-    assert (tmp_path / "table.md").read_bytes() == table
+def test_every_weighting_has_a_gain_and_a_distance_from_gradnorms_time_averaged_weights(tmp_path):
+    reproduce(TOY, tmp_path, InProcess, Console(file=io.StringIO()))
+    results = {job.key: json.loads((tmp_path / "runs" / f"{job.file_name}.json").read_text()) for job in TOY.jobs()}
+    metrics = Metrics({key: result["rows"] for key, result in results.items()})
+    for problem in TOY.problems:
+        cloud = TOY.cloud(metrics, problem)
+        averaged = results[problem, "gradnorm", 0]["averaged_weights"]
+        wanted = np.linalg.norm(TOY.weights(problem) - np.array(averaged), axis=1)
+        np.testing.assert_allclose(cloud.distances[:, 0], wanted, rtol=1e-6)
+        assert cloud.gains.shape == (3, 1)
+        assert len(np.unique(cloud.gains)) == 3
 
 
 DISTANCES = np.array([[0.5, 0.5], [1.0, 1.0], [2.0, 2.0]])
@@ -81,16 +60,8 @@ BEHIND, LEVEL = [-1.0, -2.0, -4.0], [-1.0, -4.0, -1.0]
         ([LEVEL, BEHIND], [True, True], [False, True]),
     ],
 )
-def test_claims_are_counted_seed_by_seed(gains, none_beats, falls):
+def test_claims_are_answered_seed_by_seed(gains, none_beats, falls, monkeypatch):
     cloud = Cloud(DISTANCES, np.array(gains).T, np.zeros(2), {})
-    answers = [claim.look(None, "T=2").answers.tolist() for claim in _claims({"T=2": cloud})]
+    monkeypatch.setattr(Grid, "cloud", lambda self, metrics, problem: cloud)
+    answers = [(claim.look(Metrics({}), "T=2").margins > 0).tolist() for claim in Grid().asked()]
     assert answers == [none_beats, falls]
-
-
-def test_distances_are_from_gradnorms_time_averaged_weights(tmp_path):
-    grid = Grid(replace(TOY.config, weightings=2))
-    report = reproduce(grid, tmp_path, workers=0, console=quiet())
-    averaged = json.loads((tmp_path / "runs" / "T-2_gradnorm_0.json").read_text())["averaged_weights"]
-    wanted = np.linalg.norm(grid.weights("T=2") - np.array(averaged), axis=1)
-    np.testing.assert_allclose(clouds(grid, tmp_path)["T=2"].distances[:, 0], wanted, rtol=1e-6)
-    assert report.figures[0].path.stat().st_size > 1000

@@ -20,12 +20,14 @@ BURN_IN = 0.1
 """This share of a run is left out of the curves: it spans the whole scale and would hide the rest."""
 FEW = 12
 """With more methods than these, curves are unreadable: only those of `MOVING`, equal weights and `single` are drawn."""
+MOST_IN_TERMINAL = 5
+"""Quantities that a terminal has room for."""
 COLORS = 4
 """More tasks than these are colored along a ramp, by their final weight."""
 
 
 def ends(title: str, metrics: Metrics, shown: Shown, rate: Rate) -> list[Table]:
-    """A table per problem: a row per method, with its learning rate, its figures, and its difference from equal weights.
+    """A table per problem, a row per method: its learning rate, its figures, its difference from equal weights.
 
     Args:
         title: The tables' title.
@@ -44,7 +46,9 @@ def _ends(title: str, metrics: Metrics, problem: str, shown: Sequence[Quantity],
     names = [f"{quantity.name} {'↑' if quantity.largest else '↓'}" for quantity in _known(metrics, problem, shown)]
     difference = f"{shown[0].name}: less equal's"
     note = f"Mean ± standard deviation over seeds; ↓ lower is better. {difference}: paired, mean ± standard error."
-    return Table(title, ("method", "lr", *names, difference), rows, note, terminal=("method", *names))
+    return Table(
+        title, ("method", "lr", *names, difference), rows, note, terminal=("method", *names[:MOST_IN_TERMINAL])
+    )
 
 
 def _known(metrics: Metrics, problem: str, shown: Sequence[Quantity]) -> list[Quantity]:
@@ -90,8 +94,12 @@ def figures(metrics: Metrics, shown: Shown, tasks: Mapping[str, Sequence[str]], 
             last.append(draw.Ends(title, finals, quantity.name))
         weights += [_weights(metrics, problem, method, tasks[problem]) for method in methods if method in MOVING]
     found = [
-        Figure(draw.over_time(folder / "metric.png", curves, columns=2), "Test metrics: means over seeds, their range."),
-        Figure(draw.finals(folder / "finals.png", last, columns=2), "Where each method ends, seed by seed, and the mean."),
+        Figure(
+            draw.over_time(folder / "metric.png", curves, columns=2), "Test metrics: means over seeds, their range."
+        ),
+        Figure(
+            draw.finals(folder / "finals.png", last, columns=2), "Where each method ends, seed by seed, and the mean."
+        ),
     ]
     if weights:
         found.append(Figure(draw.over_time(folder / "weights.png", weights, columns=3), "The weights over time."))

@@ -1,192 +1,204 @@
-"""One agent on three of gymnasium's tasks, whose rewards differ a hundredfold in scale.
+"""One agent on three games of gymnasium: a DQN, and an actor-critic.
 
-The environments are in `environments.py`, the agent in `dqn.py`.
+The games are in `environments.py`, what both agents have in common in `agent.py`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Sequence
 
 from gradnorm_studies.analysis import claims
-from gradnorm_studies.analysis.claims import Claim
-from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.analysis.report import Figure, StudyReport, Table
-from gradnorm_studies.control.dqn import SCORE, Agent, RlConfig
-from gradnorm_studies.control.environments import ENVIRONMENTS, TASKS
-from gradnorm_studies.engine.settings import command_line, config_table
-from gradnorm_studies.engine.study import Job
+from gradnorm_studies.analysis.claims import RULES, Claim, Evidence, Look
+from gradnorm_studies.analysis.metrics import Key, Metrics, MissingRunError, Quantity
+from gradnorm_studies.analysis.report import Table
+from gradnorm_studies.control.agent import SOLVED, Agent
+from gradnorm_studies.control.dqn import Dqn
+from gradnorm_studies.control.environments import ENVIRONMENTS, GAMES
+from gradnorm_studies.control.ppo import Ppo
+from gradnorm_studies.control.settings import RlConfig
+from gradnorm_studies.engine.experiment import Job
+from gradnorm_studies.engine.study import Extra, Study
+from gradnorm_studies.weightings import STATIC
 
-SMALLEST, LARGEST = TASKS[0], TASKS[-1]
-PROBLEM = "control"
-MEAN, WORST = "normalized return", "worst task"
-LATE = 0.25
-"""Returns of Q-learning jump between evaluations, so a run's result is its mean over this last share."""
-RATES = {"single": 1e-3, "equal": 3e-4, "uncertainty": 1e-3, "gradnorm": 3e-3, "static": 3e-3}
-"""Result of `gradnorm reproduce rl --search --seeds 1 --steps 10000 --eval-episodes 10`, `results/rl/search.md`."""
+AGENTS = {"DQN": Dqn, "PPO": Ppo}
+"""The agents by problem."""
+POSITIVE = ("divided", "uncertainty", "geometric", "dwa")
+"""Methods that need positive losses: they divide by a loss, take its logarithm, or fall without bound below 0."""
+
+SMALL, LARGE = "CartPole", "Pendulum"
+"""The games with the smallest and the largest rewards."""
+MEAN, WORST = Quantity("normalized return %", largest=True), Quantity("worst game %", largest=True)
+"""Of returns normalized so that random play is 0 and an agent per game is 100: the mean over games, and the least."""
 
 
-def normalized(metrics: Metrics, ends: Metrics) -> Metrics:
-    """Adds each task's return, from random play (0 %) to a single-task agent (100 %); mean and worst.
+def normalized(metrics: Metrics, problem: str) -> Metrics:
+    """Add each game's return, from random play (0 %) to an agent for it alone (100 %); their mean and the worst.
 
-    Both references are means over seeds: single runs differ too much to refer to one seed's.
-
-    Args:
-        metrics: Returns.
-        ends: Results of runs, `single` among them, and returns of random play.
+    Both references are means over seeds: single runs differ too much to refer to one seed's. Where `single` was not
+    run, nothing is added.
     """
-
-    def share(quantity: str, low: float, high: float, _: int, row: dict[str, float]) -> float:
-        return 100 * (row[quantity] - low) / (high - low) if high != low else math.nan
-
-    for task in TASKS:
-        name = f"return/{task}"
-        marks = (float(ends.final(PROBLEM, "single", mark).mean()) for mark in (f"random/{task}", name))
-        metrics = metrics.derived(f"normalized/{task}", (name,), partial(share, name, *marks))
-    shares = tuple(f"normalized/{task}" for task in TASKS)
-    metrics = metrics.derived(MEAN, shares, lambda _, row: sum(row.values()) / len(row))
-    return metrics.derived(WORST, shares, lambda _, row: min(row.values()))
+    if "single" not in metrics.methods(problem):
+        return metrics
+    for game in GAMES:
+        metrics = _normalized(metrics, problem, game)
+    shares = [f"normalized/{game}" for game in GAMES]
+    metrics = metrics.derived(MEAN.name, shares, lambda _, row: sum(row.values()) / len(row), problem)
+    return metrics.derived(WORST.name, shares, lambda _, row: min(row.values()), problem)
 
 
-def _above(metric: str, method: str, other: str) -> claims.Look:
-    return claims.below(metric, method, other, largest=True)
+def _normalized(metrics: Metrics, problem: str, game: str) -> Metrics:
+    name = f"return/{game}"
+    low, high = (float(metrics.final(problem, "single", mark).mean()) for mark in (f"random/{game}", name))
+
+    def share(_: Key, row: dict[str, float]) -> float:
+        return 100 * (row[name] - low) / (high - low) if high != low else math.nan
+
+    return metrics.derived(f"normalized/{game}", [name], share, problem)
+
+
+def _above(quantity: Quantity, method: str, other: str) -> Look:
+    """Whether `method` ends better than `other`, if the quantity is known: `MEAN` and `WORST` need `single`."""
+    look = claims.beats(quantity, method, other)
+
+    def look_if_known(metrics: Metrics, problem: str) -> Evidence:
+        if quantity.name not in metrics.quantities(problem):
+            raise MissingRunError(f"{quantity.name} needs single, which was not run on {problem}")
+        return look(metrics, problem)
+
+    return look_if_known
+
+
+def _return(game: str) -> Quantity:
+    return Quantity(f"return/{game}", largest=True)
+
+
+def _loss_of(game: str, problem: str) -> str:
+    """The task whose loss grows with the square of a game's rewards."""
+    return game if problem == "DQN" else f"value {game}"
+
+
+def _claims_of(rule: str, method: str) -> list[Claim]:
+    """What is asked of one of both updates."""
+    return [
+        Claim(f"{rule} ends above equal weights, by the mean over games", REASON, _above(MEAN, method, "equal")),
+        Claim("…and by the worst game, the starved one", REASON, _above(WORST, method, "equal")),
+        Claim(
+            f"{LARGE}, whose rewards are largest, pays for it: it ends below equal weights'",
+            REASON,
+            _above(_return(LARGE), "equal", method),
+        ),
+        Claim(
+            f"{rule} raises the weight of the smallest rewards' errors and lowers that of the largest",
+            REASON,
+            claims.ordered(method, lambda problem: _loss_of(SMALL, problem), lambda problem: _loss_of(LARGE, problem)),
+        ),
+        *(
+            Claim(f"{rule} ends above {name}, by the mean", REASON, _above(MEAN, method, other))
+            for other, name in OTHERS.items()
+        ),
+        Claim(f"{rule}'s averages end above equal weights, by the mean", "§5.2", _above(MEAN, FIXED[method], "equal")),
+        Claim(f"One agent by {rule} ends above one per game, by the mean", REASON, _above(MEAN, method, "single")),
+    ]
 
 
 REASON = "recommended use"
+OTHERS = {
+    "uncertainty": "uncertainty weighting",
+    "geometric": "the geometric mean of the losses",
+    "random": "random weights",
+}
+FIXED = {source: method for method, source in STATIC.items()}
+"""The static runs of both updates."""
 CLAIMS = (
     Claim(
-        f"With equal weights {SMALLEST}, whose rewards are smallest, suffers: it ends below a single-task agent",
+        "With equal weights a game starves: the worst one ends below an agent for it alone",
         REASON,
-        _above(f"normalized/{SMALLEST}", "single", "equal"),
+        _above(WORST, "single", "equal"),
     ),
-    Claim("GradNorm ends above equal weights, by the mean over tasks", REASON, _above(MEAN, "gradnorm", "equal")),
-    Claim("…and by the worst task", REASON, _above(WORST, "gradnorm", "equal")),
-    Claim(
-        f"{SMALLEST} is learned better by GradNorm than with equal weights",
-        REASON,
-        _above(f"normalized/{SMALLEST}", "gradnorm", "equal"),
-    ),
-    Claim(
-        f"…and {LARGEST}, whose rewards are largest, is not learned worse",
-        REASON,
-        _above(f"normalized/{LARGEST}", "gradnorm", "equal"),
-    ),
-    Claim(
-        "GradNorm raises the weight of the smallest rewards and lowers that of the largest",
-        REASON,
-        claims.ordered("gradnorm", lambda _: SMALLEST, lambda _: LARGEST),
-    ),
-    Claim("GradNorm ends above uncertainty weighting, by the mean", REASON, _above(MEAN, "gradnorm", "uncertainty")),
-    Claim("Static GradNorm weights end above equal weights, by the mean", "§5.2", _above(MEAN, "static", "equal")),
-    Claim("One GradNorm agent ends above one agent per task, by the mean", REASON, _above(MEAN, "gradnorm", "single")),
+    *(claim for rule, method in RULES.items() for claim in _claims_of(rule, method)),
 )
 
 
-@dataclass(frozen=True)
-class Rl:
-    config: RlConfig = field(default_factory=RlConfig)
-    name: ClassVar[str] = "rl"
-    config_class: ClassVar[type[RlConfig]] = RlConfig
-    summary: ClassVar[str] = "One agent on three gymnasium tasks whose rewards differ a hundredfold in scale."
-    extra: ClassVar[tuple[str, tuple[str, ...]]] = ("rl", ("gymnasium",))
-    metric: ClassVar[str] = SCORE
-    largest: ClassVar[bool] = True
-    late: ClassVar[float] = LATE
+class Rl(Study[RlConfig]):
+    """Two agents, by the games' temporal differences, and by the losses of an actor-critic."""
 
-    def task_names(self, problem: str) -> tuple[str, ...]:
-        return TASKS
+    name = "rl"
+    title = "One agent for three games"
+    summary = "One DQN and one actor-critic (PPO) for three games of gymnasium, with the games' own rewards."
+    default = RlConfig()
+    extra = Extra("rl", ("gymnasium",))
+    problems = tuple(AGENTS)
+    metric = Quantity(SOLVED, largest=True)
+    quantities = (MEAN, WORST, *map(_return, GAMES))
+    claims = CLAIMS
+    is_papers = False
+    late = 0.25
+    search_rates = (3e-4, 1e-3, 3e-3)
+    default_lr = 1e-3
 
-    def jobs(self) -> list[Job]:
-        """GradNorm first, since the static runs wait for it."""
-        jobs = []
-        for seed in range(self.config.seeds):
-            gradnorm = Job(PROBLEM, "gradnorm", seed, RATES["gradnorm"])
-            jobs += [gradnorm, *(Job(PROBLEM, m, seed, RATES[m]) for m in ("single", "equal", "uncertainty"))]
-            jobs += [Job(PROBLEM, "static", seed, RATES["static"], weights_from=gradnorm)]
-        return jobs
+    def tasks(self, problem: str) -> tuple[str, ...]:
+        return AGENTS[problem].tasks
+
+    def jobs_of(self, problem: str, seed: int, methods: Sequence[str]) -> list[Job]:
+        """Without the methods that need positive losses, where there are others."""
+        kept = [method for method in methods if problem == "DQN" or method not in POSITIVE]
+        return super().jobs_of(problem, seed, kept)
 
     def experiment(self, job: Job) -> Agent:
-        return Agent(self.config, job)
+        return AGENTS[job.problem](self.config, job)
 
-    def report(self, metrics: Metrics, figures: Path) -> StudyReport:
-        late = metrics.late(LATE)
-        curves, ends = normalized(metrics, late), normalized(late, late)
-        asked = claims.as_questions(claims.table(CLAIMS, ends, (PROBLEM,)))
-        return StudyReport(
-            title="GradNorm on environments whose rewards differ in scale",
-            command=command_line(self.name, self.config),
-            lead=[_lead(self.config), claims.losses_of("gradnorm", ends, (PROBLEM,), MEAN, largest=True)],
-            tables=[_shares(ends), _returns(ends), _weights(ends), asked],
-            figures=_figures(curves, ends, figures),
-            settings=config_table(self.config),
+    def derive(self, metrics: Metrics) -> Metrics:
+        """Add the normalized returns."""
+        for problem in self.problems:
+            metrics = normalized(metrics, problem)
+        return metrics
+
+    def more_tables(self, metrics: Metrics) -> list[Table]:
+        """What returns are measured by."""
+        return [_references(metrics, problem) for problem in self.problems if metrics.methods(problem)]
+
+    def lead(self) -> str:
+        config = self.config
+        earned = ", ".join(f"{spec.reward:g} in {spec.name}" for spec in ENVIRONMENTS)
+        played = config.steps * config.num_envs
+        return (
+            f"One network plays {', '.join(GAMES)}, with one trunk, heads per game, and the games' own rewards: random "
+            f"play earns about {earned} per step. DQN balances the games' mean squared temporal-difference errors. "
+            f"PPO balances three losses per game: policy, value (× {config.value_coefficient:g}) and negative entropy "
+            f"(× {config.entropy_coefficient:g}), in equal weights' runs by these usual coefficients alone; how much "
+            f"entropy is wanted is a choice, not a matter of scale, so both updates give its gradient a norm of "
+            f"{config.entropy_priority:g} of the others'. "
+            f"Policy losses are of either sign and entropy losses below zero, so PPO is without the methods that need "
+            f"positive losses: {', '.join(POSITIVE)}. All methods with a seed start from the same initial values and "
+            f"episodes, for {config.steps:,} steps: {played:,} transitions per game for DQN, "
+            f"{_played(config):,} for PPO. A run's result is its mean over the last quarter of its records. "
+            f"Single is one network per game."
         )
 
 
-def _lead(config: RlConfig) -> str:
-    scales = ", ".join(f"{spec.name}'s by {spec.scale:g}" for spec in ENVIRONMENTS)
-    return (
-        f"One Q-learning agent plays {', '.join(TASKS)} with one trunk and a head per task. For learning, rewards are "
-        f"multiplied: {scales}; random play then earns about 0.05, −0.5 and −6 per step, a hundredfold from first to "
-        f"last. Returns are in gymnasium's own units. All methods with a seed start from the same initial values and "
-        f"episodes, for {config.steps:,} steps and {config.steps * config.num_envs:,} transitions per task. A run's "
-        f"result is its mean over the last quarter of the run; figures are mean ± standard deviation over "
-        f"{config.seeds} seeds."
+def _played(config: RlConfig) -> int:
+    """Transitions per game of a PPO run."""
+    return math.ceil(config.steps / config.updates) * config.rollout_steps * config.rollout_envs
+
+
+def _references(metrics: Metrics, problem: str) -> Table:
+    """Per game, the returns of random play and of a solved game."""
+    method = metrics.methods(problem)[0]
+    rows = [
+        (
+            spec.name,
+            f"{spec.reward:g}",
+            claims.spread(metrics.final(problem, method, f"random/{spec.name}")),
+            f"{spec.solved:g}",
+        )
+        for spec in ENVIRONMENTS
+    ]
+    note = f"{SOLVED.capitalize()}: 0 is random play, 100 is every game solved, on average over games."
+    return Table(
+        f"The games: {problem}",
+        ("game", "reward per step", "return of random play", "solved"),
+        rows,
+        note,
+        terminal=None,
     )
-
-
-def _table(title: str, ends: Metrics, columns: dict[str, str], note: str = "") -> Table:
-    """One row per method, one column per quantity, by its heading."""
-    rows = []
-    for method in ends.methods(PROBLEM):
-        values = [claims.spread(ends.final(PROBLEM, method, quantity)) for quantity in columns.values()]
-        rows.append((method, *values))
-    return Table(title, ("method", *columns), rows, note)
-
-
-def _shares(ends: Metrics) -> Table:
-    columns = {"mean over tasks %": MEAN, f"{WORST} %": WORST, **{f"{task} %": f"normalized/{task}" for task in TASKS}}
-    note = "0 is random play, 100 is `single`: one agent per task; both on average over seeds."
-    return _table("Normalized returns", ends, columns, note)
-
-
-def _returns(ends: Metrics) -> Table:
-    table = _table("Returns", ends, {task: f"return/{task}" for task in TASKS} | {SCORE: SCORE})
-    chance = (claims.spread(ends.final(PROBLEM, "single", f"random/{task}")) for task in TASKS)
-    solved = ", ".join(f"{spec.name} {spec.solved:g}" for spec in ENVIRONMENTS)
-    note = f"Share of solved: 0 is random play, 100 is {solved}, on average over tasks."
-    return replace(table, rows=[("random play", *chance, "0"), *table.rows], note=note)
-
-
-def _weights(ends: Metrics) -> Table:
-    return _table("Weights", ends, {f"w, {task}": f"weight/{task}" for task in TASKS})
-
-
-def _figures(curves: Metrics, ends: Metrics, folder: Path) -> list[Figure]:
-    from gradnorm_studies.analysis import figures
-
-    methods = curves.methods(PROBLEM)
-    steps = curves.steps(PROBLEM, "gradnorm", MEAN)
-    panels = [
-        ("mean over tasks", MEAN, "% of a single-task agent"),
-        *((task, f"return/{task}", "return") for task in TASKS),
-    ]
-    learning, last = [], []
-    for title, quantity, unit in panels:
-        series = {m: curves.series(PROBLEM, m, quantity) for m in methods}
-        learning.append(figures.Curves(title, steps, series, unit))
-        last.append(figures.Ends(title, {m: ends.final(PROBLEM, m, quantity) for m in methods}, unit))
-    weights = []
-    for method in ("gradnorm", "uncertainty"):
-        traces = {task: curves.series(PROBLEM, method, f"weight/{task}") for task in TASKS}
-        weights.append(figures.Curves(f"weights, {method}", steps, traces, "weight", log=True))
-    over_time, finals = figures.over_time, figures.finals
-    return [
-        Figure(
-            over_time(folder / "rl.png", [*learning, *weights], columns=2),
-            "Evaluation returns during training, and the weights. Lines are means over seeds, bands their range.",
-        ),
-        Figure(finals(folder / "finals.png", last, columns=2), "Each run's last quarter, seed by seed, and the mean."),
-    ]

@@ -46,9 +46,9 @@ def reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) ->
     missing = [job for job in jobs if not result_path(out, job).exists()]
     try:
         if missing:
-            with Board(console, study.name, study.config.steps, len(jobs), len(jobs) - len(missing)) as board:
-                with open_pool(study, out, board.show) as pool:
-                    _execute(pool, list(missing), out, board)
+            board = Board(console, study.name, study.config.steps, len(jobs), len(jobs) - len(missing))
+            with board, open_pool(study, out, board.show) as pool:
+                _execute(pool, list(missing), out, board)
     except KeyboardInterrupt as stopped:
         raise Interrupted from stopped
     metrics = Metrics({job.key: read_result(out, job)["rows"] for job in sorted(jobs, key=_reporting_order(jobs))})

@@ -38,7 +38,7 @@ class Pool(ABC):
         """Make sure that a finished run's file is in the study's folder; re-raises the run's exception."""
         future.result()
 
-    def poll(self) -> None:
+    def poll(self) -> None:  # noqa: B027 - a pool that shows steps as they come has nothing to do
         """Show the steps that runs have reached since the last call."""
 
 

@@ -40,6 +40,11 @@ class Board:
     def __exit__(self, *exception: Any) -> None:
         self._progress.__exit__(*exception)
 
+    @property
+    def running(self) -> list[Key]:
+        """The runs that have a bar."""
+        return list(self._bars)
+
     def show(self, job: Job, step: int) -> None:
         """A run has reached `step`; said too late, after its end, it is not shown."""
         if job.key in self._finished:

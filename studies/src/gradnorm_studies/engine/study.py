@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -44,7 +44,7 @@ class Study(ABC, Generic[C]):
     """One line, for the command line."""
     default: Any
     """The config of `gradnorm reproduce NAME`."""
-    presets: Mapping[str, Any] = {}
+    presets: ClassVar[Mapping[str, Any]] = {}
     """Configs by name, if there are several; `chooser` is the setting that selects one."""
     chooser: str = "preset"
     extra: Extra | None = None
@@ -86,6 +86,10 @@ class Study(ABC, Generic[C]):
         """What was done, for the top of the report."""
 
     # ------------------------------------------------------------------------------------------ to be changed, if any
+
+    def asked(self) -> Sequence[Claim]:
+        """The claims, where they depend on the config."""
+        return self.claims
 
     def jobs(self) -> list[Job]:
         """All runs; those that others depend on first.
@@ -141,7 +145,7 @@ class Study(ABC, Generic[C]):
         return StudyReport(
             title=self.title,
             command=self.command(),
-            lead=[self.lead()],
+            lead=[self.lead(), *self.losing(metrics)],
             tables=[*self.tables_of(metrics, best), *claims.tables(findings, self.is_papers)],
             figures=[*self.figures_of(metrics, figures), *self.more_figures(metrics, figures)],
             settings=config_table(self.config),
@@ -158,13 +162,17 @@ class Study(ABC, Generic[C]):
 
     def findings(self, metrics: Metrics) -> list[Finding]:
         """The verdicts on the claims about methods that were run."""
-        is_short = self.config.steps < self.default_steps()
-        return claims.examine(self.claims, metrics, self.problems, is_short)
+        return claims.examine(self.asked(), metrics, self.problems, self.is_short)
 
-    def default_steps(self) -> int:
-        """The steps that a verdict needs."""
+    @property
+    def is_short(self) -> bool:
+        """Whether the runs are shorter than they are by default, so that no verdict follows."""
         preset = self.presets.get(getattr(self.config, self.chooser, ""))
-        return (preset or self.default).steps
+        return self.config.steps < (preset or self.default).steps
+
+    def losing(self, metrics: Metrics) -> list[str]:
+        """Where the updates end behind other methods, in sentences."""
+        return claims.losing(metrics, self.problems, self.metric)
 
     def tables_of(self, metrics: Metrics, best: Metrics) -> list[Table]:
         """The results at the end, at each run's best step by validation, and the weights."""

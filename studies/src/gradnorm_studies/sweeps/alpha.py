@@ -6,10 +6,10 @@ of the α between 0 and 3 that are tried; "unstable" as weights that do not conv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,13 +48,12 @@ class Alpha(Sweep[AlphaConfig]):
     name = "alpha"
     summary = "The paper's sweep over α (§5.4), on any study: gain over equal weights, and weights."
     default = AlphaConfig()
-    presets = {name: _preset(name) for name in BASES}
+    presets: ClassVar[Mapping[str, Any]] = {name: _preset(name) for name in BASES}
     methods = "gradnorm,closed-form,equal"
 
     def __init__(self, config: AlphaConfig | None = None) -> None:
         super().__init__(config)
         self.title = f"α, on {self.config.on}"
-        self.claims = tuple(claim for rule in RULES.items() for claim in self._claims(*rule))
 
     def jobs(self) -> list[Job]:
         own = self.base.jobs()
@@ -76,6 +75,9 @@ class Alpha(Sweep[AlphaConfig]):
         equal = metrics.final(problem, "equal", self.metric.name)
         ends = [metrics.final(problem, _label(method, alpha), self.metric.name) for alpha in alphas]
         return np.stack([self.metric.gain(end, equal) for end in ends])
+
+    def asked(self) -> list[Claim]:
+        return [claim for rule in RULES.items() for claim in self._claims(*rule)]
 
     def _claims(self, rule: str, method: str) -> list[Claim]:
         def almost_any(metrics: Metrics, problem: str) -> Evidence:
@@ -110,13 +112,16 @@ class Alpha(Sweep[AlphaConfig]):
         return [self._table(metrics, problem) for problem in self.problems]
 
     def _table(self, metrics: Metrics, problem: str) -> Table:
-        rows = [("equal weights", spread(metrics.final(problem, "equal", self.metric.name)), "", "", "", "")]
+        rows: list[tuple[str, ...]] = [
+            ("equal weights", spread(metrics.final(problem, "equal", self.metric.name)), "", "", "", "")
+        ]
         for method in RULES.values():
             for alpha, gained in zip(ALPHAS, self.gains(metrics, problem, method), strict=True):
                 label, weights = _label(method, alpha), _weights(metrics, problem, method, alpha)
                 shown = weights.min(axis=(0, 2)), _apart(metrics, problem, method, alpha), unrest(weights)
                 final = metrics.final(problem, label, self.metric.name)
-                rows.append((label, *map(spread, (final, gained, *shown))))
+                values = [spread(value) for value in (final, gained, *shown)]
+                rows.append((label, *values))
         header = ("α", self.metric.name, "gain %", "smallest weight", "weights apart", "weights' late unrest")
         note = (
             "weights apart: their standard deviation over tasks, on average over the run; late unrest: the largest "

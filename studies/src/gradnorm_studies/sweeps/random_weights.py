@@ -6,8 +6,10 @@ questions and their thresholds were written before the first result was seen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,17 +68,19 @@ class Grid(Sweep[GridConfig]):
     name = "grid"
     summary = "The paper's grid search (§5.3), on any study: random static weights against GradNorm."
     default = GridConfig()
-    presets = {name: _preset(name) for name in BASES}
+    presets: ClassVar[Mapping[str, Any]] = {name: _preset(name) for name in BASES}
     methods = "gradnorm,equal,static"
 
     def __init__(self, config: GridConfig | None = None) -> None:
         super().__init__(config)
         self.title = f"Random static weights, on {self.config.on}"
+
+    def asked(self) -> list[Claim]:
         falling = f"Performance falls with the distance from GradNorm's weights (correlation below {CORRELATED:g})"
-        self.claims = (
+        return [
             Claim("None of the random static weightings beats GradNorm", "§5.3, fig. 4", self._none_beats),
             Claim(falling, "§5.3, fig. 4", self._falls),
-        )
+        ]
 
     def jobs(self) -> list[Job]:
         known = [job for job in self.base.jobs() if not job.label]

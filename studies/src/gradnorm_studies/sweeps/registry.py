@@ -11,18 +11,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.control.study import Rl
-from gradnorm_studies.digits import Digits
 from gradnorm_studies.engine.experiment import Experiment, Job, Stop
 from gradnorm_studies.engine.settings import Config, setting
 from gradnorm_studies.engine.study import Study
+from gradnorm_studies.helmholtz import PhysicsInformed
+from gradnorm_studies.molecules import Molecules
 from gradnorm_studies.toy import Toy
 from gradnorm_studies.vision.settings import VISION_PRESETS
 from gradnorm_studies.vision.study import Detect, Vision
 
 Array = NDArray[np.float64]
 
-BASES: dict[str, Any] = {study.name: study for study in (Toy, Digits, Vision, Detect, Rl)}
+BASES: dict[str, Any] = {study.name: study for study in (Toy, Molecules, PhysicsInformed, Vision, Detect, Rl)}
 BASES["vision-gpu"] = partial(Vision, VISION_PRESETS["gpu"])  # as a GPU can do it
 
 
@@ -64,6 +66,10 @@ class Sweep(Study[S]):
 
     def train(self, job: Job, folder: Path, stop: Stop) -> bool:
         return self.base.train(job, folder, stop)
+
+    def losing(self, metrics: Metrics) -> list[str]:
+        """Nothing: a sweep has questions of its own."""
+        return []
 
     def lr(self, problem: str, label: str) -> float:
         return self.base.lr(problem, label.split()[0])

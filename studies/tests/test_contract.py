@@ -1,0 +1,158 @@
+"""What every study promises: the same start and batches for all methods, bitwise resumption, a whole report."""
+
+import io
+import json
+import math
+import pickle
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from gradnorm_studies.engine.executor import reproduce
+from gradnorm_studies.engine.pool import InProcess
+from gradnorm_studies.engine.settings import check, parse_methods
+from gradnorm_studies.studies import STUDIES as REGISTERED
+from gradnorm_studies.sweeps.learning_rate import Search
+from gradnorm_studies.weightings import METHODS, STATIC
+from small_studies import STUDIES, SWEEPS
+
+BOTH = [*STUDIES, *SWEEPS]
+
+
+def named(study):
+    return study.name
+
+
+def run(study, out):
+    return reproduce(study, out, InProcess, Console(file=io.StringIO()))
+
+
+def built(study, job):
+    """The experiment of a job; where weights are to come from another run, ones do."""
+    torch.manual_seed(job.seed)
+    weights = job.weights or (1.0,) * len(study.tasks(job.problem))
+    return study.experiment(replace(job, weights=weights, weights_from=None))
+
+
+def test_every_registered_study_is_in_the_battery():
+    assert {study.name for study in BOTH if not isinstance(study, Search)} == set(REGISTERED)
+
+
+@pytest.mark.parametrize("study", BOTH, ids=named)
+def test_it_can_be_sent_to_another_process(study):
+    assert pickle.loads(pickle.dumps(study)).jobs() == study.jobs()
+
+
+@pytest.mark.parametrize("study", REGISTERED.values(), ids=list(REGISTERED))
+def test_its_settings_have_reasons_and_its_defaults_are_within_bounds(study):
+    for config in (study.default, *study.presets.values()):
+        check(config)
+        assert all(field.metadata["reason"] for field in fields(config))
+
+
+@pytest.mark.parametrize("study", BOTH, ids=named)
+def test_runs_have_names_of_their_own_and_static_ones_a_source_among_them(study):
+    jobs = study.jobs()
+    assert len({job.file_name for job in jobs}) == len(jobs)
+    assert {job.problem for job in jobs} == set(study.problems)
+    assert all(job.weights_from in jobs for job in jobs if job.weights_from)
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=named)
+def test_every_method_that_it_names_is_run(study):
+    methods = parse_methods(study.config)
+    for problem in study.problems:
+        assert {job.method for job in study.jobs() if job.problem == problem} <= set(methods)
+    assert {job.method for job in study.jobs()} == set(methods) <= set(METHODS)
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=named)
+def test_all_methods_start_from_the_same_values_and_see_the_same_batches(study):
+    seen = {}
+    for job in study.jobs():
+        if job.method != "single":
+            experiment = built(study, job)
+            values = torch.nn.utils.parameters_to_vector(experiment.model.parameters())
+            losses = torch.stack([experiment.losses(step) for step in (0, 1)]).detach()
+            first = seen.setdefault((job.problem, job.seed), (values, losses))
+            assert torch.equal(values, first[0])
+            assert torch.equal(losses, first[1])
+            assert not torch.equal(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=named)
+def test_validation_and_test_are_other_data_with_the_same_quantities(study):
+    for problem in study.problems:
+        experiment = built(study, next(job for job in study.jobs() if job.problem == problem))
+        experiment.model.eval()
+        with torch.no_grad():
+            validation, test = experiment.evaluate("validation"), experiment.evaluate("test")
+        assert validation.keys() == test.keys()
+        assert study.metric.name in test
+        assert validation != test
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=named)
+@pytest.mark.parametrize("method", ["gradnorm", "closed-form", "uncertainty", "dwa"])
+def test_stopped_and_resumed_equals_uninterrupted_bitwise(study, method, tmp_path):
+    study = type(study)(replace(study.config, steps=50, record_every=25))
+    job = next((job for job in study.jobs() if job.method == method), None)
+    if job is None:
+        pytest.skip(f"{study.name} has no {method}")
+    whole, parts = tmp_path / "runs", tmp_path / "parts" / "runs"
+    whole.mkdir()
+    parts.mkdir(parents=True)
+    assert study.train(job, whole, lambda step: False)
+    assert not study.train(job, parts, lambda step: step == 20)
+    assert [path.suffix for path in parts.iterdir()] == [".checkpoint"]
+    assert not study.train(job, parts, lambda step: step == 40)
+    assert study.train(job, parts, lambda step: False)
+    name = f"{job.file_name}.json"
+    assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    assert [path.name for path in parts.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("study", BOTH, ids=named)
+def test_end_to_end_it_writes_its_folder_and_a_second_start_computes_nothing(study, tmp_path):
+    report = run(study, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "config.json", "manifest.json", "metrics.csv", "table.md", "report.html",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "config.json").read_text())["study"] == study.name
+    assert all(figure.path.stat().st_size > 1000 for figure in report.figures)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert rows[0] == "problem,method,seed,step,quantity,value"
+    assert {int(line.split(",")[3]) for line in rows[1:]} >= {0, study.config.steps}
+    assert all(math.isfinite(float(line.rsplit(",", 1)[1])) for line in rows[1:])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".csv", ".md", ".html")}
+    run(study, tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text())["runs_computed_by_the_last_start"] == 0
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("study", [*STUDIES, *SWEEPS[:2]], ids=named)
+def test_every_claim_is_answered_and_a_single_seed_is_never_enough(study, tmp_path):
+    run(study, tmp_path)
+    found = json.loads((tmp_path / "claims.json").read_text())
+    assert {finding["text"] for finding in found} == {claim.text for claim in study.asked()}
+    assert {finding["verdict"] for finding in found} == {"not enough to say"}
+    table = (tmp_path / "table.md").read_text()
+    assert all(finding["text"] in table for finding in found)
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=named)
+def test_static_takes_the_time_averaged_weights_of_its_own_seed(study, tmp_path):
+    jobs = [job for job in study.jobs() if job.weights_from]
+    if not jobs:
+        pytest.skip(f"{study.name} has no static weights")
+    kept = {job.method for job in jobs} | set(STATIC.values())
+    run(type(study)(replace(study.config, methods=",".join(kept))), tmp_path)
+    for job in jobs:
+        ends = [
+            json.loads((tmp_path / "runs" / f"{one.file_name}.json").read_text())["averaged_weights"]
+            for one in (job, job.weights_from)
+        ]
+        assert ends[0] == pytest.approx(ends[1])
+        assert ends[0] != [1.0] * len(ends[0])
