@@ -127,16 +127,18 @@ class VisionModule(LightningModule, Experiment):
         return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> Any:
-        """The step numbers; `losses` draws the batch of each."""
-        return DataLoader(range(self.global_step, self.config.steps), batch_size=None)  # pyright: ignore
+        """Nothing but a length: `training_step` draws the batch of its step, whatever the loader was resumed at."""
+        return DataLoader(range(self.config.steps), batch_size=None)  # pyright: ignore
 
-    def training_step(self, step: int, _: int) -> Tensor:
-        if int(step) % self.config.record_every == 0:
-            self._record(int(step))
-        losses = self.losses(int(step))
-        if int(step) % self.config.record_every == 0:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        step = self.global_step
+        is_recorded = step % self.config.record_every == 0
+        if is_recorded:
+            self._record(step)
+        losses = self.losses(step)
+        if is_recorded:
             found = zip(self.tasks, losses.tolist(), strict=True)
-            self.rows += [(int(step), f"loss/{task}", value) for task, value in found]
+            self.rows += [(step, f"loss/{task}", value) for task, value in found]
         return self.weighting(losses)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
