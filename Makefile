@@ -19,7 +19,7 @@ help:  ## This list
 # torch first and pinned, so that nothing after it can pull another build; then the packages with all they need.
 PARTS_studies := -e . -e ./studies
 PARTS_dev := -e '.[dev]' -e './studies[vision,rl,molecules,ray]'
-PARTS_bench := -e '.[bench]'
+PARTS_bench := -e '.[bench]' -e ./studies
 PARTS_docs := -e '.[docs]'
 $(VENV)/.ready-%: pyproject.toml studies/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || $(call FAILED,Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11)

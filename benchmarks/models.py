@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+from gradnorm_studies.vision.models.dense import Head
+from gradnorm_studies.vision.models.segnet import SegNet
 
-VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class MultiTask(nn.Module):
@@ -61,40 +62,28 @@ def conv_block(fan_in: int, fan_out: int, stride: int = 1) -> nn.Sequential:
 
 
 class SegNetTrunk(nn.Module):
-    """VGG16's 13 convolutions down, the mirror image up, max-pool indices handed across.
-
-    The mirror of the very first convolution (3 → 64) is the task's own output layer, so it is not in here.
+    """The studies' SegNet (§5) without its heads.
 
     Args:
-        stages: Channels of each convolution, stage by stage; a pooling follows every stage.
+        width: Factor on all numbers of filters; 1 is the paper's network.
     """
 
-    def __init__(self, stages: Sequence[Sequence[int]] = VGG16_STAGES):
+    def __init__(self, width: float = 1.0):
         super().__init__()
-        widths = [3] + [width for stage in stages for width in stage]
-        blocks = iter(pairwise(widths))
-        pairs = [[next(blocks) for _ in stage] for stage in stages]
-        self.encoder = nn.ModuleList(nn.Sequential(*(conv_block(*pair) for pair in stage)) for stage in pairs)
-        mirrored = [[(out, in_) for in_, out in reversed(stage) if in_ != 3] for stage in reversed(pairs)]
-        self.decoder = nn.ModuleList(nn.Sequential(*(conv_block(*pair) for pair in stage)) for stage in mirrored)
+        self.network = SegNet({"any": Head(1)}, width)
+        self.network.heads.clear()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features at the input's resolution."""
-        indices = []
-        for stage in self.encoder:
-            x, index = F.max_pool2d_with_indices(stage(x), [2, 2])
-            indices.append(index)
-        for stage in self.decoder:
-            x = stage(F.max_unpool2d(x, indices.pop(), [2, 2]))
-        return x
+    def forward(self, image: Tensor) -> Tensor:
+        """Features at a quarter of the input's resolution."""
+        return self.network.features(image)[1]
 
 
-def segnet(channels: Sequence[int], stages: Sequence[Sequence[int]] = VGG16_STAGES) -> MultiTask:
-    """The paper's SegNet (§5): all shared but one output convolution a task, of `channels` channels."""
-    trunk = SegNetTrunk(stages)
-    heads = [nn.Conv2d(stages[0][0], out, 3, padding=1) for out in channels]
-    last_conv = len(trunk.decoder[-1]) - 1  # pyright: ignore[reportArgumentType]
-    return MultiTask(trunk, heads, f"decoder.{len(stages) - 1}.{last_conv}.0.weight")
+def segnet(channels: Sequence[int], width: float = 1.0) -> MultiTask:
+    """The paper's SegNet: all shared but one output convolution a task, of `channels` channels."""
+    trunk = SegNetTrunk(width)
+    last = trunk.network.last_shared
+    (name,) = (name for name, layer in trunk.named_modules() if layer is last)
+    return MultiTask(trunk, [nn.Conv2d(last.out_channels, outputs, 1) for outputs in channels], f"{name}.weight")
 
 
 def heavy_heads(channels: Sequence[int], width: int) -> MultiTask:
@@ -253,7 +242,7 @@ LINEAR_TASKS = (2, 4, 16, 64, 256)
 
 BENCHMARKS: dict[str, Benchmark] = {
     "toy": Benchmark("toy MLP, T=10", lambda: regression(mlp(250, 100, 4, 100, 10), 100, 250, 100), 10, burst=10),
-    "segnet": Benchmark("SegNet 29 M, 160×160, T=3", lambda: scenes(segnet((13, 1, 3)), 2, 160, 160), 3),
+    "segnet": Benchmark("SegNet 29 M, 160×160, T=3", lambda: scenes(segnet((13, 1, 3)), 2, 160, 40), 3),
     "heavy": Benchmark("conv net, heavy heads, T=3", lambda: scenes(heavy_heads((13, 1, 3), width=48), 8, 96, 24), 3),
     "transformer": Benchmark("transformer, T=5", _transformer, 5),
     **{f"linear-{tasks}": _linear(tasks) for tasks in LINEAR_TASKS},

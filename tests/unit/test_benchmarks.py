@@ -11,7 +11,7 @@ from gradnorm import GradNorm
 
 pytest.importorskip("gradnorm_pytorch", reason="needs the extra gradnorm[bench]")
 pytest.importorskip("torchjd", reason="needs the extra gradnorm[bench]")
-pytest.importorskip("gradnorm_studies", reason="the rooms are theirs")
+pytest.importorskip("gradnorm_studies", reason="SegNet is theirs")
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import methods
@@ -22,7 +22,7 @@ import rooms
 
 TINY = {
     "mlp": lambda: models.regression(models.mlp(6, 8, 2, 3, 4), 5, 6, 3),
-    "segnet": lambda: models.scenes(models.segnet((13, 1, 3), ((4, 4), (6, 6))), 2, 8, 8),
+    "segnet": lambda: models.scenes(models.segnet((13, 1, 3), width=1 / 16), 2, 32, 8),
     "heavy": lambda: models.scenes(models.heavy_heads((13, 1, 3), width=4), 2, 16, 4),
     "transformer": lambda: models.texts(
         models.transformer((2, 3), 32, 1, vocabulary=11, length=4), 3, (2, 3), vocabulary=11, length=4

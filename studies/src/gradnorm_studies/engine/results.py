@@ -9,7 +9,9 @@ import dataclasses
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,8 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 def write_manifest(out: Path, computed: int, seconds: float) -> None:
     """Write versions, machine, and the runs that the last start trained."""
     facts = {
+        "date": date.today().isoformat(),
+        "commit": _commit(),
         "gradnorm": _version("gradnorm"),
         "torch": torch.__version__,
         "torchjd": _version("torchjd"),
@@ -57,6 +61,16 @@ def write_manifest(out: Path, computed: int, seconds: float) -> None:
         "seconds_of_the_last_start": round(seconds, 1),
     }
     write_whole(out / "manifest.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def _commit() -> str:
+    """The commit of the checkout that this code lies in, with a mark if it was changed; empty outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        found = subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
 
 
 def _version(package: str) -> str:
