@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -146,20 +147,24 @@ def _faces(arrays: Mapping[str, Array]) -> Faces:
 # ------------------------------------------------------------------------------------------------- the prepared file
 
 
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
+"""What reading a file raises that is empty, cut off, damaged or something else; TypeError for a single array."""
+
+
 def _check_prepared(path: Path) -> list[Part]:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             missing = [key for split in LISTS for name in SHAPES if (key := f"{split}_{name}") not in file.files]
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile):
+    except UNREADABLE:
         return [Part(str(path), "not a file of arrays (.npz)", False)]
     return [Part(str(path), f"without {', '.join(missing)}" if missing else "complete", not missing)]
 
 
 def _read_prepared(path: Path) -> Arrays:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             arrays = {f"{split}_{name}": file[f"{split}_{name}"] for split in LISTS for name in SHAPES}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UsageError(f"{path} is damaged ({error}): write it again. {REMEDY}") from None
     for split in LISTS:
         n = len(np.atleast_1d(arrays[f"{split}_image"]))
