@@ -118,7 +118,7 @@ def test_landmarks_are_where_they_were_in_the_image(tmp_path):
             rows, columns = np.mgrid[:40, :40] + 0.5
             center = [(image * axis).sum() / image.sum() for axis in (columns, rows)]
             index = np.abs(points - at).sum(axis=1).argmin()
-            np.testing.assert_allclose(40 * found[index], center, atol=0.3)
+            np.testing.assert_allclose(40 * found[index], center, atol=0.05)
 
 
 def test_a_crop_beyond_the_image_is_black_there(tmp_path):
@@ -285,10 +285,10 @@ def test_gain_over_single_is_the_mean_over_tasks():
     assert found.final("eye distance", "single", "Δm %") == pytest.approx([0])
 
 
-def test_stuck_is_within_a_percent_of_the_majority():
+def test_stuck_is_less_than_a_percent_below_the_majority():
     runs = {("pixels", "equal", seed): [(9, "glasses error %", v)] for seed, v in enumerate((8.0, 6.0, 9.5))}
     margins = stuck("glasses", "equal")(Metrics(runs), "pixels").margins
-    assert (margins > 0).tolist() == [True, False, False]
+    assert (margins > 0).tolist() == [True, False, True]
 
 
 def test_validation_faces_are_the_same_for_all_runs_and_not_trained_on(tmp_path):

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -196,12 +195,12 @@ def measure(points: Tensor, scores: Tensor, faces: Faces) -> dict[str, float]:
 
 
 def stuck(task: str, method: str, tolerance: float = 1.0) -> Look:
-    """Whether an attribute's error ends within `tolerance`, in percent of the faces, of the majority class's."""
+    """Whether an attribute's error ends at most `tolerance`, in percent of the faces, below the majority class's."""
 
     def look(metrics: Metrics, problem: str) -> Evidence:
         ours = metrics.final(problem, method, ERRORS[task].name)
         found = f"{ERRORS[task].name}: {method} {spread(ours)}, majority {MAJORITY[task]:g}"
-        return Evidence(tolerance - np.abs(ours - MAJORITY[task]), found)
+        return Evidence(ours - (MAJORITY[task] - tolerance), found)
 
     return look
 
