@@ -115,7 +115,11 @@ def prepare(root: str | Path, out: str | Path) -> Path:
 
 
 def check(root: str | Path) -> list[Part]:
-    """What is there of the data and what is missing; contents are not read."""
+    """What is there of the data and what is missing; of contents, only the lists are read.
+
+    Raises:
+        UsageError: A line of a list is not what it should be.
+    """
     if not str(root):
         return [Part("--root", "not given", False)]
     path = Path(root)
