@@ -28,7 +28,7 @@ LAYERS = [
 STUDIES_LAYERS = [
     ["weightings", "analysis"],
     ["engine"],
-    ["toy", "digits", "control", "vision"],
+    ["toy", "digits", "faces", "control", "vision"],
     ["sweeps"],
     ["studies"],
     ["cli"],
