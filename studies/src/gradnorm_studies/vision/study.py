@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -65,15 +65,10 @@ class ImageStudy(Study[I]):
         super().__init__(config)
         self.problems = (problem,)
         self.image_tasks, self.images = image_tasks, images
-        own = [image_task.quantities[0] for image_task in image_tasks.values()]
-        self.quantities = (GAIN, *own)
-        self.claims = _claims(own, tuple(image_tasks))
+        self._own = [image_task.quantities[0] for image_task in image_tasks.values()]
+        self.quantities = (GAIN, *self._own)
         self.search_rates, self.default_lr = self.rates[self.config.preset]
         self.gpus = self.config.devices
-
-    def __reduce__(self) -> Any:
-        """Pickled as its config: the functions of claims cannot be."""
-        return type(self), (self.config,)
 
     def tasks(self, problem: str) -> tuple[str, ...]:
         return tuple(self.image_tasks)
@@ -101,10 +96,13 @@ class ImageStudy(Study[I]):
             f"errors, each in its first metric; {GAIN.name} the mean of their gains over one network per task, in %."
         )
 
+    def asked(self) -> Sequence[Claim]:
+        """The claims of §5, about these tasks."""
+        return _claims(self._own, self.tasks(self.problems[0]))
+
     def derive(self, metrics: Metrics) -> Metrics:
         """Add `GAIN`."""
-        own = [image_task.quantities[0] for image_task in self.image_tasks.values()]
-        return metrics.with_gains(GAIN.name, self.problems[0], own)
+        return metrics.with_gains(GAIN.name, self.problems[0], self._own)
 
     def more_tables(self, metrics: Metrics) -> list[Table]:
         """The metrics of later papers."""
@@ -124,7 +122,9 @@ class ImageStudy(Study[I]):
         compared = [method for method in REGULARIZED if method in methods]
         if compared and self.config.steps > self.config.record_every:
             caption = (
-                "Losses over time: of batches while training, and of all test images; means over seeds, their range."
+                "Losses over time, of training batches and of all test images: means over seeds, their range. Training "
+                "batches are augmented, and scaling brings them closer, so that losses of depth are lower there: "
+                "compare how both change."
             )
             found.append(Figure(self._losses(metrics, compared, folder / "losses.png"), caption))
         if {*DRAWN} <= {*methods}:
