@@ -1,6 +1,6 @@
 """Take the small results of finished studies into this folder, and write the table of all claims.
 
-    python results/collect.py runs/units runs/toy …   # folders of `gradnorm reproduce`; none: only the table again
+    python results/collect.py runs/units runs/toy   # folders of `gradnorm reproduce`; none: only the table again
 
 Of each run: `table.md`, `claims.json` (or a search's `learning_rates.json`) and `manifest.json`, in a folder of the same
 name; its pictures into `docs/images`.
@@ -14,6 +14,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parent
 IMAGES = RESULTS.parent / "docs" / "images"
 START, END = "<!-- claims: written by collect.py -->", "<!-- end of claims -->"
+CLAMPED = r"\|cos\|"
 KEPT = ("table.md", "claims.json", "learning_rates.json", "manifest.json", "config.json")
 
 
@@ -44,11 +45,14 @@ def claims_table() -> str:
         verdict = f"**{row['verdict']}**" if row["verdict"] == "holds" else row["verdict"]
         where = f"[{row['study']}]({row['study']}/table.md): {row['problem']}"
         cells = (row["text"], row["source"], where, row["found"], str(row["seeds"]), verdict)
-        lines.append("| " + " | ".join((*cells, f"`{row['command']}`", row["commit"])).replace("|cos|", r"\|cos\|") + " |")
+        lines.append(
+            "| " + " | ".join((*cells, f"`{row['command']}`", row["commit"])).replace("|cos|", r"\|cos\|") + " |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
+    """Take the runs that are named, and write the table."""
     for run in map(Path, sys.argv[1:]):
         take(run)
     page = RESULTS / "README.md"

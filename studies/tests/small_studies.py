@@ -1,8 +1,12 @@
 """A small instance of every study, for the contract battery; a new study adds a line."""
 
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from faces_files import write_prepared
 from gradnorm_studies.control.study import Rl
+from gradnorm_studies.faces.study import FacesStudy
 from gradnorm_studies.helmholtz import PhysicsInformed
 from gradnorm_studies.molecules import Molecules
 from gradnorm_studies.sweeps.alpha import Alpha, AlphaConfig
@@ -21,6 +25,8 @@ IMAGES = {
     "test_images": 2,
 }
 PPO = {"rollout_envs": 2, "rollout_steps": 4, "updates": 2, "minibatch": 4}
+_FOLDER = TemporaryDirectory()
+FACES = str(write_prepared(Path(_FOLDER.name) / "faces.npz"))
 SIZE = {"seeds": 1, "steps": 4, "record_every": 2}
 
 
@@ -34,6 +40,7 @@ STUDIES = [
     small(Units, batch=8, decades=1),
     small(Molecules, batch=8),
     small(PhysicsInformed, inside=8, edge=4),
+    small(FacesStudy, root=FACES, batch=4, validation=6),
     small(Vision, **IMAGES),
     small(Detect, **IMAGES),
     small(Rl, batch=8, learning_starts=4, buffer_size=64, eval_episodes=1, **PPO),

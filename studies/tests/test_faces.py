@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from faces_files import FACE, line, write_official, write_prepared
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.experiment import Job
@@ -25,49 +26,6 @@ from gradnorm_studies.faces.study import (
     measure,
     stuck,
 )
-
-FACE = np.array([[100.0, 100.0], [140.0, 98.0], [122.0, 122.0], [104.0, 146.0], [136.0, 144.0]])
-"""Landmarks in an image of 200 × 240 pixels (width, height)."""
-
-
-def line(name, points=FACE, attributes=(1, 1, 2, 3)):
-    numbers = [*points[:, 0], *points[:, 1]]
-    return f" {name} {' '.join(f'{v:.6f}' for v in numbers)} {' '.join(map(str, attributes))}"
-
-
-def write_image(path, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, (240, 200, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-
-
-def write_official(root, train=4, test=2):
-    """Noise and made-up landmarks in MTFL's own form: Windows' separators, a leading space, an empty last line."""
-    random = np.random.default_rng(1)
-    for name, folder, n in (("training.txt", "lfw_5590", train), ("testing.txt", "AFLW", test)):
-        lines = []
-        for i in range(n):
-            write_image(root / folder / f"face {i}.jpg", i)
-            codes = (1 + i % 2, 1, 2, 1 + i % 5)
-            lines.append(line(f"{folder}\\face {i}.jpg", FACE + random.normal(scale=3, size=(5, 2)), codes))
-        (root / name).write_text("\r\n".join([*lines, " "]))
-    return root
-
-
-def write_prepared(path, n=30, **changed):
-    random = np.random.default_rng(0)
-    arrays = {}
-    for split in ("train", "test"):
-        arrays |= {
-            f"{split}_image": random.integers(0, 256, (n, 40, 40), dtype=np.uint8),
-            f"{split}_points": ((FACE - 60) / 120 + random.normal(scale=0.02, size=(n, 5, 2))).astype(np.float32),
-            **{f"{split}_{name}": random.integers(0, 2, n).astype(np.uint8) for name in ("gender", "smile", "glasses")},
-            f"{split}_pose": random.integers(0, 5, n).astype(np.uint8),
-        }
-    arrays = {key: value for key, value in {**arrays, **changed}.items() if value is not None}
-    np.savez(path, **arrays)
-    return path
-
 
 # ------------------------------------------------------------------------------------------------------------- data
 
@@ -281,13 +239,13 @@ def test_gain_over_single_is_the_mean_over_tasks():
     rows = {method: [(9, name, value) for name, value in zip(names, end, strict=True)] for method, end in ends.items()}
     runs = {(problem, method, 0): rows[method] for problem in study.problems for method in ends}
     found = study.derive(Metrics(runs))
-    assert found.final("pixels", "equal", "Δm %") == pytest.approx([(50 - 25) / 5])
+    assert found.final("crop", "equal", "Δm %") == pytest.approx([(50 - 25) / 5])
     assert found.final("eye distance", "single", "Δm %") == pytest.approx([0])
 
 
 def test_stuck_is_less_than_a_percent_below_the_majority():
-    runs = {("pixels", "equal", seed): [(9, "glasses error %", v)] for seed, v in enumerate((8.0, 6.0, 9.5))}
-    margins = stuck("glasses", "equal")(Metrics(runs), "pixels").margins
+    runs = {("crop", "equal", seed): [(9, "glasses error %", v)] for seed, v in enumerate((8.0, 6.0, 9.5))}
+    margins = stuck("glasses", "equal")(Metrics(runs), "crop").margins
     assert (margins > 0).tolist() == [True, False, True]
 
 
@@ -324,17 +282,17 @@ def test_problems_differ_in_the_unit_of_the_landmarks_loss_alone(config):
     for problem in FacesStudy.problems:
         torch.manual_seed(0)
         values[problem] = Recognition(config, Job(problem, "equal", 0, 1e-3)).losses(0)
-    pixels, eyes = values["pixels"], values["eye distance"]
-    assert torch.equal(pixels[1:], eyes[1:])
-    assert 100 < pixels[0] / eyes[0] < 1600  # 40² times the squared distance between the eyes, about 1/3
+    crop, eyes = values["crop"], values["eye distance"]
+    assert torch.equal(crop[1:], eyes[1:])
+    assert 0.06 < crop[0] / eyes[0] < 1  # the squared distance between the eyes, about 1/3
 
 
-def test_the_loss_in_pixels_is_the_mean_square_over_coordinates(config):
-    run = Recognition(config, Job("pixels", "equal", 0, 1e-3))
+def test_the_loss_in_crop_units_is_the_mean_square_over_coordinates(config):
+    run = Recognition(config, Job("crop", "equal", 0, 1e-3))
     run.model.heads[0].weight.data.zero_()
-    run.model.heads[0].bias.data.fill_(0.1)  # 4 of 40 pixels from the mean face
+    run.model.heads[0].bias.data.fill_(0.1)  # from the mean face
     run._train = replace(run._train, points=run.model.mean_face.expand(20, 5, 2))
-    assert run.losses(0)[0].item() == pytest.approx(16)
+    assert run.losses(0)[0].item() == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("method", ["equal", "gradnorm", "closed-form", "single"])
@@ -362,5 +320,5 @@ def test_the_report_has_table_3_beside_ours(config, tmp_path):
     names = [quantity.name for quantity in (study.metric, *study.quantities) if quantity.name != "Δm %"]
     runs = {(p, "equal", 0): [(9, name, 8.0) for name in names] for p in study.problems}
     (table,) = study.more_tables(Metrics(runs))
-    assert [row[:2] for row in table.rows[3:]] == [("pixels", "equal"), ("eye distance", "equal")]
+    assert [row[:2] for row in table.rows[3:]] == [("crop", "equal"), ("eye distance", "equal")]
     assert all(len(row) == len(table.header) for row in table.rows)

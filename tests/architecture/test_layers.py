@@ -26,11 +26,14 @@ LAYERS = [
     ["plots", "lightning", "transformers"],
 ]
 STUDIES_LAYERS = [
-    ["weightings", "analysis"],
+    ["weightings"],
+    ["analysis"],
     ["engine"],
-    ["toy", "digits", "faces", "control", "vision"],
+    ["networks"],
+    ["toy", "molecules", "helmholtz", "faces", "control", "vision"],
+    ["units"],
     ["sweeps"],
-    ["studies"],
+    ["studies", "cli_data"],
     ["cli"],
     ["__init__"],
 ]

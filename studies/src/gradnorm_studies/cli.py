@@ -34,12 +34,13 @@ def build() -> typer.Typer:
     """The command line, with one command per study."""
     import typer
 
+    from gradnorm_studies.cli_data import data_commands
     from gradnorm_studies.studies import STUDIES
 
     app = typer.Typer(name="gradnorm", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     reproduce = typer.Typer(no_args_is_help=True, help="Run a study and write its folder; run again to resume.")
     app.add_typer(reproduce, name="reproduce")
-    app.add_typer(_data(), name="data")
+    app.add_typer(data_commands(), name="data")
     app.callback()(_about)
     for study in STUDIES.values():
         reproduce.command(study.name, help=study.summary)(_command(study))
@@ -48,41 +49,6 @@ def build() -> typer.Typer:
 
 def _about() -> None:
     """GradNorm for PyTorch: the paper's experiments from one command."""
-
-
-def _data() -> typer.Typer:
-    """The commands of `gradnorm data`."""
-    import typer
-
-    shown = typer.Option(False, "--show", help="Write a contact sheet.")
-    path = typer.Option("rooms.png", help="Path of the PNG file.")
-    count = typer.Option(16, help="Number of rooms.")
-    seeded = typer.Option(0, help="Seed of the data set.")
-    part = typer.Option("train", help="Split: train or test.")
-
-    def rooms(show: bool = shown, out: Path = path, n: int = count, seed: int = seeded, split: str = part) -> None:
-        """Show rooms rendered on the fly: images, and ground truth for every task."""
-        if not show:
-            raise typer.BadParameter("nothing to do: add --show to write a contact sheet.")
-        typer.echo(_show_rooms(out, n, seed, split))
-
-    app = typer.Typer(no_args_is_help=True, help="Show the data sets of the vision studies.")
-    app.callback()(lambda: None)
-    app.command("rooms")(rooms)
-    return app
-
-
-def _show_rooms(out: Path, n: int, seed: int, split: Any) -> Path:
-    import typer
-
-    from gradnorm import ArgumentError
-    from gradnorm_studies.vision.data.preview import contact_sheet
-    from gradnorm_studies.vision.data.rooms import Rooms
-
-    try:
-        return contact_sheet(Rooms(split, n, seed), out)
-    except ArgumentError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def _command(study: type[Study[Any]]) -> Callable[..., None]:

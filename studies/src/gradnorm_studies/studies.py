@@ -6,6 +6,7 @@ from typing import Any
 
 from gradnorm_studies.control.study import Rl
 from gradnorm_studies.engine.study import Study
+from gradnorm_studies.faces.study import FacesStudy
 from gradnorm_studies.helmholtz import PhysicsInformed
 from gradnorm_studies.molecules import Molecules
 from gradnorm_studies.sweeps.alpha import Alpha
@@ -14,5 +15,8 @@ from gradnorm_studies.toy import Toy
 from gradnorm_studies.units import Units
 from gradnorm_studies.vision.study import Detect, Vision
 
-ALL: tuple[type[Study[Any]], ...] = (Units, Toy, Molecules, PhysicsInformed, Vision, Detect, Rl, Alpha, Grid)
+ALL: tuple[type[Study[Any]], ...] = (
+    *(Units, Toy, FacesStudy, Vision, Molecules, PhysicsInformed, Detect, Rl),
+    *(Alpha, Grid),
+)
 STUDIES = {study.name: study for study in ALL}

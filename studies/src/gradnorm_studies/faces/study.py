@@ -1,7 +1,7 @@
 """The supplement's faces: landmarks, gender, smile, glasses and pose by the 40×40 network of Zhang et al. (2014).
 
-The losses are of different kinds, so their balance is arbitrary: the same squared error of the landmarks is large in
-pixels of the crop, and small over the distance between the eyes. Both are shown, as two problems.
+The losses are of different kinds, so their balance is arbitrary: the same squared error of the landmarks is small in
+crop units, and ten times as large over the distance between the eyes. Both are shown, as two problems.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gradnorm_studies.faces.data import ATTRIBUTES, POINTS, SIZE, Faces
 
 TASKS = ("landmarks", *ATTRIBUTES)
 UNITS: dict[str, Callable[[Faces], Tensor]] = {
-    "pixels": lambda faces: torch.full((len(faces),), 1 / SIZE),
+    "crop": lambda faces: torch.ones(len(faces)),
     "eye distance": lambda faces: faces.eye_distances,
 }
 """The problems: the unit of the landmarks' loss, [n], as a share of the crop."""
@@ -273,9 +273,9 @@ class FacesStudy(Study[FacesConfig]):
         return (
             f"The network of Zhang et al. (2014) on MTFL, {SIZE}×{SIZE} grey pixels: {', '.join(TASKS)} (frontal or "
             f"not), all shared up to {FEATURES} features, {config.steps:,} steps of {config.batch} faces, without "
-            f"augmentation. The landmarks' squared error is in pixels of the crop, or over each face's distance "
-            f"between the eyes; nothing else differs. Landmark error: mean distance in percent of the distance between "
-            f"the eyes; failure rate: faces above {FAILURE:g} %. The metric is the geometric mean of the five tasks' "
+            f"augmentation. The landmarks' squared error is in units of the crop (0 to 1), or over each face's "
+            f"distance between the eyes; nothing else differs. Landmark error: mean distance in percent of the distance "
+            f"between the eyes; failure rate: faces above {FAILURE:g} %. The metric is the geometric mean of the five tasks' "
             f"errors, in which the same relative gain counts the same in every task; Δm the mean gain over one network "
             f"per task. {config.validation:,} training faces are held out for choices. All methods with a seed start "
             f"from the same initial values and see the same batches."

@@ -144,7 +144,7 @@ class ImageStudy(Study[I]):
     def _pictures(self, folder: Path) -> Path:
         jobs = {job.method: job for job in self.jobs() if job.seed == 0}
         made = {method: read_result(folder.parent, jobs[method])["pictures"] for method in DRAWN}
-        truths = load(replace(self.images, test=SHOWN), "test")
+        truths = load(replace(self.images, test=min(SHOWN, self.images.test)), "test")
         return compare(folder / "pictures.png", truths, made, tuple(self.image_tasks))
 
 
