@@ -30,7 +30,7 @@ $(VENV)/.ready-%: pyproject.toml studies/pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.ready-studies  ## Environment, install, the paper's toy problem: table and picture at the end
-	@$(BIN)/gradnorm reproduce toy --out runs/toy || $(call FAILED,the study did not finish; run it again and it resumes where it stopped)
+	@$(BIN)/gradnorm reproduce toy --steps 2500 --record-every 25 --methods gradnorm,closed-form,equal,divided,uncertainty,static --out runs/demo || $(call FAILED,the study did not finish; run it again and it resumes where it stopped)
 
 test: lint types $(VENV)/.ready-dev  ## Environment, lint, types, all fast tests
 	@$(BIN)/python -m pytest -q -n 2 || $(call FAILED,a test failed; see above)

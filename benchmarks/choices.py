@@ -13,16 +13,11 @@ are made by the figures on the validation split; those on the test split stand a
 """
 
 import argparse
-import ast
-import csv
-import functools
 import importlib.util
-import itertools
 import json
 import math
 import multiprocessing
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -30,13 +25,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradnorm import ClosedForm, Descent, GradNorm
+from gradnorm_studies import molecules
+from gradnorm_studies.networks import perceptron
 from report import table
 
 RESULTS = Path(__file__).parent / "results"
@@ -90,12 +86,6 @@ class Split(NamedTuple):
 def split(count: int, generator: torch.Generator) -> Split:
     order = torch.randperm(count, generator=generator)
     return Split(*order.split([count - 2 * (count // 5), count // 5, count // 5]))
-
-
-def perceptron(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
-    """Linear layers, each with an activation behind it."""
-    layers = [(nn.Linear(m, n), activation()) for m, n in itertools.pairwise(sizes)]
-    return nn.Sequential(*(part for pair in layers for part in pair))
 
 
 def last_weight(layers: nn.Sequential) -> Tensor:
@@ -267,85 +257,6 @@ class Outliers(Rare):
         return labels + torch.where(rare, normal / uniform.clamp(min=1e-4).sqrt(), 0.0)
 
 
-# --------------------------------------------------------------------------------------------------------- molecules
-
-ELEMENTS = "HCNOF"
-RADII = np.array([0.31, 0.76, 0.71, 0.66, 0.57])
-"""Covalent, in Å."""
-CHARGES = np.array([1, 6, 7, 8, 9])
-BONDS = ("CH", "HN", "HO", "CC", "CN", "CO", "CF", "NN", "NO")
-SIGNS = ("=", "#", "(", "@")
-TARGETS = {
-    "μ": "Dipole_debye",
-    "α": "Polarizability_bohr3",
-    "HOMO": "HOMO_au",
-    "LUMO": "LUMO_au",
-    "R2": "R2_bohr2",
-    "ZPVE": "ZPVE_au",
-    "U0": "InternalEnergy_0K_au",
-    "U": "InternalEnergy_298K_au",
-    "H": "Enthalphy_298K_au",
-    "G": "GibbsFreeEnergy_298K_au",
-    "Cv": "Heatcapacity_Cv_cal_mol_K",
-}
-ENERGIES = ("U0", "U", "H", "G")
-EVERY = 6
-"""One molecule in six is used, some 21,800."""
-
-
-def molecule_files() -> list[Path]:
-    """The parts that qm9pack brings; its own reader needs packages that a recent Python lacks."""
-    found = importlib.util.find_spec("qm9pack")
-    places = found.submodule_search_locations if found else None
-    return sorted((Path(next(iter(places))) / "data").glob("qm9_part*.csv")) if places else []
-
-
-def describe(row: dict[str, str]) -> list[float]:
-    """34 numbers of a molecule: its composition, size and shape, bonds by kind, and signs of its SMILES."""
-    kinds = np.array([ELEMENTS.index(symbol) for symbol in ast.literal_eval(row["Elements"])])
-    at = np.array(json.loads(row["XYZ_Ang"]))
-    counts = np.bincount(kinds, minlength=len(ELEMENTS))
-    centered = at - at.mean(0)
-    shape = np.sqrt(np.linalg.eigvalsh(centered.T @ centered / len(at)).clip(0))
-    first, second = np.triu_indices(len(at), 1)
-    apart = np.linalg.norm(at[first] - at[second], axis=1)
-    repulsion = (CHARGES[kinds[first]] * CHARGES[kinds[second]] / apart).sum()
-    bonded = apart < 1.3 * (RADII[kinds[first]] + RADII[kinds[second]])
-    ends, lengths = np.stack([first, second])[:, bonded], apart[bonded]
-    names = ["".join(sorted(ELEMENTS[kinds[i]] + ELEMENTS[kinds[j]])) for i, j in ends.T]
-    number = Counter(names)
-    mean_lengths = [
-        fmean([length for name, length in zip(names, lengths, strict=True) if name == bond] or [0.0])
-        for bond in ("CC", "CN", "CO")
-    ]
-    degrees = np.bincount(ends.ravel(), minlength=len(at))[kinds > 0]
-    neighbors = [float((degrees == n).sum()) for n in (1, 2, 3, 4)]
-    rings = len(lengths) - len(at) + 1
-    signs = [float(row["SMILES"].count(sign)) for sign in SIGNS]
-    extent = np.linalg.norm(centered, axis=1).max()
-    sizes = [len(at), (kinds > 0).sum(), extent, repulsion, rings]
-    sizes = [len(at), sum(kinds > 0), extent, apart.max(), repulsion, rings]
-    return [float(x) for x in (*counts, *sizes, *shape, *(number[b] for b in BONDS), *mean_lengths, *neighbors, *signs)]
-
-
-@functools.cache
-def molecules() -> tuple[Tensor, Tensor]:
-    """Descriptors [n, 34] and targets [n, 11], as they stand in the files."""
-    inputs, targets = [], []
-    for path in molecule_files():
-        with path.open(newline="") as file:
-            for index, row in enumerate(csv.DictReader(file)):
-                if index % EVERY == 0:
-                    inputs.append(describe(row))
-                    targets.append([float(row[column]) for column in TARGETS.values()])
-    return torch.tensor(inputs), torch.tensor(targets, dtype=torch.float64)
-
-
-def standardize(values: Tensor, train: Tensor) -> Tensor:
-    mean, deviation = values[train].mean(0), values[train].std(0)
-    return ((values - mean) / deviation.clamp(min=1e-6)).float()
-
-
 class Molecules:
     """QM9: eleven standardized properties from 34 simple descriptors; energies less each element's usual share."""
 
@@ -354,18 +265,11 @@ class Molecules:
 
     def __init__(self, seed: int, task: str | None = None) -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        x, y = molecules()
-        self._rows = split(len(x), self._generator)
-        composition = torch.cat([x[:, : len(ELEMENTS)], torch.ones(len(x), 1)], 1).double()
-        energies = [list(TARGETS).index(name) for name in ENERGIES]
-        train = self._rows.train
-        usual = torch.linalg.lstsq(composition[train], y[train][:, energies]).solution
-        y = y.clone()
-        y[:, energies] -= composition @ usual
-        self._x, self._y = standardize(x, train), standardize(y, train)
-        self._columns = {name: i for i, name in enumerate(TARGETS) if task in (None, name)}
+        self._x, self._y, _ = molecules.prepared(seed)
+        self._rows = split(len(self._x), self._generator)
+        self._columns = {name: i for i, name in enumerate(molecules.TASKS) if task in (None, name)}
         self.tasks = tuple(self._columns)
-        self.model = Heads(x.shape[1], 128, dict.fromkeys(self.tasks, 1))
+        self.model = Heads(self._x.shape[1], 128, dict.fromkeys(self.tasks, 1))
         self.shared = last_weight(self.model.trunk)
 
     def losses(self) -> Losses:
@@ -507,7 +411,7 @@ def with_gains(found: dict[Job, Figures]) -> dict[Job, Figures]:
         if job.problem != "molecules" or job.task:
             continue
         for name in SPLITS:
-            single = {task: found[replace(job, method=EQUAL, task=task)][f"{name} {task}"] for task in TARGETS}
+            single = {task: found[replace(job, method=EQUAL, task=task)][f"{name} {task}"] for task in molecules.TASKS}
             gains = [1 - figures[f"{name} {task}"] / error for task, error in single.items()]
             figures[f"{name} {Molecules.main}"] = 100 * fmean(gains)
     return found
@@ -541,7 +445,7 @@ def cell(values: Sequence[float], digits: int = 1) -> str:
 
 def available(names: Iterable[str]) -> list[str]:
     """Those whose data are here."""
-    return [name for name in names if name != "molecules" or molecule_files()]
+    return [name for name in names if name != "molecules" or importlib.util.find_spec("qm9pack")]
 
 
 def comparison(problems: Iterable[str], methods: Sequence[Method], seeds: int, steps: int | None) -> list[Job]:
@@ -552,7 +456,7 @@ def comparison(problems: Iterable[str], methods: Sequence[Method], seeds: int, s
         for seed in range(seeds)
         for method, task in (
             *((method, None) for method in methods),
-            *((EQUAL, task) for task in TARGETS if problem == "molecules"),
+            *((EQUAL, task) for task in molecules.TASKS if problem == "molecules"),
         )
     ]
 

@@ -145,7 +145,7 @@ class Study(ABC, Generic[C]):
         return StudyReport(
             title=self.title,
             command=self.command(),
-            lead=[self.lead(), *self.losing(metrics)],
+            lead=[self.lead(), *self.caution(), *self.losing(metrics)],
             tables=[*self.tables_of(metrics, best), *claims.tables(findings, self.is_papers)],
             figures=[*self.figures_of(metrics, figures), *self.more_figures(metrics, figures)],
             settings=config_table(self.config),
@@ -169,6 +169,15 @@ class Study(ABC, Generic[C]):
         """Whether the runs are shorter than they are by default, so that no verdict follows."""
         preset = self.presets.get(getattr(self.config, self.chooser, ""))
         return self.config.steps < (preset or self.default).steps
+
+    def caution(self) -> list[str]:
+        """What a short run cannot show, if this is one."""
+        if not self.is_short:
+            return []
+        steps = self.config.steps
+        return [
+            f"These runs are shorter than the study's own: {steps:,} steps show a beginning, and no verdict follows."
+        ]
 
     def losing(self, metrics: Metrics) -> list[str]:
         """Where the updates end behind other methods, in sentences."""
