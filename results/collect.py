@@ -2,8 +2,8 @@
 
     python results/collect.py runs/units runs/toy   # folders of `gradnorm reproduce`; none: only the table again
 
-Of each run: `table.md`, `claims.json` (or a search's `learning_rates.json`) and `manifest.json`, in a folder of the same
-name; its pictures into `docs/images`.
+Of each run: `table.md`, `claims.json` (or a search's `learning_rates.json`), `config.json` and `manifest.json`, in a
+folder of the same name; its pictures into `docs/images`.
 """
 
 import json

@@ -274,11 +274,12 @@ class FacesStudy(Study[FacesConfig]):
             f"The network of Zhang et al. (2014) on MTFL, {SIZE}×{SIZE} grey pixels: {', '.join(TASKS)} (frontal or "
             f"not), all shared up to {FEATURES} features, {config.steps:,} steps of {config.batch} faces, without "
             f"augmentation. The landmarks' squared error is in units of the crop (0 to 1), or over each face's "
-            f"distance between the eyes; nothing else differs. Landmark error: mean distance in percent of the distance "
-            f"between the eyes; failure rate: faces above {FAILURE:g} %. The metric is the geometric mean of the five tasks' "
-            f"errors, in which the same relative gain counts the same in every task; Δm the mean gain over one network "
-            f"per task. {config.validation:,} training faces are held out for choices. All methods with a seed start "
-            f"from the same initial values and see the same batches."
+            f"distance between the eyes; nothing else differs. Landmark error: mean distance in percent of the "
+            f"distance between the eyes; failure rate: faces above {FAILURE:g} %. The metric is the geometric mean of "
+            f"the five tasks' errors, in which the same relative gain counts the same in every task; Δm the mean gain "
+            f"over one network per task. {config.validation:,} training faces are held out for choices. All methods "
+            f"with a seed start from the same initial values and see the same batches. A run's result is its mean over "
+            f"the last tenth of its records."
         )
 
     def more_tables(self, metrics: Metrics) -> list[Table]:
