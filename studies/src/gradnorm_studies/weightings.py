@@ -32,8 +32,6 @@ class WeightingConfig:
     """Steps over which DWA averages a loss."""
     seed: int = 0
     """Seed of random weights."""
-    priorities: tuple[float, ...] | None = None
-    """GradNorm's `p_i`, one per task. Default: all 1."""
 
 
 class Weighting(nn.Module):
@@ -179,13 +177,7 @@ class GradientNormalization(Weighting):
 
     def __init__(self, config: WeightingConfig, update: Descent | ClosedForm) -> None:
         super().__init__()
-        self.balancer = GradNorm(
-            list(config.tasks),
-            shared=config.shared,
-            alpha=config.alpha,
-            update=update,
-            priorities=config.priorities,
-        )
+        self.balancer = GradNorm(list(config.tasks), shared=config.shared, alpha=config.alpha, update=update)
 
     @property
     def weights(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]

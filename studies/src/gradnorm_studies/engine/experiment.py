@@ -63,14 +63,7 @@ class Experiment(ABC):
     optimizer: torch.optim.Optimizer
 
     def equip(
-        self,
-        job: Job,
-        config: TrainingConfig,
-        shared: nn.Module,
-        *,
-        trained: nn.Module | None = None,
-        epoch: int = 100,
-        priorities: tuple[float, ...] | None = None,
+        self, job: Job, config: TrainingConfig, shared: nn.Module, *, trained: nn.Module | None = None, epoch: int = 100
     ) -> None:
         """Set the weighting, and Adam over the network and over the weighting's own parameters.
 
@@ -80,10 +73,9 @@ class Experiment(ABC):
             shared: The last shared layer, the paper's `W`.
             trained: The part of the model that is trained. Default: all.
             epoch: Steps over which DWA averages a loss.
-            priorities: GradNorm's `p_i`. Default: all 1.
         """
         alpha = config.alpha if job.alpha is None else job.alpha
-        facts = WeightingConfig(self.tasks, shared, alpha, config.weight_lr, job.weights, epoch, job.seed, priorities)
+        facts = WeightingConfig(self.tasks, shared, alpha, config.weight_lr, job.weights, epoch, job.seed)
         self.weighting = weighting(job.method, facts)
         own = {"params": self.weighting.parameters(), "lr": config.weight_lr}
         self.optimizer = torch.optim.Adam([{"params": (trained or self.model).parameters()}, own], lr=job.lr)
