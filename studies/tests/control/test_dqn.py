@@ -11,13 +11,13 @@ from gradnorm_studies.control.environments import GAMES, INPUTS, Transitions, ra
 from .agents import agent
 
 
-def test_targets_use_the_games_rewards_and_do_not_bootstrap_where_episodes_terminate():
+def test_targets_use_the_games_rewards_and_end_where_episodes_terminate():
     found = agent("DQN", discount=0.5)
     n = 4
     inputs = torch.randn(2, len(GAMES), n, INPUTS)
     terminated = torch.tensor([True, False, True, False]).expand(len(GAMES), n)
     chosen = random_actions(n, torch.Generator().manual_seed(0))
-    batch = Transitions(inputs[0], chosen, torch.full((len(GAMES), n), -2.0), inputs[1], terminated, terminated)
+    batch = Transitions(inputs[0], chosen, torch.full((len(GAMES), n), -2.0), inputs[1], terminated, ~terminated)
     with torch.no_grad():
         for p in found.networks.target.parameters():
             p.mul_(2)

@@ -60,7 +60,7 @@ def test_without_single_the_normalized_returns_are_left_out(tmp_path):
     assert asked == {claim.text for claim in CLAIMS if "pays" in claim.text or "GradNorm raises" in claim.text}
 
 
-def test_the_actor_critic_is_without_methods_that_need_positive_losses_and_the_report_says_which():
+def test_the_actor_critic_is_without_methods_that_need_positive_losses():
     study = Rl(replace(CONFIG, methods=",".join(METHODS)))
     methods = {p: [job.method for job in study.jobs() if job.problem == p] for p in study.problems}
     assert methods["DQN"] == list(METHODS)

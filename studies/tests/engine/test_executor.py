@@ -18,10 +18,10 @@ from gradnorm_studies.engine.executor import _execute, reproduce
 from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.pool import InProcess, Pool
 from gradnorm_studies.engine.progress import Board
-from gradnorm_studies.studies import STUDIES
-from gradnorm_studies.sweeps.learning_rate import Search
-from gradnorm_studies.sweeps.registry import BASES
+from gradnorm_studies.studies import STUDIES as REGISTERED
+from gradnorm_studies.sweeps.learning_rate import FIRST_SEED, Search
 from gradnorm_studies.toy import Toy
+from small_studies import STUDIES
 
 METHODS = "gradnorm,equal,static"
 TOY = Toy(replace(Toy.default, seeds=1, steps=4, record_every=2, batch=8, test_size=16, methods=METHODS))
@@ -117,14 +117,13 @@ def test_file_names_are_safe():
 
 
 def test_search_seeds_are_never_reported():
-    reported = {job.seed for study in STUDIES.values() for job in study().jobs()}
-    searched = {job.seed for study in BASES.values() for job in Search(study()).jobs()}
-    assert not reported & searched
+    assert {job.seed for study in STUDIES for job in Search(study).jobs()} == {FIRST_SEED}
+    assert max(study.default.seeds for study in REGISTERED.values()) <= FIRST_SEED
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_in_worker_processes_exits_130_and_the_second_start_gives_the_same(tmp_path):
-    size = ["--seeds", "1", "--steps", "300", "--batch", "4", "--test-size", "8", "--record-every", "100"]
+    size = ["--seeds", "1", "--steps", "800", "--batch", "4", "--test-size", "8", "--record-every", "100"]
     size += ["--methods", METHODS]
     command = [sys.executable, "-c", "from gradnorm_studies.cli import main; main()", "reproduce", "toy", *size]
     out = tmp_path / "stopped"
@@ -137,7 +136,7 @@ def test_ctrl_c_in_worker_processes_exits_130_and_the_second_start_gives_the_sam
     assert process.returncode == 130
     assert "run the same command again" in errors
     assert "Traceback" not in errors
-    study = Toy(replace(Toy.default, seeds=1, steps=300, batch=4, test_size=8, record_every=100, methods=METHODS))
+    study = Toy(replace(Toy.default, seeds=1, steps=800, batch=4, test_size=8, record_every=100, methods=METHODS))
     run(study, out)
     run(study, tmp_path / "whole")
     assert (out / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()

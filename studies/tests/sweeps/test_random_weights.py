@@ -35,7 +35,7 @@ def test_weightings_are_positive_different_and_sum_to_the_number_of_tasks():
     assert len(np.unique(weights, axis=0)) == 100
 
 
-def test_every_weighting_has_a_gain_and_a_distance_from_gradnorms_time_averaged_weights(tmp_path):
+def test_every_weighting_has_a_gain_and_a_distance_from_gradnorms_averages(tmp_path):
     reproduce(TOY, tmp_path, InProcess, Console(file=io.StringIO()))
     results = {job.key: json.loads((tmp_path / "runs" / f"{job.file_name}.json").read_text()) for job in TOY.jobs()}
     metrics = Metrics({key: result["rows"] for key, result in results.items()})

@@ -27,7 +27,7 @@ POSITIVE = ("divided", "uncertainty", "geometric", "dwa")
 """Methods that need positive losses: they divide by a loss, take its logarithm, or fall without bound below 0."""
 
 SMALL, LARGE = "CartPole", "Pendulum"
-"""The games with the smallest and the largest rewards."""
+"""The games with the smallest and the largest rewards; Acrobot's are as small as CartPole's."""
 MEAN, WORST = Quantity("normalized return %", largest=True), Quantity("worst game %", largest=True)
 """Of returns normalized so that random play is 0 and an agent per game is 100: the mean over games, and the least."""
 
@@ -73,9 +73,14 @@ def _return(game: str) -> Quantity:
     return Quantity(f"return/{game}", largest=True)
 
 
-def _loss_of(game: str, problem: str) -> str:
-    """The task whose loss grows with the square of a game's rewards."""
-    return game if problem == "DQN" else f"value {game}"
+def _smallest(problem: str) -> str:
+    """The task of the smallest losses, by rewards of 1; PPO's policy losses have no unit."""
+    return SMALL if problem == "DQN" else f"policy {SMALL}"
+
+
+def _largest(problem: str) -> str:
+    """The task of the largest losses, which grow with the square of the rewards."""
+    return LARGE if problem == "DQN" else f"value {LARGE}"
 
 
 def _claims_of(rule: str, method: str) -> list[Claim]:
@@ -89,9 +94,9 @@ def _claims_of(rule: str, method: str) -> list[Claim]:
             _above(_return(LARGE), "equal", method),
         ),
         Claim(
-            f"{rule} raises the weight of the smallest rewards' errors and lowers that of the largest",
+            f"{rule} raises the weight of the smallest losses and lowers that of the largest",
             REASON,
-            claims.ordered(method, lambda problem: _loss_of(SMALL, problem), lambda problem: _loss_of(LARGE, problem)),
+            claims.ordered(method, _smallest, _largest),
         ),
         *(
             Claim(f"{rule} ends above {name}, by the mean", REASON, _above(MEAN, method, other))
@@ -141,7 +146,7 @@ class Rl(Study[RlConfig]):
         return AGENTS[problem].tasks
 
     def jobs_of(self, problem: str, seed: int, methods: Sequence[str]) -> list[Job]:
-        """Without the methods that need positive losses, where there are others."""
+        """Without the methods that need positive losses, where some are negative."""
         kept = [method for method in methods if problem == "DQN" or method not in POSITIVE]
         return super().jobs_of(problem, seed, kept)
 
@@ -165,15 +170,13 @@ class Rl(Study[RlConfig]):
         return (
             f"One network plays {', '.join(GAMES)}, with one trunk, heads per game, and the games' own rewards: random "
             f"play earns about {earned} per step. DQN balances the games' mean squared temporal-difference errors. "
-            f"PPO balances three losses per game: policy, value (× {config.value_coefficient:g}) and negative entropy "
-            f"(× {config.entropy_coefficient:g}), in equal weights' runs by these usual coefficients alone; how much "
-            f"entropy is wanted is a choice, not a matter of scale, so both updates give its gradient a norm of "
-            f"{config.entropy_priority:g} of the others'. "
-            f"Policy losses are of either sign and entropy losses below zero, so PPO is without the methods that need "
-            f"positive losses: {', '.join(POSITIVE)}. All methods with a seed start from the same initial values and "
-            f"episodes, for {config.steps:,} steps: {played:,} transitions per game for DQN, "
-            f"{_played(config):,} for PPO. A run's result is its mean over the last quarter of its records. "
-            f"Single is one network per game."
+            f"PPO balances two losses per game: the policy's, with its entropy (× {config.entropy_coefficient:g}), and "
+            f"the values' (× {config.value_coefficient:g}), by these usual coefficients alone where weights are equal. "
+            f"How much entropy is wanted is a choice and no matter of scale, so it is a part of the policy's loss, "
+            f"which is of either sign: PPO is without the methods that need positive losses ({', '.join(POSITIVE)}). "
+            f"All methods with a seed start from the same initial values and episodes, for {config.steps:,} steps: "
+            f"{played:,} transitions per game for DQN, {_played(config):,} for PPO. A run's result is its mean over "
+            f"the last quarter of its records. Single is one network per game."
         )
 
 
