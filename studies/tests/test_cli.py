@@ -7,6 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from faces_files import write_official
 from gradnorm_studies import cli
 from gradnorm_studies.studies import STUDIES
 
@@ -73,3 +74,35 @@ def test_without_an_extra_it_says_what_to_install_and_the_commands_load(missing,
     assert f'pip install "gradnorm-studies[{extra}]"' in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("data", ["nyuv2", "faces"])
+def test_what_is_missing_of_a_data_set_is_said_and_where_to_get_it(data, tmp_path):
+    result = invoke("data", data, "--root", str(tmp_path / "nowhere"), "--check")
+    assert result.exit_code == 2
+    assert "nowhere" in result.output
+    assert "Traceback" not in result.output
+    result = invoke("data", data, "--root", str(tmp_path))
+    assert result.exit_code == 2
+    assert "--check" in result.output
+
+
+def test_a_data_set_that_is_there_is_checked_and_prepared(tmp_path):
+    root = write_official(tmp_path / "MTFL")
+    assert invoke("data", "faces", "--root", str(root), "--check").exit_code == 0
+    out = tmp_path / "faces.npz"
+    result = invoke("data", "faces", "--root", str(root), "--out", str(out))
+    assert result.exit_code == 0
+    assert str(out) in result.output
+    result = invoke("data", "faces", "--root", str(out), "--check")
+    assert result.exit_code == 0
+    assert "missing" not in result.output
+
+
+def test_preparing_from_what_is_not_there_writes_nothing(tmp_path):
+    out = tmp_path / "out.npz"
+    for data in ("nyuv2", "faces"):
+        result = invoke("data", data, "--root", str(tmp_path), "--out", str(out))
+        assert result.exit_code == 2
+        assert "Error: " in result.output
+        assert not out.exists()

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradnorm_studies.analysis import claims
-from gradnorm_studies.analysis.claims import RULES, Claim
 from gradnorm_studies.analysis.metrics import Quantity
 from gradnorm_studies.engine.experiment import Experiment, Job, Split, step_generator
 from gradnorm_studies.engine.settings import TrainingConfig, setting
@@ -222,10 +221,6 @@ class Solver(Experiment):
         return {METRIC.name: 100 * error.item()}
 
 
-def _both(text: str, source: str, other: str) -> list[Claim]:
-    return [Claim(text.format(rule), source, claims.beats(METRIC, name, other)) for rule, name in RULES.items()]
-
-
 class PhysicsInformed(Study[HelmholtzConfig]):
     """Helmholtz' equation, where balancing should help, and two where the literature has it losing."""
 
@@ -237,9 +232,9 @@ class PhysicsInformed(Study[HelmholtzConfig]):
     metric = METRIC
     is_papers = False
     claims = (
-        *_both("{} ends below equal weights", "Bischof and Kraus (2021)", "equal"),
-        *_both("{} ends below uncertainty weighting", "ours", "uncertainty"),
-        *_both("{} ends below losses divided by their first values", "ours", "divided"),
+        *claims.both_beat("{} ends below equal weights", "Bischof and Kraus (2021)", METRIC, "equal"),
+        *claims.both_beat("{} ends below uncertainty weighting", "ours", METRIC, "uncertainty"),
+        *claims.both_beat("{} ends below losses divided by their first values", "ours", METRIC, "divided"),
     )
 
     def tasks(self, problem: str) -> tuple[str, ...]:

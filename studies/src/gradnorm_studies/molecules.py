@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradnorm_studies.analysis import claims
-from gradnorm_studies.analysis.claims import RULES, Claim
+from gradnorm_studies.analysis.claims import Claim
 from gradnorm_studies.analysis.metrics import Metrics, Quantity
 from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.experiment import Experiment, Job, Split, step_generator
@@ -173,10 +173,6 @@ QUALITIES = tuple(Quantity(f"{task}: error %") for task in TASKS)
 """Mean absolute errors over the standard deviation of each property."""
 
 
-def _both(text: str, other: str) -> list[Claim]:
-    return [Claim(text.format(rule), "ours", claims.beats(METRIC, name, other)) for rule, name in RULES.items()]
-
-
 class Molecules(Study[MoleculesConfig]):
     """Eleven regressions of equal scale and unlike rates."""
 
@@ -190,10 +186,10 @@ class Molecules(Study[MoleculesConfig]):
     quantities = (DELTA, *QUALITIES)
     is_papers = False
     claims = (
-        *_both("{} ends below equal weights", "equal"),
-        *_both("{} ends below uncertainty weighting", "uncertainty"),
-        *_both("{} ends below the geometric mean", "geometric"),
-        *_both("{}: one network ends below one network per task", "single"),
+        *claims.both_beat("{} ends below equal weights", "ours", METRIC, "equal"),
+        *claims.both_beat("{} ends below uncertainty weighting", "ours", METRIC, "uncertainty"),
+        *claims.both_beat("{} ends below the geometric mean", "ours", METRIC, "geometric"),
+        *claims.both_beat("{}: one network ends below one network per task", "ours", METRIC, "single"),
         Claim("Static GradNorm weights end below equal weights", "§5.2", claims.beats(METRIC, "static", "equal")),
     )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradnorm_studies.analysis import claims
-from gradnorm_studies.analysis.claims import RULES, Claim
+from gradnorm_studies.analysis.claims import Claim
 from gradnorm_studies.analysis.metrics import VALIDATION, Metrics, Quantity
 from gradnorm_studies.engine.experiment import Experiment, Job, Split, step_generator
 from gradnorm_studies.engine.settings import TrainingConfig, setting
@@ -126,10 +126,6 @@ def _largest(problem: str) -> str:
     return f"σ={max(SIGMAS[problem]):g}"
 
 
-def _both(text: str, source: str, other: str) -> list[Claim]:
-    return [Claim(text.format(rule), source, claims.beats(METRIC, name, other)) for rule, name in RULES.items()]
-
-
 CLAIMS = (
     Claim(
         "Equal weights let the largest σ suppress the smallest",
@@ -137,9 +133,9 @@ CLAIMS = (
         claims.suppressed("ratio", "equal", _smallest, _largest),
     ),
     Claim("GradNorm raises the weight of small σ", "§4, fig. 2", claims.ordered("gradnorm", _smallest, _largest)),
-    *_both("{} ends below equal weights", "§4, fig. 2", "equal"),
-    *_both("{} ends below uncertainty weighting", "§4, fig. 2", "uncertainty"),
-    *_both("{} ends below losses divided by their first values", "ours", "divided"),
+    *claims.both_beat("{} ends below equal weights", "§4, fig. 2", METRIC, "equal"),
+    *claims.both_beat("{} ends below uncertainty weighting", "§4, fig. 2", METRIC, "uncertainty"),
+    *claims.both_beat("{} ends below losses divided by their first values", "ours", METRIC, "divided"),
     Claim(
         "Uncertainty weighting is faster at first (a tenth of the run)",
         "§4, fig. 2",
@@ -149,7 +145,7 @@ CLAIMS = (
     Claim("…as its weights keep growing", "§4", claims.growing("uncertainty", tasks)),
     Claim("GradNorm's weights are stable and converge", "§4, fig. 2", claims.settled("gradnorm", tasks)),
     Claim("Static GradNorm weights end below equal weights", "§5.2", claims.beats(METRIC, "static", "equal")),
-    *_both("No static weights of a grid beat it: {} ends below the best", "§5.3", BEST),
+    *claims.both_beat("No static weights of a grid beat it: {} ends below the best", "§5.3", METRIC, BEST),
 )
 
 

@@ -104,6 +104,11 @@ def beats(quantity: Quantity, method: str, other: str) -> Look:
     return look
 
 
+def both_beat(text: str, source: str, quantity: Quantity, other: str) -> list[Claim]:
+    """A claim per update rule: that it ends better than `other`; `{}` in the text stands for the rule's name."""
+    return [Claim(text.format(rule), source, beats(quantity, method, other)) for rule, method in RULES.items()]
+
+
 def suppressed(ratio: str, method: str, small: Name, large: Name) -> Look:
     """Whether the task `small(problem)` ends with a larger loss ratio than the task `large(problem)`."""
 
