@@ -52,6 +52,12 @@ def test_normalized_is_the_share_of_the_way_from_random_play_to_an_agent_alone()
     assert math.isclose(found.final("DQN", "equal", MEAN.name).item(), 250 / 3)
 
 
+def test_where_an_agent_alone_is_no_better_than_random_play_no_share_is_known():
+    alike = {("DQN", "single", 0): returns_of(-150.0, 200.0, -150.0, -75.0)}
+    found = normalized(Metrics(alike), "DQN")
+    assert all(math.isnan(found.final("DQN", "single", quantity.name).item()) for quantity in (MEAN, WORST))
+
+
 def test_without_single_the_normalized_returns_are_left_out(tmp_path):
     study = Rl(replace(CONFIG, methods="gradnorm,equal"))
     report = study.report(metrics_of(study), tmp_path)

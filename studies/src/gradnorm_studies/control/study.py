@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import RULES, Claim, Evidence, Look
 from gradnorm_studies.analysis.metrics import Key, Metrics, MissingRunError, Quantity
@@ -44,7 +46,8 @@ def normalized(metrics: Metrics, problem: str) -> Metrics:
         metrics = _normalized(metrics, problem, game)
     shares = [f"normalized/{game}" for game in GAMES]
     metrics = metrics.derived(MEAN.name, shares, lambda _, row: sum(row.values()) / len(row), problem)
-    return metrics.derived(WORST.name, shares, lambda _, row: min(row.values()), problem)
+    # NumPy's minimum keeps a NaN.
+    return metrics.derived(WORST.name, shares, lambda _, row: float(np.min([*row.values()])), problem)
 
 
 def _normalized(metrics: Metrics, problem: str, game: str) -> Metrics:
@@ -103,7 +106,7 @@ def _claims_of(rule: str, method: str) -> list[Claim]:
             for other, name in OTHERS.items()
         ),
         Claim(f"{rule}'s averages end above equal weights, by the mean", "§5.2", _above(MEAN, FIXED[method], "equal")),
-        Claim(f"One agent by {rule} ends above one per game, by the mean", REASON, _above(MEAN, method, "single")),
+        Claim(f"{rule} with one agent ends above one per game, by the mean", REASON, _above(MEAN, method, "single")),
     ]
 
 
