@@ -96,16 +96,18 @@ NYUV2: Mapping[str, Any] = {
     **CPU,
     "preset": "nyuv2",
     "data": "nyuv2",
+    "model": "fcn",
     "size": 96,
     "image_width": 128,
     "width": 0.25,
-    "steps": 2000,
-    "record_every": 100,
+    "steps": 9000,
+    "record_every": 450,
     "train_images": 715,
     "validation_images": 80,
     "test_images": 654,
 }
-"""For two cores: the small file's own size, all images."""
+"""For two cores: the small file's own size, all images, and the network that learns depth sooner at half the cost. With
+equal weights the test loss of depth rises again after 6,000 of the steps."""
 
 VISION_PRESETS = {
     "cpu": VisionConfig(**CPU),
