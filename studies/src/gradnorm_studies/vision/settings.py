@@ -106,8 +106,8 @@ NYUV2: Mapping[str, Any] = {
     "validation_images": 80,
     "test_images": 654,
 }
-"""For two cores: the small file's own size, all images, and the network that learns depth sooner at half the cost. With
-equal weights the test loss of depth rises again after 6,000 of the steps."""
+"""For two cores: the small file's own size, all images, and the network whose step costs half of SegNet's. In one run
+with equal weights the test loss of depth was lowest at 6,000 steps, while its training loss kept falling."""
 
 VISION_PRESETS = {
     "cpu": VisionConfig(**CPU),
