@@ -96,16 +96,18 @@ NYUV2: Mapping[str, Any] = {
     **CPU,
     "preset": "nyuv2",
     "data": "nyuv2",
+    "model": "fcn",
     "size": 96,
     "image_width": 128,
     "width": 0.25,
-    "steps": 2000,
-    "record_every": 100,
+    "steps": 9000,
+    "record_every": 450,
     "train_images": 715,
     "validation_images": 80,
     "test_images": 654,
 }
-"""For two cores: the small file's own size, all images."""
+"""For two cores: the small file's own size, all images, and the network whose step costs half of SegNet's. In one run
+with equal weights the test loss of depth was lowest at 6,000 steps, while its training loss kept falling."""
 
 VISION_PRESETS = {
     "cpu": VisionConfig(**CPU),
