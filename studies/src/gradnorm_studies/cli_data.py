@@ -126,7 +126,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*header, box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in header:
+        table.add_column(name, overflow="fold")  # addresses and file names are to be copied whole
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
