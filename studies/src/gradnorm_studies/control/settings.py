@@ -17,7 +17,7 @@ class RlConfig(TrainingConfig):
     steps: int = setting(12_000, "An agent per game learns all three; a run takes one to three minutes.", least=1)
     num_envs: int = setting(4, "DQN: copies of each environment, 48,000 transitions per game over a run.", least=1)
     discount: float = setting(0.98, "A horizon of 50 steps: Acrobot needs about 80, CartPole falls within 10.", above=0)
-    batch: int = setting(64, "DQN: a common size; drawn from each game's own replay buffer.", least=1)
+    batch: int = setting(128, "DQN: a common size; drawn from each game's own replay buffer.", least=1)
     buffer_size: int = setting(50_000, "DQN: transitions in the replay buffer per game, more than a run has.", least=1)
     learning_starts: int = setting(
         250, "DQN: random steps of every copy first, so that no batch is from one episode.", least=1
