@@ -96,7 +96,7 @@ def last_weight(layers: nn.Sequential) -> Tensor:
 
 
 class Heads(nn.Module):
-    """A trunk of two layers and a linear head a task."""
+    """A trunk of two layers and a linear head per task."""
 
     def __init__(self, inputs: int, width: int, outputs: dict[str, int]) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Heads(nn.Module):
         self.heads = nn.ModuleDict({task: nn.Linear(width, n) for task, n in outputs.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """[B, inputs] → [B, outputs] a task."""
+        """[B, inputs] → [B, outputs] per task."""
         features = self.trunk(x)
         return {task: head(features) for task, head in self.heads.items()}
 
@@ -372,7 +372,7 @@ def train(job: Job) -> Figures:
 
 
 def swings(weights: Tensor) -> Figures:
-    """Of the weights' logarithms over the last half of the steps: mean change a step, and standard deviation."""
+    """Of the weights' logarithms over the last half of the steps: mean change per step, and standard deviation."""
     late = weights[len(weights) // 2 :].log()
     return {"change": late.diff(dim=0).abs().mean().item(), "spread": late.std(0).mean().item()}
 
@@ -612,7 +612,7 @@ def alpha(study: Study) -> str:
     return "\n\n".join(
         [
             "# Which α",
-            f"Δm is the mean over tasks of the error saved beside one network a task. Place: a method's place among "
+            f"Δm is the mean over tasks of the error saved beside one network per task. Place: a method's place among "
             f"those of its rule, 1 the best, averaged over problems and seeds; on digits by the {Digits.main}. "
             f"The α with the best place: {'; '.join(found)}.",
             "## Validation split",

@@ -35,7 +35,7 @@ class Training:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4)
 
     def losses(self) -> list[Tensor]:
-        """The forward pass: one scalar a task."""
+        """The forward pass: one scalar per task."""
         return self.workload.losses(self.model(self.workload.inputs))
 
     def descend(self, loss: Tensor) -> None:

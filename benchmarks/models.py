@@ -1,4 +1,4 @@
-"""The networks whose training step is timed: a trunk that all tasks share, one head a task.
+"""The networks whose training step is timed: a trunk that all tasks share, one head per task.
 
 Each network is an ordinary `nn.Module` that knows nothing of benchmarks. A `Workload` adds what a training step
 needs: the batch, a loss per task, and the name of the last shared weight `W`.
@@ -19,11 +19,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class MultiTask(nn.Module):
-    """A shared trunk and one head a task.
+    """A shared trunk and one head per task.
 
     Args:
         trunk: Maps the input to the features that every head reads.
-        heads: One module a task.
+        heads: One module per task.
         last_shared: The name, inside the trunk, of its last weight with two or more dimensions.
     """
 
@@ -39,13 +39,13 @@ class MultiTask(nn.Module):
         return self.trunk.get_parameter(self._last_shared)
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
-        """One output a task."""
+        """One output per task."""
         features = self.trunk(inputs)
         return [head(features) for head in self.heads]
 
 
 def mlp(inputs: int, hidden: int, depth: int, outputs: int, tasks: int) -> MultiTask:
-    """The paper's toy network (§4): `depth` ReLU layers, then one affine head a task."""
+    """The paper's toy network (§4): `depth` ReLU layers, then one affine head per task."""
     widths = [inputs] + [hidden] * depth
     layers = [layer for fan_in, fan_out in pairwise(widths) for layer in (nn.Linear(fan_in, fan_out), nn.ReLU())]
     heads = [nn.Linear(hidden, outputs) for _ in range(tasks)]
@@ -79,7 +79,7 @@ class SegNetTrunk(nn.Module):
 
 
 def segnet(channels: Sequence[int], width: float = 1.0) -> MultiTask:
-    """The paper's SegNet: all shared but one output convolution a task, of `channels` channels."""
+    """The paper's SegNet: all shared but one output convolution per task, of `channels` channels."""
     trunk = SegNetTrunk(width)
     last = trunk.network.last_shared
     (name,) = (name for name, layer in trunk.named_modules() if layer is last)
@@ -135,7 +135,7 @@ class TextEncoder(nn.Module):
 def transformer(
     classes: Sequence[int], width: int, depth: int, *, vocabulary: int = 8000, length: int = 64
 ) -> MultiTask:
-    """A text encoder with a two-layer classifier a task; `W` is the last feed-forward output weight."""
+    """A text encoder with a two-layer classifier per task; `W` is the last feed-forward output weight."""
     trunk = TextEncoder(vocabulary, length, width, depth)
     heads = [nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, out)) for out in classes]
     return MultiTask(trunk, heads, f"layers.{depth - 1}.linear2.weight")
@@ -153,8 +153,8 @@ class Workload:
     Attributes:
         model: The network.
         inputs: One batch, used at every step.
-        targets: One tensor a task.
-        loss_functions: One a task, of output and target.
+        targets: One tensor per task.
+        loss_functions: One per task, of output and target.
     """
 
     model: MultiTask
@@ -163,7 +163,7 @@ class Workload:
     loss_functions: Sequence[Loss]
 
     def losses(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """One scalar a task."""
+        """One scalar per task."""
         return [
             loss(output, target)
             for loss, output, target in zip(self.loss_functions, outputs, self.targets, strict=True)
@@ -201,7 +201,7 @@ class Benchmark:
 
 
 def regression(model: MultiTask, batch: int, inputs: int, outputs: int) -> Workload:
-    """Squared errors on vectors, one a task."""
+    """Squared errors on vectors, one per task."""
     tasks = len(model.heads)
     targets = [torch.randn(batch, outputs) for _ in range(tasks)]
     return Workload(model, torch.randn(batch, inputs), targets, [F.mse_loss] * tasks)

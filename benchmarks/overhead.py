@@ -133,7 +133,7 @@ def measure_memory(benchmark: Benchmark, methods: dict[str, Method], device: str
 def play_round(
     benchmark: Benchmark, methods: dict[str, Method], steps: dict[str, Step], device: str, shuffle: random.Random
 ) -> dict[str, float]:
-    """Seconds a step by method; whole periods of each method, its bursts spread over the round."""
+    """Seconds per step by method; whole periods of each method, its bursts spread over the round."""
     turns = {name: max(benchmark.turns, method.period // benchmark.burst) for name, method in methods.items()}
     order = [name for name, count in turns.items() for _ in range(count)]
     shuffle.shuffle(order)
@@ -208,7 +208,7 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--models", default=",".join(BENCHMARKS), help="comma-separated, of: %(default)s")
-    parser.add_argument("--rounds", type=int, default=8, help="paired rounds a model (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=8, help="paired rounds per model (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="two rounds: a look, not a measurement")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="of torch on the CPU (default: %(default)s)")

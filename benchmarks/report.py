@@ -42,7 +42,7 @@ class Verdict:
 
 
 def per_task_cost(benchmark: Results, method: str) -> float:
-    """Seconds a task adds to a step of equal weights."""
+    """Seconds that a task adds to a step of equal weights."""
     return benchmark["methods"][method]["extra_seconds"] / benchmark["tasks"]
 
 
@@ -61,7 +61,7 @@ def verdicts(benchmarks: Results) -> list[Verdict]:
         rows.append(_verdict("peak memory", "memory_ratio", benchmarks.get(name), name, OURS, limit))
     costs = {row["tasks"]: per_task_cost(row, OURS) for row in linear_benchmarks(benchmarks)}
     growth = costs[FLAT_TO] / costs[FLAT_FROM] if {FLAT_FROM, FLAT_TO} <= costs.keys() else None
-    rows.append(Verdict(f"cost a task at T={FLAT_TO} over T={FLAT_FROM}", FLAT_FACTOR, growth))
+    rows.append(Verdict(f"cost per task at T={FLAT_TO} over T={FLAT_FROM}", FLAT_FACTOR, growth))
     return rows
 
 
@@ -118,7 +118,7 @@ def markdown(results: Results) -> str:
         f"`{about['command']}`: torch {about['torch']}, Python {about['python']}, {about['device']}, "
         f"{about['cores']} cores, {about['threads']} threads, {about['rounds']} rounds. "
         "What is measured and how: `benchmarks/README.md`.",
-        "## Time a step, over equal weights: median of the rounds (quartiles)",
+        "## Time per step, over equal weights: median of the rounds (quartiles)",
         time_table(benchmarks),
         "## Peak memory, over equal weights",
         memory_table(benchmarks),
@@ -127,7 +127,7 @@ def markdown(results: Results) -> str:
         f"![Time ratios]({_name(results)}.png)",
     ]
     if linear_benchmarks(benchmarks):
-        parts.append(f"![Cost a task]({_name(results)}_tasks.png)")
+        parts.append(f"![Cost per task]({_name(results)}_tasks.png)")
     if about["device"] != "cpu":
         waits = table(["model", "method"], pauses) if pauses else "None."
         parts += ["## Steps in which the host waits for the GPU", waits]
@@ -157,7 +157,7 @@ def ratio_figure(benchmarks: Results) -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
     for spare in panels:
         spare.set_axis_off()
-    figure.supxlabel("time a step / time of a step with equal weights")
+    figure.supxlabel("time per step / time of a step with equal weights")
     return figure
 
 

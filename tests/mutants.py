@@ -105,7 +105,7 @@ MUTANTS = [
     Mutant(
         "capture/_backward_pass.py", "self.measurement.begin(self._has_run)", "self.measurement.begin(False)", WINDOW
     ),
-    Mutant("capture/_backward_pass.py", "gradient = known + gradient", "gradient = gradient", f"{CASES} -k twice"),
+    Mutant("capture/_meetings.py", "gradient = known + gradient", "gradient = gradient", f"{CASES} -k twice"),
     Mutant(
         "capture/_backward_pass.py",
         "self.measurement.norms(look) * self._weights",

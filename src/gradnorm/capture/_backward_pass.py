@@ -15,27 +15,22 @@ graph, so it would leak. Hooks are therefore registered when the backward begins
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .._errors import warn
-from .._torch_private import current_backward, never_compiled, output_dtype, output_shape
-from ._first_look import FirstLook
+from .._torch_private import current_backward, never_compiled, output_shape
 from ._graph import AccumulateGrad, FrontierEdge, TaskFrontier
 from ._measurement import Opening, Sums, Wanted
-from ._operations import TOLERANCE, Path
+from ._meetings import AtMeetings, GradientBuffer, Meeting
+from ._operations import TOLERANCE
 from ._rows import RowNorms, Rows, WholeRows
-from ._self_check import SelfCheck
 from ._shared import SharedParameter
-
-if TYPE_CHECKING:
-    from ._hooks import AtFrontier
 
 _NONE = -1
 """Identifier of no backward."""
@@ -47,48 +42,9 @@ _BESIDES = (
 )
 
 
-@dataclass
-class GradientBuffer:
-    """The contributions of one task to one shared node, until all have arrived."""
-
-    task: int
-    expected: int
-    waiting: int = 0
-    gradients: dict[int, Tensor] = field(default_factory=dict)
-
-    def add(self, node: Any, edge: FrontierEdge, gradient: Tensor | None) -> None:
-        """Add a contribution that has arrived at `node`."""
-        self.waiting -= 1
-        if gradient is None:
-            return
-        if not edge.is_direct:
-            gradient = gradient.reshape(output_shape(node, edge.nr)).to(output_dtype(node, edge.nr))
-        if (known := self.gradients.get(edge.nr)) is not None:
-            gradient = known + gradient
-        self.gradients[edge.nr] = gradient
-
-
-@dataclass
-class Meeting:
-    """A shared node, and the tasks that meet there."""
-
-    node: Any
-    path: Path
-    buffers: list[GradientBuffer] = field(default_factory=list)
-    outputs: set[int] = field(default_factory=set)
-    waiting: int = 0
-    is_batched: bool | None = None
-    check: SelfCheck | None = None
-    has_run: bool = False
-
-    def reset(self) -> None:
-        """Nothing has arrived."""
-        self.waiting, self.check, self.has_run = len(self.buffers), None, False
-        for buffer in self.buffers:
-            buffer.waiting, buffer.gradients = buffer.expected, {}
-
-
 Arriving = Sequence[tuple[FrontierEdge, GradientBuffer, Meeting]]
+TakeLook = Callable[["BackwardPass", Tensor], None]
+"""Called as `(backward pass, factor)` at the start of the first backward; leaves the pass ready to measure."""
 
 
 class BackwardPass:
@@ -103,7 +59,7 @@ class BackwardPass:
     """
 
     def __init__(
-        self, measurement: AtFrontier, tasks: Sequence[int], losses: Tensor, mask: Tensor, wanted: Wanted
+        self, measurement: AtMeetings, tasks: Sequence[int], losses: Tensor, mask: Tensor, wanted: Wanted
     ) -> None:
         self.measurement = measurement
         self.tasks = tasks
@@ -112,7 +68,7 @@ class BackwardPass:
         self.wanted = wanted
         self.shared: Sequence[SharedParameter] = ()
         self.frontiers: Sequence[TaskFrontier] = ()
-        self.first_look: FirstLook | None = None
+        self.first_look: TakeLook | None = None
         self.opening: Opening | None = None
         self._meetings: list[Meeting] = []
         self._roots: list[tuple[FrontierEdge, GradientBuffer, Meeting]] = []
@@ -133,7 +89,7 @@ class BackwardPass:
         self._has_run = True
         if self.first_look is not None:
             look, self.first_look = self.first_look, None
-            look.take(self, factor)
+            look(self, factor)
         if self.opening is not None and self.opening.weights is not None:
             weights = self.opening.weights
         if self.frontiers:

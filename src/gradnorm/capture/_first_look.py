@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +21,13 @@ from torch.autograd.graph import GradientEdge
 
 from .._errors import GraphError, warn
 from .._torch_private import first_backward_still_to_come, output_dtype, output_shape
+from ._backward_pass import BackwardPass
 from ._collectors import Edge
 from ._graph import AutogradGraph
 from ._measurement import Opening, Sums, looking
 from ._operations import TOLERANCE, Path, kind
 from ._products import refusal
 from ._shared import DetectedLayer
-
-if TYPE_CHECKING:
-    from ._backward_pass import BackwardPass
 
 
 class FirstLook:

@@ -5,51 +5,27 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._errors import GraphError, StateError
+from .._errors import GraphError
 from .._numerics import at_least_float32, row_norms
 from .._torch_private import outside_compiled_graph
-from ._backward_pass import BackwardPass, Meeting
+from ._backward_pass import BackwardPass
 from ._first_look import FirstLook
 from ._graph import AutogradGraph
-from ._measurement import BalancedLoss, FindOpening, Measurement, Present, Sums, Wanted
+from ._measurement import BalancedLoss, FindOpening, Present, Sums, Wanted
+from ._meetings import AtMeetings, Meeting
 from ._products import REENTRANT, Gradients, batched_product, can_be_batched, product
 from ._self_check import SelfCheck
 from ._shared import SharedParameter, entry_count, flat, is_distributed, whole
 
 
-class AtFrontier(Measurement):
-    """Base of the measurements by hooks on the frontier; subclasses define what is measured of a task's gradient.
-
-    Attributes:
-        check: Whether the next measured backward checks itself.
-        adds_up: Whether the measurements of several backwards can be added; if not, only one backward is of use.
-    """
-
-    adds_up = True
-
-    def __init__(self, *args: Any, check: bool = True) -> None:
-        super().__init__(*args)
-        self.check = check
-        self._sums: Sums | None = None
-
-    @property
-    def sums(self) -> Sums | None:
-        """The sums over the backwards since the last `clear`; `None` if there was none."""
-        return self._sums
-
-    def clear(self) -> None:
-        super().clear()
-        self._sums = None
-
-    def add(self, sums: Sums) -> None:
-        self._sums = sums if self._sums is None else self._sums.plus(sums)
+class AtFrontier(AtMeetings):
+    """Base of the measurements by hooks on the frontier."""
 
     def balanced(
         self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening, wanted: Wanted
@@ -69,7 +45,7 @@ class AtFrontier(Measurement):
         self._check(one, graph)
         one.opening = opening()
         if one.opening is not None:
-            one.first_look = FirstLook(graph, one.opening)
+            one.first_look = FirstLook(graph, one.opening).take
         return BalancedLoss.apply(values, weights, one.begin)  # pyright: ignore[reportReturnType]
 
     def _check(self, one: BackwardPass, graph: AutogradGraph) -> None:
@@ -92,24 +68,6 @@ class AtFrontier(Measurement):
             f"the loss of task {self.names[missing]!r} does not reach {self.layer.called}; "
             "give as shared a layer that all tasks use, or leave the task out of the balancer"
         )
-
-    @abstractmethod
-    def entries(self, meeting: Meeting, gradients: Sequence[Gradients], shared: Sequence[SharedParameter]) -> Tensor:
-        """[K, N], the entries to add for the contributions of K tasks to one shared node."""
-
-    def can_be_batched(self, meeting: Meeting, shared: Sequence[SharedParameter], device: torch.device) -> bool:
-        """Whether to measure the contributions of all tasks together."""
-        return False
-
-    def nothing(self, like: Tensor) -> Sums:
-        if not self.layer.parameters:
-            raise StateError("this process has seen no loss yet, so W is not known here; give the layer with shared=")
-        zeros = torch.zeros_like(like)
-        return Sums(self.no_entries(like), zeros, zeros, zeros)
-
-    @abstractmethod
-    def no_entries(self, like: Tensor) -> Tensor:
-        """[T, N], zeros."""
 
 
 class AtLayer(AtFrontier):

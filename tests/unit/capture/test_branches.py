@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from gradnorm import ArgumentError, GradNorm, StateError
@@ -93,7 +94,7 @@ def test_one_compiled_graph_measures_the_same(inside, backend):
 @pytest.mark.filterwarnings("default")
 def test_one_graph_serves_all_steps():
     net, *_ = pair()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     train(net, net.balancer, torch.compile(net.balanced, fullgraph=True, backend=counter), steps=6)
     assert counter.frame_count == 1
 
