@@ -43,7 +43,7 @@ def measure(device: str, size: int, out: int, rounds: int) -> tuple[float, float
 def table(rows: list[tuple[str, int, int, float, float]], rounds: int) -> str:
     devices = ", ".join(f"{device}: batches of {BATCH[device]}" for device in dict.fromkeys(row[0] for row in rows))
     lines = [
-        f"Rendered rooms per second, made by `python benchmarks/rooms.py --rounds {rounds}`; one CPU thread; {devices}; "
+        f"Rendered rooms per second, by `python benchmarks/rooms.py --rounds {rounds}`; one CPU thread; {devices}; "
         f"the median of {rounds} rounds. PyTorch {torch.__version__}.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
