@@ -3,10 +3,13 @@
 import dataclasses
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+import gradnorm
 from faces_files import write_official
 from gradnorm_studies import cli
 from gradnorm_studies.studies import STUDIES
@@ -14,6 +17,27 @@ from gradnorm_studies.studies import STUDIES
 
 def invoke(*arguments: str):
     return CliRunner().invoke(cli.build(), list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+
+
+def test_the_version_is_that_of_both_packages():
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.output == f"gradnorm {gradnorm.__version__}\n"
+    assert gradnorm.__version__ == version("gradnorm") == version("gradnorm-studies")
+
+
+def groups(command, path=()):
+    """Every command and group of commands, as arguments."""
+    yield path
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from groups(sub, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(groups(typer.main.get_command(cli.build()))), ids=" ".join)
+def test_h_is_help_everywhere(path):
+    short, long = (invoke(*path, option) for option in ("-h", "--help"))
+    assert short.exit_code == long.exit_code == 0
+    assert short.output == long.output
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
