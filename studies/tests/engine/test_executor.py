@@ -17,7 +17,7 @@ from gradnorm_studies.engine.errors import Interrupted, UsageError
 from gradnorm_studies.engine.executor import _execute, reproduce
 from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.pool import InProcess, Pool
-from gradnorm_studies.engine.progress import Board
+from gradnorm_studies.engine.progress import Board, board
 from gradnorm_studies.studies import STUDIES as REGISTERED
 from gradnorm_studies.sweeps.learning_rate import FIRST_SEED, Search
 from gradnorm_studies.toy import Toy
@@ -95,20 +95,20 @@ class Slow(Pool):
 def test_every_run_is_trained_once_and_a_report_that_comes_late_is_not_shown(tmp_path):
     (tmp_path / "runs").mkdir()
     jobs = TOY.jobs()
-    board = Board(Console(file=io.StringIO()), "toy", 4, len(jobs), 0)
-    pool = Slow(TOY, tmp_path, board.show)
-    _execute(pool, list(jobs), tmp_path, board)
+    shown = board(Console(file=io.StringIO()), "toy", 4, len(jobs), 0)
+    pool = Slow(TOY, tmp_path, shown.show)
+    _execute(pool, list(jobs), tmp_path, shown)
     assert {job.key for job in pool.submitted} == {job.key for job in jobs}
     assert len(pool.submitted) == len(jobs)
-    assert not board.running
+    assert not shown.running
 
 
 def test_weights_of_a_static_run_are_there_before_it_is_submitted(tmp_path):
     (tmp_path / "runs").mkdir()
     jobs = [job for job in TOY.jobs() if job.method in ("static", "gradnorm")][::-1]  # static first
-    board = Board(Console(file=io.StringIO()), "toy", 4, len(jobs), 0)
-    pool = Slow(TOY, tmp_path, board.show)
-    _execute(pool, list(jobs), tmp_path, board)
+    shown = board(Console(file=io.StringIO()), "toy", 4, len(jobs), 0)
+    pool = Slow(TOY, tmp_path, shown.show)
+    _execute(pool, list(jobs), tmp_path, shown)
     assert all(job.weights for job in pool.submitted if job.method == "static")
 
 
