@@ -130,3 +130,11 @@ def test_preparing_from_what_is_not_there_writes_nothing(tmp_path):
         assert result.exit_code == 2
         assert "Error: " in result.output
         assert not out.exists()
+
+
+def test_a_picture_of_rooms_that_cannot_be_written_is_an_error_of_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("x")
+    result = invoke("data", "rooms", "--show", "--n", "1", "--out", str(tmp_path / "file" / "sheet.png"))
+    assert result.exit_code == 2
+    assert "cannot be written" in result.output
+    assert "sheet.png" in result.output.replace("\n", "")

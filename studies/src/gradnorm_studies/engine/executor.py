@@ -20,7 +20,7 @@ from gradnorm_studies.engine.errors import Interrupted
 from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.pool import OpenPool, Pool
 from gradnorm_studies.engine.progress import Board, board
-from gradnorm_studies.engine.results import claim, read_result, result_path, write_manifest
+from gradnorm_studies.engine.results import claim, read_result, result_path, write_manifest, writing
 from gradnorm_studies.engine.study import Study
 
 
@@ -37,9 +37,14 @@ def reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) ->
         The report, already written to `out`.
 
     Raises:
-        UsageError: If `out` holds something else.
+        UsageError: If `out` holds something else, or cannot be written.
         Interrupted: If the user stopped it.
     """
+    with writing(out):
+        return _reproduce(study, out, open_pool, console)
+
+
+def _reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) -> StudyReport:
     jobs = study.jobs()
     claim(out, study.name, study.config)
     started = time.monotonic()
@@ -54,7 +59,6 @@ def reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) ->
     metrics = Metrics({job.key: read_result(out, job)["rows"] for job in sorted(jobs, key=_reporting_order(jobs))})
     metrics.write_csv(out / "metrics.csv")
     figures = out / "figures"
-    figures.mkdir(exist_ok=True)
     report = study.report(metrics, figures)
     write_manifest(out, len(missing), time.monotonic() - started)
     report.write(out)
