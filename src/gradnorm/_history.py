@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from ._errors import ArgumentError, missing_extra
 
 FIELDS = ("loss", "weight", "norm", "target", "rate")
 """`L_i`, `w_i`, `G_i`, `Ḡ r_i^α` and `r_i` of a step; `w_i` is the weight with which the step trained."""
+
+COLUMNS = ("step", "task", *FIELDS)
+"""The columns of `History.rows`."""
 
 PAIRWISE_TASKS = 16
 """Maximum number of tasks for which cosines are recorded, as these are T² numbers per step."""
@@ -130,6 +133,30 @@ class History:
             raise ArgumentError(f"path must end in .csv, .jsonl or .parquet, got {path.name!r}")
         writers[path.suffix](path, self.rows())
 
+    @classmethod
+    def load(cls, path: str | Path) -> History:
+        """The history that `save` wrote to a `.csv`, `.jsonl` or `.parquet` file, without its cosines.
+
+        Raises:
+            ArgumentError: Another suffix, or a file without the columns of `rows()`.
+            ImportError: `.parquet` without pyarrow.
+        """
+        path = Path(path)
+        readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+        if path.suffix not in readers:
+            raise ArgumentError(f"path must end in .csv, .jsonl or .parquet, got {path.name!r}")
+        try:
+            tables = _tables(readers[path.suffix](path))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"path must be a file that History.save wrote, one row per step and task with the columns "
+                f"{', '.join(COLUMNS)}; {path.name!r} is none ({type(error).__name__}: {error})"
+            ) from None
+        history = cls(list(next(iter(tables.values()), ())), capacity=len(tables))
+        for step, table in tables.items():
+            history.append(StepRecord(step, torch.tensor([*table.values()], dtype=torch.float64), None))
+        return history
+
     def _write(self, ring: Tensor | None, entry: Tensor) -> Tensor:
         if ring is None or ring.device != entry.device:
             fresh = entry.new_full((self.capacity, *entry.shape), torch.nan)
@@ -147,7 +174,7 @@ class History:
 def _write_csv(path: Path, rows: list[Row]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("step", "task", *FIELDS))
+        writer.writerow(COLUMNS)
         writer.writerows(row.values() for row in rows)
 
 
@@ -156,9 +183,42 @@ def _write_jsonl(path: Path, rows: list[Row]) -> None:
 
 
 def _write_parquet(path: Path, rows: list[Row]) -> None:
+    pyarrow = _pyarrow()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def _pyarrow() -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise missing_extra("pyarrow", "parquet") from error
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return pyarrow
+
+
+def _read_csv(path: Path) -> list[Any]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _read_jsonl(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _read_parquet(path: Path) -> list[Any]:
+    return _pyarrow().parquet.read_table(path).to_pylist()
+
+
+def _tables(rows: list[Any]) -> dict[int, dict[str, list[float]]]:
+    """The `FIELDS` by step and task; every step must have the tasks of the first.
+
+    Raises:
+        KeyError, TypeError, ValueError: The rows are not those of a history.
+    """
+    tables: dict[int, dict[str, list[float]]] = {}
+    for row in rows:
+        tables.setdefault(int(row["step"]), {})[str(row["task"])] = [float(row[field]) for field in FIELDS]
+    for step, table in tables.items():
+        if list(table) != list(tables[next(iter(tables))]):
+            raise ValueError(f"step {step} has other tasks than the first")
+    return tables

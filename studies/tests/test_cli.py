@@ -6,11 +6,13 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 import gradnorm
 from faces_files import write_official
+from gradnorm import History, StepRecord
 from gradnorm_studies import cli
 from gradnorm_studies.studies import STUDIES
 
@@ -41,7 +43,7 @@ def test_h_is_help_everywhere(path):
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
-def test_help_shows_every_setting_with_its_default_and_reason(study):
+def test_help_says_what_every_setting_is_then_why_its_default(study):
     text = " ".join(invoke("reproduce", study.name, "--help").output.replace("│", " ").split())
     for field in dataclasses.fields(study.default):
         assert f"--{field.name.replace('_', '-')}" in text
@@ -138,3 +140,39 @@ def test_a_picture_of_rooms_that_cannot_be_written_is_an_error_of_one_sentence(t
     assert result.exit_code == 2
     assert "cannot be written" in result.output
     assert "sheet.png" in result.output.replace("\n", "")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A history of two steps, saved."""
+    history = History(["a", "b"], capacity=2)
+    for step in range(2):
+        history.append(StepRecord(step, torch.ones(2, 5) + step, None))
+    path = tmp_path / "history.csv"
+    history.save(path)
+    return path
+
+
+@pytest.mark.parametrize(("name", "start"), [("history.png", b"\x89PNG"), ("other.svg", b"<?xml")])
+def test_plot_draws_a_saved_history_beside_it_or_where_it_is_told(name, start, saved):
+    out = [] if name == "history.png" else ["--out", str(saved.with_name(name))]
+    result = invoke("plot", str(saved), *out)
+    assert result.exit_code == 0, result.output
+    assert result.output.replace("\n", "") == str(saved.with_name(name))
+    assert saved.with_name(name).read_bytes().startswith(start)
+
+
+def test_what_cannot_be_plotted_is_explained(saved, tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    for arguments, found in [
+        (["nothing.csv"], "nothing.csv is no file"),
+        ([str(tmp_path / "empty.csv")], "holds no step"),
+        ([str(tmp_path / "table.csv")], "columns step, task"),
+        ([str(saved), "--out", "x.gif"], ".png or .svg"),
+        ([str(saved), "--out", str(tmp_path / "none" / "x.png")], "cannot be written"),
+    ]:
+        result = invoke("plot", *arguments)
+        assert result.exit_code == 2
+        assert found in " ".join(result.output.replace("│", " ").split())
+        assert "Traceback" not in result.output

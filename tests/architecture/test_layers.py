@@ -33,7 +33,8 @@ STUDIES_LAYERS = [
     ["toy", "molecules", "helmholtz", "faces", "control", "vision"],
     ["units"],
     ["sweeps"],
-    ["studies", "cli_data"],
+    ["studies", "cli_errors"],
+    ["cli_data", "cli_plot"],
     ["cli"],
     ["__init__"],
 ]

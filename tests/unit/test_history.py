@@ -53,6 +53,37 @@ def test_parquet_holds_the_rows(tmp_path):
     assert parquet.read_table(tmp_path / "h.parquet").to_pylist() == history.rows()
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_saved_history_is_loaded_as_it_was(suffix, tmp_path):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    history = filled(3, capacity=3)
+    absent = torch.tensor([[0.1, 1.0, 2.0, 3.0, 4.0], [torch.nan] * 5])
+    history.append(StepRecord(7, absent, None))
+    history.save(tmp_path / f"h.{suffix}")
+    loaded = History.load(tmp_path / f"h.{suffix}")
+    assert loaded.tasks == history.tasks
+    assert str(loaded.rows()) == str(history.rows())  # as text, since NaN is not equal to itself
+    assert len(loaded) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("h.txt", ""),
+        ("h.csv", "step,loss\n0,1\n"),
+        ("h.csv", "step,task,loss,weight,norm,target,rate\n0,a,1,1,1,1,none\n"),
+        ("h.csv", "step,task,loss,weight,norm,target,rate\n0,a,1,1,1,1,1\n1,b,1,1,1,1,1\n"),
+        ("h.jsonl", "[1]\n"),
+        ("h.jsonl", "no JSON\n"),
+    ],
+)
+def test_what_is_no_saved_history_is_an_error_that_names_the_file(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ArgumentError, match=rf"path must .*{name}"):
+        History.load(tmp_path / name)
+
+
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r'pip install "gradnorm\[parquet\]"'):

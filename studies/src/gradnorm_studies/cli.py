@@ -1,7 +1,7 @@
 """`gradnorm reproduce STUDY`: one command writes a folder with tables, figures and a report.
 
-The options of a study are generated from the fields of its config, with their defaults and reasons, so `--help` and
-the code cannot differ.
+The options of a study are generated from the fields of its config: what each is, its default, and why; so `--help`
+and the code cannot differ.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def build() -> typer.Typer:
     import typer
 
     from gradnorm_studies.cli_data import data_commands
+    from gradnorm_studies.cli_plot import plot
     from gradnorm_studies.studies import STUDIES
 
     app = typer.Typer(
@@ -48,6 +49,7 @@ def build() -> typer.Typer:
     reproduce = typer.Typer(no_args_is_help=True, help="Run a study and write its folder; run again to resume.")
     app.add_typer(reproduce, name="reproduce")
     app.add_typer(data_commands(), name="data")
+    app.command("plot", no_args_is_help=True)(plot)
     app.callback()(_about())
     for study in STUDIES.values():
         reproduce.command(study.name, help=study.summary)(_command(study))
@@ -167,7 +169,8 @@ def _run(kind: type[Study[Any]], config: Config, out: Path | None, workers: int,
     import typer
     from rich.console import Console
 
-    from gradnorm_studies.engine.errors import Interrupted, UsageError
+    from gradnorm_studies.cli_errors import usage_errors
+    from gradnorm_studies.engine.errors import Interrupted
     from gradnorm_studies.engine.executor import reproduce
     from gradnorm_studies.engine.settings import check
     from gradnorm_studies.sweeps.learning_rate import Search
@@ -175,14 +178,12 @@ def _run(kind: type[Study[Any]], config: Config, out: Path | None, workers: int,
     console, errors = Console(), Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _check_extra(f"The study {kind.name}", kind.extra)
-        check(config)
-        study = Search(kind(config)) if search else kind(config)
-        folder = out or Path("runs") / "-".join(filter(None, (study.name, getattr(config, kind.chooser, ""))))
-        report = reproduce(study, folder, _pool(workers, address), console)
-    except UsageError as error:
-        errors.print(f"Error: {error}", style="red", highlight=False, markup=False)
-        raise typer.Exit(2) from None
+        with usage_errors():
+            _check_extra(f"The study {kind.name}", kind.extra)
+            check(config)
+            study = Search(kind(config)) if search else kind(config)
+            folder = out or Path("runs") / "-".join(filter(None, (study.name, getattr(config, kind.chooser, ""))))
+            report = reproduce(study, folder, _pool(workers, address), console)
     except Interrupted:
         errors.print("Stopped; run the same command again to resume.", highlight=False)
         raise typer.Exit(INTERRUPTED) from None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from gradnorm_studies.cli_errors import usage_errors
 
 if TYPE_CHECKING:
     import typer
@@ -98,23 +99,6 @@ def _show_rooms(out: Path, n: int, seed: int, split: Any) -> Path:
             return contact_sheet(Rooms(split, n, seed), out)
     except ArgumentError as error:
         raise typer.BadParameter(str(error)) from None
-
-
-@contextmanager
-def usage_errors(out: Path | None) -> Iterator[None]:
-    """Ends the command with a usage error's message, and exit code 2; a file `out` that cannot be written is one."""
-    import typer
-    from rich.console import Console
-
-    from gradnorm_studies.engine.errors import UsageError
-    from gradnorm_studies.engine.results import writing
-
-    try:
-        with writing(out) if out else nullcontext():
-            yield
-    except UsageError as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", highlight=False, markup=False)
-        raise typer.Exit(2) from None
 
 
 def _end(is_usable: bool) -> NoReturn:
