@@ -49,7 +49,7 @@ def test_help_says_what_every_setting_is_then_why_its_default(study):
         assert f"--{field.name.replace('_', '-')}" in text
         if not study.presets or field.name == study.chooser:
             assert f"[default: {getattr(study.default, field.name)}" in text
-        assert field.metadata["reason"][:30] in text
+        assert " ".join((field.metadata["what"], field.metadata["why"]))[:60] in text
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gradnorm_studies.engine.executor import reproduce
 from gradnorm_studies.engine.pool import InProcess
-from gradnorm_studies.engine.settings import check, parse_methods
+from gradnorm_studies.engine.settings import check, config_table, parse_methods
 from gradnorm_studies.engine.training import advance
 from gradnorm_studies.studies import STUDIES as REGISTERED
 from gradnorm_studies.sweeps.learning_rate import Search
@@ -47,10 +47,25 @@ def test_it_can_be_sent_to_another_process(study):
 
 
 @pytest.mark.parametrize("study", REGISTERED.values(), ids=list(REGISTERED))
-def test_its_settings_have_reasons_and_its_defaults_are_within_bounds(study):
+def test_its_settings_say_what_they_are_and_why_and_its_defaults_are_within_bounds(study):
     for config in (study.default, *study.presets.values()):
         check(config)
-        assert all(field.metadata["reason"] for field in fields(config))
+        for field in fields(config):
+            what, why = field.metadata["what"], field.metadata["why"]
+            assert what.endswith(".")
+            assert why.endswith(".")
+            assert what != why
+
+
+def test_the_settings_of_a_report_say_what_they_are_and_why():
+    table = config_table(STUDIES[0].config)
+    assert table.header == ("setting", "value", "what", "why")
+    assert (
+        "batch",
+        "8",
+        "Batch size; every step has new inputs, so there is no overfitting.",
+        "Open in the paper.",
+    ) in (table.rows)
 
 
 @pytest.mark.parametrize("study", BOTH, ids=named)

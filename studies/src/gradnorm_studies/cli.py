@@ -111,7 +111,7 @@ def _config_parameters(study: type[Study[Any]]) -> list[inspect.Parameter]:
         choices = "|".join(field.metadata["choices"])
         is_presets = bool(study.presets) and field.name != study.chooser
         option = typer.Option(
-            help=field.metadata["reason"],
+            help=f"{field.metadata['what']} {field.metadata['why']}",
             metavar=choices or kind.__name__,
             parser=_number(kind),
             show_default=_by_preset(study, field.name) if is_presets else True,

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.metrics import Quantity
 from gradnorm_studies.engine.experiment import Experiment, Job, Split, step_generator
-from gradnorm_studies.engine.settings import TrainingConfig, setting
+from gradnorm_studies.engine.settings import ALPHA, METHODS_SUBSET, RECORD_EVERY, STEPS, TrainingConfig, setting
 from gradnorm_studies.engine.study import Study
 from gradnorm_studies.networks import perceptron
 
@@ -182,15 +182,25 @@ EQUATIONS: dict[str, Equation] = {"Helmholtz": Helmholtz(), "Burgers": Burgers()
 class HelmholtzConfig(TrainingConfig):
     """Settings, chosen before any result was seen."""
 
-    seeds: int = setting(5, "A run is about a minute; a seed sets the network and the points.", least=1)
-    steps: int = setting(4000, "A minute; the literature trains up to 100,000.", least=1)
-    inside: int = setting(256, "Points of the residual in each step.", least=1)
-    edge: int = setting(64, "Points of each edge in each step.", least=1)
-    record_every: int = setting(100, "40 points per curve.", least=1)
-    alpha: float = setting(0.12, "The library's default; the sweep `alpha --on helmholtz` shows others.", least=0)
+    seeds: int = setting(
+        5, "Number of seeds; each sets the network and the points.", "A run is about a minute.", least=1
+    )
+    steps: int = setting(4000, STEPS, "A minute; the literature trains up to 100,000.", least=1)
+    inside: int = setting(256, "Points of the residual in each step.", "Chosen once, not tuned.", least=1)
+    edge: int = setting(
+        64,
+        "Points of each edge in each step.",
+        "All edges together have as many as the inside.",
+        least=1,
+    )
+    record_every: int = setting(100, RECORD_EVERY, "40 points per curve.", least=1)
+    alpha: float = setting(
+        0.12, ALPHA, "The library's default; the sweep `alpha --on helmholtz` shows others.", least=0
+    )
     methods: str = setting(
         "gradnorm,closed-form,equal,divided,uncertainty,geometric,dwa,random,static,static-closed-form",
-        "A comma-separated subset; one network per loss would solve nothing.",
+        METHODS_SUBSET,
+        "One network per loss would solve nothing.",
     )
 
 

@@ -25,7 +25,7 @@ from gradnorm_studies.analysis.claims import Claim
 from gradnorm_studies.analysis.metrics import Metrics, Quantity
 from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.experiment import Experiment, Job, Split, step_generator
-from gradnorm_studies.engine.settings import TrainingConfig, setting
+from gradnorm_studies.engine.settings import ALPHA, BATCH, RECORD_EVERY, STEPS, TrainingConfig, setting
 from gradnorm_studies.engine.study import Extra, Study
 from gradnorm_studies.networks import HardSharing, Rows, split_rows, standardize
 
@@ -133,11 +133,15 @@ def prepared(seed: int) -> tuple[Tensor, Tensor, Rows]:
 class MoleculesConfig(TrainingConfig):
     """Settings, chosen before any result was seen."""
 
-    seeds: int = setting(5, "A run is under a minute; a seed sets the split, the network and the batches.", least=1)
-    steps: int = setting(5000, "Errors hardly fall any more.", least=1)
-    batch: int = setting(256, "A common size.", least=1)
-    record_every: int = setting(100, "50 points per curve.", least=1)
-    alpha: float = setting(0.12, "The library's default; the sweep `alpha --on molecules` shows others.", least=0)
+    seeds: int = setting(
+        5, "Number of seeds; each sets the split, the network and the batches.", "A run is under a minute.", least=1
+    )
+    steps: int = setting(5000, STEPS, "Errors hardly fall any more.", least=1)
+    batch: int = setting(256, BATCH, "A common size.", least=1)
+    record_every: int = setting(100, RECORD_EVERY, "50 points per curve.", least=1)
+    alpha: float = setting(
+        0.12, ALPHA, "The library's default; the sweep `alpha --on molecules` shows others.", least=0
+    )
 
 
 class Properties(Experiment):

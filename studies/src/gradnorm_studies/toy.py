@@ -16,7 +16,7 @@ from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import Claim
 from gradnorm_studies.analysis.metrics import VALIDATION, Metrics, Quantity
 from gradnorm_studies.engine.experiment import Experiment, Job, Split, step_generator
-from gradnorm_studies.engine.settings import TrainingConfig, setting
+from gradnorm_studies.engine.settings import ALPHA, RECORD_EVERY, STEPS, WEIGHT_LR, TrainingConfig, setting
 from gradnorm_studies.engine.study import Study
 from gradnorm_studies.networks import HardSharing
 
@@ -38,21 +38,28 @@ class ToyConfig(TrainingConfig):
     """The paper's settings, and those that it leaves open, chosen once, before any result was seen."""
 
     seeds: int = setting(
-        3, "The fewest that show a spread; a seed sets the problem, the network and the batches.", least=1
+        3,
+        "Number of seeds; each sets the problem, the network and the batches.",
+        "The fewest that show a spread.",
+        least=1,
     )
-    steps: int = setting(25_000, "As public reproductions; 2,500 show the beginning alone.", least=1)
-    batch: int = setting(100, "Open in the paper; new inputs every step, so there is no overfitting.", least=1)
-    test_size: int = setting(1000, "Open in the paper; the same held-out inputs for every method with a seed.", least=1)
+    steps: int = setting(25_000, STEPS, "As public reproductions; 2,500 show the beginning alone.", least=1)
+    batch: int = setting(
+        100, "Batch size; every step has new inputs, so there is no overfitting.", "Open in the paper.", least=1
+    )
+    test_size: int = setting(
+        1000, "Number of held-out inputs, the same for every method with a seed.", "Open in the paper.", least=1
+    )
     preactivation: float = setting(
         1.0,
-        "Standard deviation of (B x)_k, which sets s in x ~ N(0, s² I). Open in the paper; with unit inputs 98 % of "
-        "the targets saturate and are close to random signs. At 1 tanh is bent but can be learned. The network sees "
-        "x / s, its input at unit variance.",
+        "Standard deviation of (B x)_k, which sets s in x ~ N(0, s² I); the network sees x / s, of unit variance.",
+        "Open in the paper; with unit inputs 98 % of the targets saturate and are close to random signs. At 1 tanh is "
+        "bent but can be learned.",
         above=0,
     )
-    alpha: float = setting(0.12, "The paper's, §4.", least=0)
-    weight_lr: float = setting(0.025, "The paper's, §5, with Adam; the toy's own is not given.", above=0)
-    record_every: int = setting(250, "100 points per curve.", least=1)
+    alpha: float = setting(0.12, ALPHA, "The paper's, §4.", least=0)
+    weight_lr: float = setting(0.025, WEIGHT_LR, "The paper's, §5; the toy's own is not given.", above=0)
+    record_every: int = setting(250, RECORD_EVERY, "100 points per curve.", least=1)
 
 
 class Problem:

@@ -22,7 +22,7 @@ from gradnorm_studies.analysis.claims import RULES, Claim, Evidence, Finding, Lo
 from gradnorm_studies.analysis.metrics import Metrics, Quantity
 from gradnorm_studies.analysis.report import Figure, Table
 from gradnorm_studies.engine.experiment import Experiment, Job, Split, step_generator
-from gradnorm_studies.engine.settings import TrainingConfig, setting
+from gradnorm_studies.engine.settings import ALPHA, BATCH, METHODS_SUBSET, RECORD_EVERY, STEPS, TrainingConfig, setting
 from gradnorm_studies.engine.study import Study
 from gradnorm_studies.networks import HardSharing, explained, split_rows, standardize
 
@@ -42,15 +42,23 @@ TOLERANCE = 5.0
 class UnitsConfig(TrainingConfig):
     """Settings, chosen before any result was seen."""
 
-    seeds: int = setting(5, "A run takes a second or two; a seed sets the split, the network, the batches.", least=1)
-    steps: int = setting(1000, "All of a method's runs in about a minute on two cores.", least=1)
-    batch: int = setting(64, "A common size.", least=1)
-    record_every: int = setting(250, "Only the ends are compared.", least=1)
-    decades: int = setting(6, "The unit changes from 10^−decades to 10^decades; 0 for the search.", least=0)
-    alpha: float = setting(0.12, "The library's default.", least=0)
+    seeds: int = setting(
+        5, "Number of seeds; each sets the split, the network and the batches.", "A run takes a second or two.", least=1
+    )
+    steps: int = setting(1000, STEPS, "All of a method's runs in about a minute on two cores.", least=1)
+    batch: int = setting(64, BATCH, "A common size.", least=1)
+    record_every: int = setting(250, RECORD_EVERY, "Only the ends are compared.", least=1)
+    decades: int = setting(
+        6,
+        "Decades by which the unit changes either way, from 10^−decades to 10^decades; 0 for the search.",
+        "Wide enough for any common change of unit.",
+        least=0,
+    )
+    alpha: float = setting(0.12, ALPHA, "The library's default.", least=0)
     methods: str = setting(
         "gradnorm,closed-form,equal,divided,uncertainty,geometric,dwa,random",
-        "A comma-separated subset; static weights and single networks say nothing about units.",
+        METHODS_SUBSET,
+        "Static weights and single networks say nothing about units.",
     )
 
 

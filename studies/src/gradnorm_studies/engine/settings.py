@@ -1,4 +1,4 @@
-"""The settings of a study: fields of its config, each with its default, the reason for it, and its bounds."""
+"""The settings of a study: fields of its config, each with what it is, its default, the reason for it, and bounds."""
 
 from __future__ import annotations
 
@@ -11,40 +11,62 @@ from gradnorm_studies.analysis.report import Table
 from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.weightings import METHODS, STATIC
 
+ALPHA = "Strength α of GradNorm's restoring force, for both updates."
+BATCH = "Batch size."
+METHODS_SUBSET = "Comma-separated methods to run."
+RECORD_EVERY = "Steps between two evaluations."
+STEPS = "Training steps per run."
+WEIGHT_LR = "Learning rate of GradNorm's weights and of uncertainty weighting's, with Adam."
+"""What a setting is that several studies have, each with its own default."""
+
 
 def setting(
     default: Any,
-    reason: str,
+    what: str,
+    why: str,
     *,
     least: float = -math.inf,
     above: float = -math.inf,
     below: float = math.inf,
     choices: Sequence[str] = (),
 ) -> Any:
-    """A field of a config: its default, the reason for it (shown by `--help`), and its valid values."""
-    bounds = {"reason": reason, "least": least, "above": above, "below": below, "choices": choices}
-    return dataclasses.field(default=default, metadata=bounds)
+    """A field of a config.
+
+    Args:
+        default: The default.
+        what: What the setting is, a noun phrase; `--help` shows it first.
+        why: The reason for the default; shown after it.
+        least: The smallest valid number.
+        above: Valid numbers are above this.
+        below: Valid numbers are below this.
+        choices: The valid texts.
+    """
+    facts = {"what": what, "why": why, "least": least, "above": above, "below": below, "choices": choices}
+    return dataclasses.field(default=default, metadata=facts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The settings that every study has; subclasses give each its own default and reason."""
 
-    seeds: int = setting(3, "The fewest that show a spread.", least=1)
-    steps: int = setting(1000, "Training steps per run.", least=1)
-    record_every: int = setting(25, "Steps between two evaluations.", least=1)
+    seeds: int = setting(3, "Number of seeds.", "The fewest that show a spread.", least=1)
+    steps: int = setting(1000, STEPS, "Enough for a smoke run.", least=1)
+    record_every: int = setting(25, RECORD_EVERY, "40 points per curve.", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Config):
     """The settings of studies that compare methods; those of sweeps are their base study's."""
 
-    methods: str = setting(",".join(METHODS), "A comma-separated subset.")
-    alpha: float = setting(0.12, "GradNorm's α, for both updates.", least=0)
-    weight_lr: float = setting(
-        0.025, "The paper's, §5, with Adam; of GradNorm's weights and of uncertainty weighting's.", above=0
+    methods: str = setting(",".join(METHODS), METHODS_SUBSET, "All methods.")
+    alpha: float = setting(0.12, ALPHA, "The library's default.", least=0)
+    weight_lr: float = setting(0.025, WEIGHT_LR, "The paper's, §5.", above=0)
+    lr: float = setting(
+        0.0,
+        "The networks' learning rate; 0: for each method the one that --search found.",
+        "One rate for all would favor the methods that it happens to suit.",
+        least=0,
     )
-    lr: float = setting(0.0, "The networks' learning rate; 0: for each method the one that --search found.", least=0)
 
 
 def check(config: Any) -> None:
@@ -71,10 +93,10 @@ def command_line(name: str, config: Any, base: Any = None) -> str:
 
 
 def config_table(config: Any) -> Table:
-    """The settings and their reasons, for the end of a report."""
+    """The settings, what they are and the reasons for their defaults, for the end of a report."""
     fields = dataclasses.fields(config)
-    rows = [(f.name, str(getattr(config, f.name)), f.metadata["reason"]) for f in fields]
-    return Table("How it was done", ("setting", "value", "why"), rows)
+    rows = [(f.name, str(getattr(config, f.name)), f.metadata["what"], f.metadata["why"]) for f in fields]
+    return Table("How it was done", ("setting", "value", "what", "why"), rows)
 
 
 def parse_methods(config: Config) -> list[str]:

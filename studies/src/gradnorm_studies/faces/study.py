@@ -20,7 +20,7 @@ from gradnorm_studies.analysis.metrics import Metrics, Quantity
 from gradnorm_studies.analysis.report import Table
 from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.experiment import Experiment, Job, Split, step_generator
-from gradnorm_studies.engine.settings import TrainingConfig, setting
+from gradnorm_studies.engine.settings import ALPHA, BATCH, RECORD_EVERY, STEPS, TrainingConfig, setting
 from gradnorm_studies.engine.study import Study
 from gradnorm_studies.faces import data
 from gradnorm_studies.faces.data import ATTRIBUTES, POINTS, SIZE, Faces
@@ -68,20 +68,30 @@ MAJORITY = {"glasses": 8.05, "pose": 39.07}
 class FacesConfig(TrainingConfig):
     """The paper's settings, and those that it leaves open, chosen before any of these methods was compared."""
 
-    root: str = setting("", "MTFL's official folder, or the file that `gradnorm data faces` writes from it.")
-    seeds: int = setting(3, "The fewest that show a spread; a seed sets the network and the batches.", least=1)
-    steps: int = setting(10_000, "Open in the paper; 71 epochs.", least=1)
-    batch: int = setting(64, "Open in the paper.", least=1)
+    root: str = setting(
+        "",
+        "Path of MTFL: its official folder, or the file that `gradnorm data faces` writes from it.",
+        "The package holds no data.",
+    )
+    seeds: int = setting(
+        3, "Number of seeds; each sets the network and the batches.", "The fewest that show a spread.", least=1
+    )
+    steps: int = setting(10_000, STEPS, "Open in the paper; 71 epochs.", least=1)
+    batch: int = setting(64, BATCH, "Open in the paper.", least=1)
     validation: int = setting(
-        1000, "Training faces, the same for all runs, that are held out to choose rates and steps.", least=1
+        1000,
+        "Training faces that are held out to choose rates and steps, the same for all runs.",
+        "A tenth of the training faces.",
+        least=1,
     )
     activation: str = setting(
         "abs-tanh",
+        "Activation of the network.",
         "That of Zhang et al., whose network the paper took.",
         choices=("abs-tanh", "relu"),
     )
-    alpha: float = setting(0.3, "The paper's, for 40×40.", least=0)
-    record_every: int = setting(250, "40 points per curve.", least=1)
+    alpha: float = setting(0.3, ALPHA, "The paper's, for 40×40.", least=0)
+    record_every: int = setting(250, RECORD_EVERY, "40 points per curve.", least=1)
 
 
 class AbsTanh(nn.Module):

@@ -18,7 +18,7 @@ from gradnorm_studies.analysis.claims import RULES, Claim, Evidence, spread, unr
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.analysis.report import Figure, Table
 from gradnorm_studies.engine.experiment import Job
-from gradnorm_studies.engine.settings import setting
+from gradnorm_studies.engine.settings import RECORD_EVERY, STEPS, setting
 from gradnorm_studies.sweeps.registry import BASES, Array, Sweep, SweepConfig
 
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -32,9 +32,9 @@ RESTLESS = 0.1
 
 @dataclass(frozen=True)
 class AlphaConfig(SweepConfig):
-    seeds: int = setting(3, "Default: the study's own number.", least=1)
-    steps: int = setting(2500, "Default: the study's own number.", least=1)
-    record_every: int = setting(25, "Default: the study's own interval.", least=1)
+    seeds: int = setting(3, "Number of seeds.", "The study's own number.", least=1)
+    steps: int = setting(2500, STEPS, "The study's own number.", least=1)
+    record_every: int = setting(25, RECORD_EVERY, "The study's own interval.", least=1)
 
 
 def _preset(name: str) -> AlphaConfig:

@@ -18,7 +18,7 @@ from gradnorm_studies.analysis.claims import Claim, Evidence, spread
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.analysis.report import Figure, Table
 from gradnorm_studies.engine.experiment import Job
-from gradnorm_studies.engine.settings import setting
+from gradnorm_studies.engine.settings import RECORD_EVERY, STEPS, setting
 from gradnorm_studies.sweeps.registry import BASES, Array, Sweep, SweepConfig
 
 CORRELATED = -0.5
@@ -27,10 +27,14 @@ CORRELATED = -0.5
 
 @dataclass(frozen=True)
 class GridConfig(SweepConfig):
-    weightings: int = setting(100, "The paper's, §5.3; drawn uniformly, rescaled to sum T.", least=2)
-    seeds: int = setting(1, "Each trains all weightings; one, as in the paper, is enough to show the trend.", least=1)
-    steps: int = setting(2500, "Default: the study's own number.", least=1)
-    record_every: int = setting(250, "Only the ends are compared; default: a tenth of the run.", least=1)
+    weightings: int = setting(
+        100, "Number of random weightings, drawn uniformly and rescaled to sum T.", "The paper's, §5.3.", least=2
+    )
+    seeds: int = setting(
+        1, "Number of seeds; each trains all weightings.", "One, as in the paper, is enough to show the trend.", least=1
+    )
+    steps: int = setting(2500, STEPS, "The study's own number.", least=1)
+    record_every: int = setting(250, RECORD_EVERY, "A tenth of the run: only the ends are compared.", least=1)
 
 
 def _preset(name: str) -> GridConfig:

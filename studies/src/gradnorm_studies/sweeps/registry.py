@@ -32,7 +32,12 @@ BASES["vision-gpu"] = partial(Vision, VISION_PRESETS["gpu"])  # as a GPU can do 
 class SweepConfig(Config):
     """A sweep's settings; all others are the base study's."""
 
-    on: str = setting("toy", "The study whose problem, network and learning rates are taken.", choices=tuple(BASES))
+    on: str = setting(
+        "toy",
+        "Study whose problem, network and learning rates are taken.",
+        "The problem that the paper begins with.",
+        choices=tuple(BASES),
+    )
 
 
 S = TypeVar("S", bound=SweepConfig)

@@ -6,43 +6,61 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gradnorm_studies.engine.settings import TrainingConfig, setting
+from gradnorm_studies.engine.settings import ALPHA, BATCH, RECORD_EVERY, STEPS, TrainingConfig, setting
 from gradnorm_studies.vision.tasks import SETS
+
+PRESET = "Name of the defaults for all other settings."
 
 
 @dataclass(frozen=True)
 class ImageConfig(TrainingConfig):
     """Settings of all studies on images; defaults are the paper's (§5) where it has any, presets differ."""
 
-    preset: str = setting("cpu", "For two cores, for one GPU, or the paper's.", choices=("cpu", "gpu", "paper"))
-    model: str = setting("segnet", "29 M or 15 M parameters at width 1.", choices=("segnet", "fcn"))
-    seeds: int = setting(3, "The fewest that show a spread; a seed sets the network and the batches.", least=1)
-    steps: int = setting(20_000, "The paper trains 20,000 on NYUv2 with segmentation.", least=1)
-    record_every: int = setting(500, "Steps between two evaluations: 20 to 40 points per curve.", least=1)
-    alpha: float = setting(1.5, "The paper's, §5.", least=0)
+    preset: str = setting("cpu", PRESET, "For two cores; gpu is for one GPU.", choices=("cpu", "gpu", "paper"))
+    model: str = setting(
+        "segnet",
+        "Network: SegNet (29 M parameters at width 1) or FCN (15 M).",
+        "The paper has both.",
+        choices=("segnet", "fcn"),
+    )
+    seeds: int = setting(
+        3, "Number of seeds; each sets the network and the batches.", "The fewest that show a spread.", least=1
+    )
+    steps: int = setting(20_000, STEPS, "The paper trains 20,000 on NYUv2 with segmentation.", least=1)
+    record_every: int = setting(500, RECORD_EVERY, "20 to 40 points per curve.", least=1)
+    alpha: float = setting(1.5, ALPHA, "The paper's, §5.", least=0)
     lr: float = setting(
         2e-5,
-        "The networks' learning rate, with Adam, times 0.2 after each 30 % of the steps; the paper starts at 2e-5. 0: "
-        "for each method the one that --search found.",
+        "The networks' learning rate, with Adam, times 0.2 after each 30 % of the steps; 0: for each method the one "
+        "that --search found.",
+        "The paper starts at 2e-5.",
         least=0,
     )
     size: int = setting(
-        320, "Height and width of the image, the paper's 320; the ground truth's are a quarter.", least=32
+        320, "Height and width of the image; the ground truth's are a quarter.", "The paper's.", least=32
     )
-    width: float = setting(1.0, "Factor on all filters; 1 is the paper's network.", above=0)
-    batch: int = setting(24, "The paper has 24.", least=1)
-    train_images: int = setting(795, "Rooms: any number. NYUv2 has 795 less the validation images.", least=1)
-    validation_images: int = setting(
-        80,
-        "Never trained on; learning rates and best steps are chosen on them. Rooms of their own; of NYUv2, a tenth of "
-        "the training images.",
+    width: float = setting(1.0, "Factor on the number of all filters.", "1 is the paper's network.", above=0)
+    batch: int = setting(24, BATCH, "The paper has 24.", least=1)
+    train_images: int = setting(
+        795,
+        "Number of training images.",
+        "As NYUv2 has, which gives the validation images of them; rooms: any.",
         least=1,
     )
-    test_images: int = setting(654, "NYUv2 has 654, rooms any number.", least=1)
-    precision: str = setting(
-        "32-true", "Lightning's name for the precision.", choices=("32-true", "bf16-mixed", "bf16-true")
+    validation_images: int = setting(
+        80,
+        "Number of validation images, never trained on, by which learning rates and best steps are chosen.",
+        "A tenth of NYUv2's training images; rooms have their own.",
+        least=1,
     )
-    devices: int = setting(1, "GPUs, or processes on a CPU; several train with DDP.", least=1)
+    test_images: int = setting(654, "Number of test images.", "As NYUv2 has; rooms: any.", least=1)
+    precision: str = setting(
+        "32-true",
+        "Precision, by Lightning's name.",
+        "Works on any machine.",
+        choices=("32-true", "bf16-mixed", "bf16-true"),
+    )
+    devices: int = setting(1, "GPUs, or processes on a CPU; several train with DDP.", "One process per run.", least=1)
 
 
 class Rates(NamedTuple):
@@ -83,13 +101,25 @@ class VisionConfig(ImageConfig):
 
     preset: str = setting(
         "cpu",
-        "For two cores, with rooms or with NYUv2; for one GPU; or the paper's.",
+        PRESET,
+        "For two cores; nyuv2 is for two cores and NYUv2, gpu for one GPU, paper has the paper's.",
         choices=("cpu", "nyuv2", "gpu", "paper"),
     )
-    data: str = setting("rooms", "Rendered rooms, or NYUv2 from --root.", choices=("rooms", "nyuv2"))
-    image_width: int = setting(0, "Width of the image, where it is not as its height; rooms are square.", least=0)
-    root: str = setting("", "NYUv2: its folder, or a file that `gradnorm data nyuv2 --out` wrote.")
-    tasks: str = setting("seg", "Segmentation, depth, normals; or depth, normals, keypoints (§5).", choices=tuple(SETS))
+    data: str = setting(
+        "rooms", "Data: rendered rooms, or NYUv2 from --root.", "Rooms need no download.", choices=("rooms", "nyuv2")
+    )
+    image_width: int = setting(0, "Width of the image; 0: as its height.", "Rooms are square.", least=0)
+    root: str = setting(
+        "",
+        "Path of NYUv2: its folder, or a file that `gradnorm data nyuv2 --out` wrote.",
+        "Rooms need none.",
+    )
+    tasks: str = setting(
+        "seg",
+        "Tasks: segmentation, depth, normals (seg), or depth, normals, keypoints (kpts).",
+        "§5 has both; keypoints only rooms.",
+        choices=tuple(SETS),
+    )
 
 
 NYUV2: Mapping[str, Any] = {
@@ -125,7 +155,7 @@ VISION_RATES = {
 
 @dataclass(frozen=True)
 class DetectConfig(ImageConfig):
-    preset: str = setting("cpu", "For two cores, or for one GPU.", choices=("cpu", "gpu"))
+    preset: str = setting("cpu", PRESET, "For two cores; gpu is for one GPU.", choices=("cpu", "gpu"))
 
 
 # Objects are learned late: equal weights find hardly any at the steps and the rate of §5's preset.
