@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradnorm_studies import molecules
-from gradnorm_studies.analysis import claims
-from gradnorm_studies.analysis.claims import RULES, Claim, Evidence, Finding, Look, spread
+from gradnorm_studies.analysis import claims, headline
+from gradnorm_studies.analysis.claims import RULES, Array, Claim, Evidence, Finding, Look, spread
 from gradnorm_studies.analysis.metrics import Metrics, Quantity
 from gradnorm_studies.analysis.report import Figure, Table
 from gradnorm_studies.engine.experiment import Experiment, Job, Split, step_generator
@@ -200,13 +200,29 @@ class Units(Study[UnitsConfig]):
         def look(metrics: Metrics, problem: str) -> Evidence:
             data, _ = parse(problem)
             best = max((metrics.final(problem, other, SCORE.name) for other in metrics.methods(problem)), key=np.mean)
-            over = np.stack([metrics.final(problem_at(data, k), method, SCORE.name) for k in self.exponents])
-            worst = over.min(axis=0)
+            worst = self._at_every_k(metrics, data, method).min(axis=0)
             return Evidence(
                 worst - (best - TOLERANCE), f"worst k: {spread(worst)}, best method at k = 0: {spread(best)}"
             )
 
         return look
+
+    def headline(self, metrics: Metrics) -> list[str]:
+        """By each method's worst k."""
+        worst = replace(SCORE, name="score at its worst k %")
+        sentences = []
+        for data in DATA:
+            methods = metrics.methods(problem_at(data, 0))
+            ends = {method: self._at_every_k(metrics, data, method).min(axis=0) for method in methods}
+            sentences.append(headline.best(data, ends, worst))
+        at_0 = [problem_at(data, 0) for data in DATA]
+        where = f"{' and '.join(DATA)} with {len(self.exponents)} units of one loss"
+        compared = headline.compared(metrics, at_0, self.config.steps, self.is_short, where)
+        return [compared, " ".join(sentences)]
+
+    def _at_every_k(self, metrics: Metrics, data: str, method: str) -> Array:
+        """[k, seeds], the scores at the end."""
+        return np.stack([metrics.final(problem_at(data, k), method, SCORE.name) for k in self.exponents])
 
     def losing(self, metrics: Metrics) -> list[str]:
         """At k = 0; the other k are for the table."""
@@ -241,16 +257,15 @@ class Units(Study[UnitsConfig]):
         panels = []
         for data in DATA:
             methods = metrics.methods(problem_at(data, 0))
-            scores = {
-                m: np.stack([metrics.final(problem_at(data, k), m, SCORE.name) for k in self.exponents], axis=1).clip(
-                    -20
-                )
-                for m in methods
-            }
-            label = f"mean of {'accuracy and R²' if data == 'digits' else 'R²'}, %"
+            scores = {m: self._at_every_k(metrics, data, m).T.clip(-20) for m in methods}
+            label = f"mean of {'accuracy and R²' if data == 'digits' else 'R²'} (%)"
             panels.append(
                 figures.Curves(
-                    data, np.array(self.exponents, dtype=float), scores, label, xlabel="k: the loss times 10^k"
+                    data,
+                    np.array(self.exponents, dtype=float),
+                    scores,
+                    label,
+                    xlabel="k: one loss is multiplied by $10^k$",
                 )
             )
         path = figures.over_time(folder / "units.png", panels, columns=2)

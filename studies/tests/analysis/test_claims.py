@@ -86,7 +86,7 @@ CLAIM = Claim("a beats b", "§4", claims.beats(Quantity("m"), "a", "b"))
 def test_the_table_has_a_row_a_finding_with_figures_and_verdict():
     (table,) = claims.tables(claims.examine([CLAIM], metrics(a=(1.0, 1.1, 1.0), b=(2.0, 2.0, 2.1)), ["p"]))
     figures = "m: a 1.03 ± 0.058, b 2.03 ± 0.058"
-    assert table.rows == [("a beats b", "§4", "p", figures, "1 ± 0.06", "3", "holds")]
+    assert table.rows == [("a beats b", "holds", "p", figures, "1 ± 0.06", "3", "§4")]
 
 
 def test_short_runs_are_not_enough_and_claims_about_methods_not_run_are_left_out():

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from gradnorm_studies.analysis.metrics import Metrics
+from gradnorm_studies.engine import results
 from gradnorm_studies.engine.errors import Interrupted, UsageError
 from gradnorm_studies.engine.executor import _execute, reproduce
 from gradnorm_studies.engine.experiment import Job
@@ -100,6 +102,28 @@ def test_a_second_start_computes_only_what_is_missing(tmp_path):
     assert (tmp_path / "table.md").read_bytes() == table
 
 
+def test_the_report_tells_when_its_runs_were_trained_and_not_when_it_was_written(tmp_path, monkeypatch):
+    def facts(day, commit):
+        return {"date": day, "commit": commit, "platform": "Linux, 2 CPUs"}
+
+    def start():
+        run(TOY, tmp_path)
+        return (tmp_path / "report.html").read_text(), json.loads((tmp_path / "manifest.json").read_text())
+
+    monkeypatch.setattr(results, "_facts", lambda: facts("2026-01-01", "abc"))
+    page, first = start()
+    assert re.search(r"Trained 2026-01-01 in \d+ s; commit abc; Linux, 2 CPUs", page)
+    assert first["seconds"] > 0
+    monkeypatch.setattr(results, "_facts", lambda: facts("2026-01-02", "def"))
+    assert start() == (page, {**first, "runs_computed_by_the_last_start": 0})
+    (tmp_path / "runs" / "T-2_equal_0.json").unlink()
+    page, second = start()
+    assert "Trained 2026-01-01 and 2026-01-02 in" in page
+    assert second["commit"] == "abc; def"
+    assert second["platform"] == "Linux, 2 CPUs"
+    assert second["seconds"] > first["seconds"]
+
+
 def test_stopping_in_the_middle_is_reported_as_such(tmp_path, monkeypatch):
     def stopped(self, job, step):
         raise KeyboardInterrupt
@@ -136,7 +160,7 @@ def test_every_run_is_trained_once_and_a_report_that_comes_late_is_not_shown(tmp
     jobs = TOY.jobs()
     shown = board(Console(file=io.StringIO()), "toy", 4, len(jobs), 0)
     pool = Slow(TOY, tmp_path, shown.show)
-    _execute(pool, list(jobs), tmp_path, shown)
+    _execute(pool, list(jobs), tmp_path, shown, results.Manifest(tmp_path))
     assert {job.key for job in pool.submitted} == {job.key for job in jobs}
     assert len(pool.submitted) == len(jobs)
     assert not shown.running
@@ -147,7 +171,7 @@ def test_weights_of_a_static_run_are_there_before_it_is_submitted(tmp_path):
     jobs = [job for job in TOY.jobs() if job.method in ("static", "gradnorm")][::-1]  # static first
     shown = board(Console(file=io.StringIO()), "toy", 4, len(jobs), 0)
     pool = Slow(TOY, tmp_path, shown.show)
-    _execute(pool, list(jobs), tmp_path, shown)
+    _execute(pool, list(jobs), tmp_path, shown, results.Manifest(tmp_path))
     assert all(job.weights for job in pool.submitted if job.method == "static")
 
 

@@ -23,7 +23,7 @@ def test_a_small_study_writes_its_folder(model, tmp_path):
     report = reproduce(study, tmp_path / "out", InProcess, Console(file=io.StringIO()))
     ends, _, more, weights, asked = report.tables
     assert [row[0] for row in ends.rows] == ["gradnorm", "single", "equal", "static"]
-    assert ends.header[2:-1] == ("mean error ↓", "Δm ↑", "classification error % ↓", "100−AP50 % ↓", "100−mIoU % ↓")
+    assert ends.header[2:-1] == ("mean error ↓", "Δm % ↑", "classification error % ↓", "100−AP50 % ↓", "100−mIoU % ↓")
     assert asked.header[0] == "we asked whether"
     assert more.header[1:] == ("100−AP %", "pixel error %")
     assert weights.header[1:] == ("classification", "detection", "segmentation")

@@ -77,7 +77,7 @@ def test_a_small_study_writes_its_folder(tasks, model, tmp_path):
     }
     ends, *_ = report.tables
     assert [row[0] for row in ends.rows] == ["gradnorm", "single", "equal", "static"]
-    assert ends.rows[1][ends.header.index("Δm ↑")] == "0"  # of the reference
+    assert ends.rows[1][ends.header.index("Δm % ↑")] == "0"  # of the reference
     assert "--preset" not in report.command
     assert f"--model {model}" in report.command or model == "segnet"
     logs = list((tmp_path / "out" / "logs" / "csv").rglob("metrics.csv"))

@@ -257,13 +257,13 @@ def tables(findings: Sequence[Finding], is_papers: bool = True) -> list[Table]:
         return []
     title, (sentence, source) = PAPERS if is_papers else OURS
     rows = [
-        (f.text, f.source, f.problem, f.found, f"{f.margin:.2g} ± {f.standard_error:.1g}", str(f.seeds), f.verdict)
+        (f.text, f.verdict, f.problem, f.found, f"{f.margin:.2g} ± {f.standard_error:.1g}", str(f.seeds), f.source)
         for f in findings
     ]
-    header = (sentence, source, "on", "we found", "margin ± s.e.", "seeds", "verdict")
+    header = (sentence, "verdict", "on", "we found", "margin ± s.e.", "seeds", source)
     note = (
         "The margin is the mean over seeds of how far the paired runs are on the side of the claim, with its standard "
         "error: holds above two standard errors, does not hold below minus two, undecided between. Fewer than "
         f"{FEWEST_SEEDS} seeds, or fewer steps than the study's own: not enough to say."
     )
-    return [Table(title, header, rows, note, terminal=(sentence, "on", "seeds", "verdict"))]
+    return [Table(title, header, rows, note, terminal=(sentence, "verdict", "on", "seeds"))]

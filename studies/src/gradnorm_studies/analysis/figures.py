@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
 from gradnorm.plots import STYLE, Curves, draw_curves, panels, save
@@ -20,14 +21,29 @@ from gradnorm.plots import STYLE, Curves, draw_curves, panels, save
 Array = NDArray[np.float64]
 
 COLORS = {
-    "equal": "#6b6f76",
-    "uncertainty": "#d55e00",
     "gradnorm": "#0072b2",
-    "static": "#56b4e9",
-    "single": "#111111",
-    "best grid": "#cc79a7",
+    "closed-form": "#d55e00",
+    "single": "#222222",
+    "equal": "#777b82",
+    "divided": "#86a9c4",
+    "uncertainty": "#784538",
+    "geometric": "#896e38",
+    "dwa": "#334f79",
+    "random": "#97a974",
+    "static": "#50adf8",
+    "static-closed-form": "#b9a84f",
+    "best grid": "#5c4452",
 }
-FALLBACK = ("#009e73", "#e69f00", "#cc79a7", "#f0e442")
+"""By method, the same in every figure: GradNorm's two updates saturated, all others muted. Any two are more than 15
+apart in CIELAB, with protanopia, deuteranopia and tritanopia too; none is too light for its name on white."""
+LEADING = ("gradnorm", "closed-form")
+"""Methods that are drawn over the others, with thicker lines."""
+FALLBACK = ("#009e73", "#e69f00", "#cc79a7", "#56b4e9")
+"""Of names that are no method."""
+
+STEP = "training step"
+WEIGHT = "weight $w_i$ of a task"
+"""Labels of axes; neither has a unit."""
 
 
 def over_time(path: Path, shown: Sequence[Curves], columns: int = 4) -> Path:
@@ -37,7 +53,29 @@ def over_time(path: Path, shown: Sequence[Curves], columns: int = 4) -> Path:
         for ax, panel in zip(axes, shown, strict=True):
             methods = {name: color_of(name, panel.values) for name in panel.values}
             draw_curves(ax, replace(panel, colors=methods | {**(panel.colors or {})}))
+            _emphasize(ax, list(panel.values))
+            if panel.log:
+                ax.yaxis.set_major_formatter(PlainLog())
+                ax.yaxis.set_minor_formatter(PlainLog())
         return save(figure, path)
+
+
+class PlainLog(LogFormatter):
+    """Ticks of a logarithmic axis as 0.6, not as 6 × 10⁻¹."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label of a tick; empty where there would be too many."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def _emphasize(ax: Axes, names: Sequence[str]) -> None:
+    """Among other methods, the curves of `LEADING` are thick and on top, and the others' bands pale."""
+    if not set(LEADING) & set(names) or set(names) <= set(LEADING):
+        return
+    for name, line, band in zip(names, ax.lines, ax.collections, strict=True):
+        is_leading = name in LEADING
+        line.set(linewidth=2.6 if is_leading else 1.3, zorder=4 if is_leading else 2)
+        band.set(alpha=0.2 if is_leading else 0.08, zorder=3 if is_leading else 1)
 
 
 @dataclass(frozen=True)
@@ -91,11 +129,14 @@ def finals(path: Path, shown: Sequence[Ends], columns: int = 4) -> Path:
 
 def _draw_ends(ax: Axes, panel: Ends) -> None:
     for row, (name, values) in enumerate(panel.values.items()):
-        color = color_of(name, panel.values)
+        color, weight = color_of(name, panel.values), "bold" if name in LEADING else "normal"
         ax.plot(values, np.full(len(values), row), "o", color=color, markersize=4.5, alpha=0.55, markeredgewidth=0)
         ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2.4)
-        ax.text(1.02, row, f"{values.mean():.3g}", transform=ax.get_yaxis_transform(), color=color, va="center")
+        end = {"transform": ax.get_yaxis_transform(), "color": color, "va": "center", "weight": weight}
+        ax.text(1.02, row, f"{values.mean():#.3g}", **end)
     ax.set_yticks(range(len(panel.values)), list(panel.values))
+    for tick, name in zip(ax.get_yticklabels(), panel.values, strict=True):
+        tick.set(color=color_of(name, panel.values), fontweight="bold" if name in LEADING else "normal")
     ax.set_ylim(len(panel.values) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)

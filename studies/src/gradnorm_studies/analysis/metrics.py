@@ -20,6 +20,9 @@ VALIDATION = "validation/"
 Key = tuple[str, str, int]
 """Problem, method, seed of one run."""
 
+UNITS = ("%", "m", "°")
+"""What the name of a quantity may end with."""
+
 COLUMNS = ("problem", "method", "seed", "step", "quantity", "value")
 
 
@@ -30,6 +33,32 @@ class Quantity:
     name: str
     largest: bool = False
     """Whether the largest value is the best."""
+
+    @property
+    def label(self) -> str:
+        """The name for an axis, with its unit in parentheses.
+
+        Examples:
+            >>> Quantity("depth RMS m").label, Quantity("error %").label, Quantity("mean error").label
+            ('depth RMS (m)', 'error (%)', 'mean error')
+        """
+        name, unit = self._parts()
+        return f"{name} ({unit})" if unit else name
+
+    def measured(self, value: float) -> str:
+        """The quantity and a value, for a sentence.
+
+        Examples:
+            >>> Quantity("depth RMS m").measured(0.25), Quantity("mean error").measured(0.1)
+            ('depth RMS 0.25 m', 'mean error 0.1')
+        """
+        name, unit = self._parts()
+        return f"{name} {value:.3g} {unit}".rstrip()
+
+    def _parts(self) -> tuple[str, str]:
+        """The name and its unit."""
+        name, _, unit = self.name.rpartition(" ")
+        return (name, unit) if unit in UNITS else (self.name, "")
 
     def gain(self, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Gain of `ours` over `theirs` in percent; negative is worse.

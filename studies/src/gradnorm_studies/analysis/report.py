@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,27 +14,41 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 STYLE = """
-:root { color-scheme: light; }
-body { margin: 0; background: #fbfaf8; color: #22252a;
+:root { color-scheme: light dark; --page: #fbfaf8; --text: #22252a; --quiet: #5f636b; --line: #e4e0d8; --tint: #efece6;
+  --holds: #00664c; --fails: #a03c00; --open: #7a5a00; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #17191d; --text: #e3e4e6; --quiet: #a2a7b0; --line: #33373e; --tint: #262a30;
+    --holds: #5fd0ad; --fails: #ff9d66; --open: #e0b84a; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--text); overflow-wrap: break-word;
   font: 17px/1.6 "Iowan Old Style", "Palatino Linotype", Palatino, "Noto Serif", Georgia, serif; }
-main { max-width: 50rem; margin: 0 auto; padding: 4rem 1.5rem 6rem; }
+main { max-width: 62rem; margin: 0 auto; padding: 3.5rem 1.5rem 6rem; }
 h1 { font-size: 2.1rem; line-height: 1.2; margin: 0 0 1.2rem; letter-spacing: -0.01em; }
 h2 { font-size: 1.25rem; margin: 3rem 0 0.8rem; }
-p { margin: 0 0 1rem; }
+p, ul { margin: 0 0 1rem; max-width: 46rem; }
+.summary { padding-left: 1.1rem; font-size: 1.05rem; }
+.summary li { margin-bottom: 0.35rem; }
 code { font: 0.82em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
-  background: #efece6; padding: 0.1em 0.35em; border-radius: 3px; }
+  background: var(--tint); padding: 0.1em 0.35em; border-radius: 3px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font: 0.82rem/1.45 system-ui, "Segoe UI", "DejaVu Sans", sans-serif;
-  font-variant-numeric: tabular-nums; border-top: 2px solid #22252a; border-bottom: 2px solid #22252a; }
-th { text-align: left; font-weight: 600; border-bottom: 1px solid #22252a; }
-th, td { padding: 0.45rem 0.8rem 0.45rem 0; vertical-align: top; }
-tr + tr td { border-top: 1px solid #e4e0d8; }
-.note { color: #666a72; font-size: 0.85rem; margin-top: 0.6rem; }
-.holds { color: #00664c; font-weight: 600; } .fails { color: #a03c00; font-weight: 600; }
-.open { color: #7a5a00; font-weight: 600; }
-.holds, .fails, .open { white-space: nowrap; }
-figure { margin: 2.2rem 0; } figure img { width: 100%; height: auto; display: block; background: #fff; }
-figcaption { color: #666a72; font-size: 0.88rem; margin-top: 0.6rem; }
+  font-variant-numeric: tabular-nums; border-top: 2px solid var(--text); border-bottom: 2px solid var(--text); }
+th { text-align: left; font-weight: 600; border-bottom: 1px solid var(--text); }
+th, td { padding: 0.45rem 0.9rem 0.45rem 0; vertical-align: top; overflow-wrap: normal; }
+td:first-child:not(.long), td.figures { white-space: nowrap; } td.long { min-width: 11rem; }
+tr + tr td { border-top: 1px solid var(--line); }
+.note, figcaption { color: var(--quiet); font-size: 0.88rem; margin-top: 0.6rem; }
+.holds { color: var(--holds); } .fails { color: var(--fails); } .open { color: var(--open); }
+.holds, .fails, .open { font-weight: 600; white-space: nowrap; }
+figure { margin: 2.2rem 0; }
+figure img { width: 100%; height: auto; display: block; background: #fff; border-radius: 4px; }
+@media (max-width: 40rem) {
+  body { font-size: 16px; }
+  main { padding: 1.6rem 1rem 3rem; }
+  h1 { font-size: 1.6rem; }
+  figure img { width: calc(0.78 * var(--width)); max-width: none; } /* one panel fills the screen, the others follow */
+}
 """
 
 VERDICTS = {"holds": "holds", "does not hold": "fails", "undecided": "open", "not enough to say": "open"}
@@ -68,6 +83,7 @@ class Table:
 
     def html(self) -> str:
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
+        head = re.sub(r" ([↓↑])", r"&nbsp;\1", head)
         body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in self.rows)
         note = f'<p class="note">{html.escape(self.note)}</p>' if self.note else ""
         table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
@@ -100,40 +116,56 @@ class Figure:
 
     def html(self) -> str:
         """The figure with its image inlined."""
+        from PIL import Image
+
         data = base64.b64encode(self.path.read_bytes()).decode()
-        caption = html.escape(self.caption)
-        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        with Image.open(self.path) as image:
+            width, height = image.size
+        caption, size = html.escape(self.caption), f'width="{width}" height="{height}" style="--width: {width}px"'
+        image = f'<div class="wide"><img alt="{caption}" {size} src="data:image/png;base64,{data}"></div>'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 @dataclass(frozen=True)
 class StudyReport:
-    """A study's report, in reading order: questions, results, figures, settings."""
+    """A study's report, in reading order: the result in three lines and a figure, then all the rest."""
 
     title: str
     command: str
     lead: list[str]
     tables: list[Table]
     figures: list[Figure] = field(default_factory=list)
+    """The first one leads the page."""
     settings: Table | None = None
     data: dict[str, Any] = field(default_factory=dict)
     """Files of JSON to write beside the report, by name."""
+    summary: list[str] = field(default_factory=list)
+    """What was compared, which method ends best, how the claims fared."""
+    made: str = ""
+    """When, in which time, by what code and where. Of the page alone: tables are the same wherever they are made."""
 
     def markdown(self) -> str:
         made = f"Made by `{self.command}`."
+        summary = "\n".join(f"- {line}" for line in self.summary)
         tables = [table.markdown() for table in self._all_tables()]
-        return "\n\n".join([f"# {self.title}", *self.lead, made, *tables]) + "\n"
+        return "\n\n".join(filter(None, [f"# {self.title}", summary, *self.lead, made, *tables])) + "\n"
 
     def html(self) -> str:
         """One self-contained page: no script, font, file or network access."""
         title = html.escape(self.title)
-        lead = "\n".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in self.lead)
-        made = f"<p>Made by <code>{html.escape(self.command)}</code>.</p>"
-        parts = [lead, made, *(t.html() for t in self.tables), *(f.html() for f in self.figures)]
+        parts = [self._summary(), *(figure.html() for figure in self.figures[:1])]
+        parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in self.lead]
+        parts += [f"<p>Made by <code>{html.escape(self.command)}</code>. {html.escape(self.made)}</p>"]
+        parts += [*(table.html() for table in self.tables), *(figure.html() for figure in self.figures[1:])]
         parts += [self.settings.html()] if self.settings else []
-        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+        view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        head = f'<meta charset="utf-8">{view}<title>{title}</title>'
         body = f"<main><h1>{title}</h1>\n" + "\n".join(parts) + "</main>"
         return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n'
+
+    def _summary(self) -> str:
+        lines = "\n".join(f"<li>{html.escape(line)}</li>" for line in self.summary)
+        return f'<ul class="summary">\n{lines}</ul>' if lines else ""
 
     def write(self, folder: Path) -> None:
         """Write `table.md`, `report.html`, and the files of `data`."""
@@ -143,14 +175,22 @@ class StudyReport:
             (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def print(self, console: Console) -> None:
-        """Print the tables, without the settings."""
+        """Print the tables, without the settings, and the summary below them."""
+        from rich.text import Text
+
         for table in self.tables:
             table.print(console)
+        for line in self.summary:
+            console.print(Text(line, style="bold"))
 
     def _all_tables(self) -> list[Table]:
         return [*self.tables, *([self.settings] if self.settings else [])]
 
 
+LONG = 40
+"""Cells of more characters than these are prose and may be broken into lines, but not into single words."""
+
+
 def _cell(text: str) -> str:
-    style = f' class="{VERDICTS[text]}"' if text in VERDICTS else ""
-    return f"<td{style}>{html.escape(text)}</td>"
+    style = VERDICTS.get(text) or ("long" if len(text) > LONG else "figures" if "±" in text else "")
+    return f'<td class="{style}">{html.escape(text)}</td>' if style else f"<td>{html.escape(text)}</td>"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from gradnorm_studies.analysis.claims import spread, standard_error
 from gradnorm_studies.analysis.metrics import Metrics, MissingRunError, Quantity
@@ -23,7 +22,7 @@ FEW = 12
 MOST_IN_TERMINAL = 5
 """Quantities that a terminal has room for."""
 COLORS = 4
-"""More tasks than these are colored along a ramp, by their final weight."""
+"""More tasks than these are colored along a ramp, from the largest final weight to the smallest."""
 
 
 def ends(title: str, metrics: Metrics, shown: Shown, rate: Rate) -> list[Table]:
@@ -77,43 +76,66 @@ def weights(metrics: Metrics, problem: str, tasks: Sequence[str]) -> Table:
 
 
 def figures(metrics: Metrics, shown: Shown, tasks: Mapping[str, Sequence[str]], folder: Path) -> list[Figure]:
-    """The quantities over time, at the end, and the weights over time, in `folder`."""
+    """In `folder`: where methods end by the first quantity, all over time, the others at the end, the weights."""
     from gradnorm_studies.analysis import figures as draw
 
-    curves, last, weights = [], [], []
-    for problem, quantities in shown.items():
-        methods = metrics.methods(problem)
-        drawn = methods if len(methods) <= FEW else [m for m in methods if m in (*MOVING, "equal", "single")]
-        for quantity in _known(metrics, problem, quantities):
-            title = f"{problem}: {quantity.name}" if len(shown) > 1 else quantity.name
-            steps = metrics.steps(problem, methods[0], quantity.name)
-            late = slice(round(BURN_IN * len(steps)), None)
-            series = {m: metrics.series(problem, m, quantity.name)[:, late] for m in drawn}
-            curves.append(draw.Curves(title, steps[late], series, quantity.name))
-            finals = {m: metrics.final(problem, m, quantity.name) for m in methods}
-            last.append(draw.Ends(title, finals, quantity.name))
-        weights += [_weights(metrics, problem, method, tasks[problem]) for method in methods if method in MOVING]
-    found = [
-        Figure(
-            draw.over_time(folder / "metric.png", curves, columns=2), "Test metrics: means over seeds, their range."
-        ),
-        Figure(
-            draw.finals(folder / "finals.png", last, columns=2), "Where each method ends, seed by seed, and the mean."
-        ),
-    ]
+    known = {problem: _known(metrics, problem, quantities) for problem, quantities in shown.items()}
+    known = {problem: quantities for problem, quantities in known.items() if quantities}
+    pairs = [(problem, quantity) for problem, quantities in known.items() for quantity in quantities]
+    first = [_end(metrics, problem, quantities[0]) for problem, quantities in known.items()]
+    rest = [_end(metrics, problem, q) for problem, quantities in known.items() for q in quantities[1:]]
+    curves = [_curves(metrics, problem, quantity) for problem, quantity in pairs]
+    weights = [panel for problem in known for panel in _weights(metrics, problem, tasks[problem])]
+    ends = "Where each method ends on test data: a dot per seed, a stroke and a number at the mean."
+    over_time = (
+        f"All quantities over time: means over seeds, and their range, without the first {BURN_IN:.0%} of each run, "
+        f"which would set the scale."
+    )
+    found = [Figure(draw.finals(folder / "ends.png", first, columns=2), ends)]
+    found.append(Figure(draw.over_time(folder / "metric.png", curves, columns=2), over_time))
+    if rest:
+        found.append(Figure(draw.finals(folder / "finals.png", rest, columns=2), "The other quantities at the end."))
     if weights:
-        found.append(Figure(draw.over_time(folder / "weights.png", weights, columns=3), "The weights over time."))
+        caption = "The weights over time: means over seeds, and their range."
+        found.append(Figure(draw.over_time(folder / "weights.png", weights, columns=3), caption))
     return found
 
 
-def _weights(metrics: Metrics, problem: str, method: str, tasks: Sequence[str]):
-    """A panel of a method's weights; colors go from the largest to the smallest final weight."""
+def _end(metrics: Metrics, problem: str, quantity: Quantity):
+    """A panel of the quantity at the end of each method's runs."""
     from gradnorm_studies.analysis import figures as draw
 
-    traces = {task: metrics.series(problem, method, f"weight/{task}") for task in tasks}
-    order = sorted(tasks, key=lambda task: -float(np.mean(traces[task][:, -1])))
-    steps = metrics.steps(problem, method, f"weight/{tasks[0]}")
+    finals = {m: metrics.final(problem, m, quantity.name) for m in metrics.methods(problem)}
+    better = "higher" if quantity.largest else "lower"
+    return draw.Ends(problem, finals, f"{quantity.label}, {better} is better")
+
+
+def _curves(metrics: Metrics, problem: str, quantity: Quantity):
+    """A panel of the quantity over time."""
+    from gradnorm_studies.analysis import figures as draw
+
+    methods = metrics.methods(problem)
+    drawn = methods if len(methods) <= FEW else [m for m in methods if m in (*MOVING, "equal", "single")]
+    steps = metrics.steps(problem, methods[0], quantity.name)
+    late = slice(round(BURN_IN * len(steps)), None)
+    series = {m: metrics.series(problem, m, quantity.name)[:, late] for m in drawn}
+    return draw.Curves(problem, steps[late], series, quantity.label, xlabel=draw.STEP)
+
+
+def _weights(metrics: Metrics, problem: str, tasks: Sequence[str]) -> list[Any]:
+    """A panel per method of its weights; a task has one color in all, by its weight at the end of the first method."""
+    from gradnorm_studies.analysis import figures as draw
+
+    methods = [method for method in metrics.methods(problem) if method in MOVING]
+    if not methods:
+        return []
+    ends = {task: metrics.final(problem, methods[0], f"weight/{task}").mean() for task in tasks}
+    order = sorted(tasks, key=lambda task: -ends[task])
     colors = draw.ramp(order) if len(tasks) > COLORS else None
-    return draw.Curves(
-        f"{problem}: {method}", steps, {task: traces[task] for task in order}, "weight", log=True, colors=colors
-    )
+    panels = []
+    for method in methods:
+        curves = {task: metrics.series(problem, method, f"weight/{task}") for task in order}
+        steps = metrics.steps(problem, method, f"weight/{tasks[0]}")
+        title = f"{problem}: {method}"
+        panels.append(draw.Curves(title, steps, curves, draw.WEIGHT, log=True, colors=colors, xlabel=draw.STEP))
+    return panels

@@ -6,7 +6,6 @@ Each finished run is one file; starting again trains what is missing.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
@@ -20,7 +19,7 @@ from gradnorm_studies.engine.errors import Interrupted
 from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.pool import OpenPool, Pool
 from gradnorm_studies.engine.progress import Board, board
-from gradnorm_studies.engine.results import claim, read_result, result_path, write_manifest, writing
+from gradnorm_studies.engine.results import Manifest, claim, made, read_result, result_path, writing
 from gradnorm_studies.engine.study import Study
 
 
@@ -47,20 +46,19 @@ def reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) ->
 def _reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) -> StudyReport:
     jobs = study.jobs()
     claim(out, study.name, study.config)
-    started = time.monotonic()
+    manifest = Manifest(out)
     missing = [job for job in jobs if not result_path(out, job).exists()]
     try:
         if missing:
             shown = board(console, study.name, study.config.steps, len(jobs), len(jobs) - len(missing))
             with shown, open_pool(study, out, shown.show) as pool:
-                _execute(pool, list(missing), out, shown)
+                _execute(pool, list(missing), out, shown, manifest)
     except KeyboardInterrupt as stopped:
         raise Interrupted from stopped
     metrics = Metrics({job.key: read_result(out, job)["rows"] for job in sorted(jobs, key=_reporting_order(jobs))})
     metrics.write_csv(out / "metrics.csv")
     figures = out / "figures"
-    report = study.report(metrics, figures)
-    write_manifest(out, len(missing), time.monotonic() - started)
+    report = dataclasses.replace(study.report(metrics, figures), made=made(manifest.write()))
     report.write(out)
     return report
 
@@ -71,7 +69,7 @@ def _reporting_order(jobs: Sequence[Job]) -> Callable[[Job], tuple[str, int, int
     return lambda job: (job.problem, job.seed, place[job.key])
 
 
-def _execute(pool: Pool, pending: list[Job], out: Path, shown: Board) -> None:
+def _execute(pool: Pool, pending: list[Job], out: Path, shown: Board, manifest: Manifest) -> None:
     """Train all jobs, each as soon as its weights are known and the pool has room."""
     running: dict[Future[Any], Job] = {}
     while pending or running:
@@ -82,6 +80,7 @@ def _execute(pool: Pool, pending: list[Job], out: Path, shown: Board) -> None:
         pool.poll()
         for future in finished:
             pool.collect(running[future], future)
+            manifest.add()
             shown.finish(running.pop(future))
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -28,6 +29,9 @@ from gradnorm_studies.weightings import Weighting
 WRITTEN_LAST = ("metrics.csv", "table.md", "report.html", "manifest.json")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors that name no file: the disk, or the user's share of it."""
+
+SEPARATOR = "; "
+"""Between the values of a fact where starts of a study differ."""
 
 
 @contextmanager
@@ -84,20 +88,81 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return ", ".join(f"{name}: {found.get(name)} there, {wanted.get(name)} asked for" for name in names)
 
 
-def write_manifest(out: Path, computed: int, seconds: float) -> None:
-    """Write versions, machine, and the runs that the last start trained."""
-    facts = {
+class Manifest:
+    """When, where and by what code the runs were trained: `manifest.json`, written after each of them.
+
+    Facts of several starts stand together, and their wall times are added up; a start that trains nothing changes
+    neither, so that a report tells of its runs and not of when it was written.
+
+    Args:
+        out: The study's folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._path, self._started = out / "manifest.json", time.monotonic()
+        self._earlier = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
+        self._now = _facts()
+        self._computed, self._seconds = 0, 0.0
+
+    def add(self) -> None:
+        """A run is finished."""
+        self._computed += 1
+        self._seconds = time.monotonic() - self._started
+        self.write()
+
+    def write(self) -> dict[str, Any]:
+        """Write the file; returns its content."""
+        facts: dict[str, Any] = {name: self._joined(name) for name in self._now}
+        facts["seconds"] = round(self._earlier.get("seconds", 0.0) + self._seconds, 3)
+        facts["runs_computed_by_the_last_start"] = self._computed
+        write_whole(self._path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+        return facts
+
+    def _joined(self, name: str) -> str:
+        """The values of a fact in the starts that trained a run, in order."""
+        known = [value for value in self._earlier.get(name, "").split(SEPARATOR) if value]
+        if self._computed and self._now[name] not in known:
+            known.append(self._now[name])
+        return SEPARATOR.join(known)
+
+
+def _facts() -> dict[str, str]:
+    return {
         "date": date.today().isoformat(),
         "commit": _commit(),
         "gradnorm": _version("gradnorm"),
         "torch": torch.__version__,
         "torchjd": _version("torchjd"),
         "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "runs_computed_by_the_last_start": computed,
-        "seconds_of_the_last_start": round(seconds, 1),
+        "platform": _machine(),
     }
-    write_whole(out / "manifest.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def made(facts: dict[str, Any]) -> str:
+    """A manifest in one line, for the report; what it does not know is left out.
+
+    Examples:
+        >>> made({"date": "2026-01-31", "seconds": 754.0, "commit": "0123abc", "platform": "Linux, 2 CPUs"})
+        'Trained 2026-01-31 in 12 min 34 s; commit 0123abc; Linux, 2 CPUs.'
+    """
+    named = [("commit", "commit "), ("platform", ""), ("torch", "torch "), ("python", "Python ")]
+    facts = {name: str(value).replace(SEPARATOR, " and ") for name, value in facts.items()}
+    parts = [f"{prefix}{facts[name]}" for name, prefix in named if facts.get(name)]
+    when = f"Trained {facts['date']} in {_duration(float(facts['seconds']))}" if facts.get("date") else "Trained"
+    return "; ".join([when, *parts]) + "." if facts.get("date") or parts else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {left} s" if minutes else f"{left} s"
+
+
+def _machine() -> str:
+    parts = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPUs"]
+    return ", ".join([*parts, torch.cuda.get_device_name()] if torch.cuda.is_available() else parts)
 
 
 def _commit() -> str:

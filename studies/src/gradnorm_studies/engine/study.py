@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 
-from gradnorm_studies.analysis import claims, summary
+from gradnorm_studies.analysis import claims, headline, summary
 from gradnorm_studies.analysis.claims import Claim, Finding
 from gradnorm_studies.analysis.metrics import Metrics, Quantity
 from gradnorm_studies.analysis.report import Figure, StudyReport, Table
@@ -145,6 +145,7 @@ class Study(ABC, Generic[C]):
         return StudyReport(
             title=self.title,
             command=self.command(),
+            summary=[*self.headline(metrics), headline.verdicts(findings)],
             lead=[self.lead(), *self.caution(), *self.losing(metrics)],
             tables=[*self.tables_of(metrics, best), *claims.tables(findings, self.is_papers)],
             figures=[*self.figures_of(metrics, figures), *self.more_figures(metrics, figures)],
@@ -159,6 +160,17 @@ class Study(ABC, Generic[C]):
         if base is not None:  # so that a preset that is not the default is named, too
             base = replace(base, **{self.chooser: getattr(self.default, self.chooser)})
         return command_line(self.name, self.config, base)
+
+    def headline(self, metrics: Metrics) -> list[str]:
+        """What was compared, and which method ends best, for the first lines of the report."""
+        run = [problem for problem in self.problems if metrics.methods(problem)]
+        return [
+            headline.compared(metrics, run, self.config.steps, self.is_short),
+            " ".join(headline.best(problem, self._ends(metrics, problem), self.metric) for problem in run),
+        ]
+
+    def _ends(self, metrics: Metrics, problem: str) -> dict[str, claims.Array]:
+        return {method: metrics.final(problem, method, self.metric.name) for method in metrics.methods(problem)}
 
     def findings(self, metrics: Metrics) -> list[Finding]:
         """The verdicts on the claims about methods that were run."""

@@ -137,7 +137,7 @@ class Alpha(Sweep[AlphaConfig]):
         for problem in self.problems:
             curves = {method: self.gains(metrics, problem, method).T for method in RULES.values()}
             curves["equal"] = np.zeros_like(curves["gradnorm"])
-            gained.append(figures.Curves(problem, np.array(ALPHAS), curves, "gain over equal weights, %", xlabel="α"))
+            gained.append(figures.Curves(problem, np.array(ALPHAS), curves, "gain over equal weights (%)", xlabel="α"))
             for method in RULES.values():
                 weights += _weight_panels(metrics, problem, method)
         caption = "Gain over equal weights: means over seeds, their range."
@@ -183,5 +183,7 @@ def _weight_panels(metrics: Metrics, problem: str, method: str) -> list[Any]:
         steps = metrics.steps(problem, label, f"weight/{tasks[0]}")
         curves = {tasks[i]: values[i] for i in order}
         limits = (lowest / 1.15, highest * 1.15)
-        panels.append(figures.Curves(f"{problem}, {label}", steps, curves, "weight", True, colors, ylim=limits))
+        panels.append(
+            figures.Curves(f"{problem}, {label}", steps, curves, figures.WEIGHT, True, colors, figures.STEP, limits)
+        )
     return panels

@@ -168,7 +168,9 @@ class Grid(Sweep[GridConfig]):
             points["static"] = (np.zeros_like(cloud.equal_distances), cloud.others["static"])
             found = ", ".join(f"{r:.2f}" for r in cloud.correlations)
             title = f"{problem}: correlation {found}"
-            panels.append(figures.Points(title, points, "distance", "gain over GradNorm, %"))
+            panels.append(
+                figures.Points(title, points, "L2 distance from GradNorm's weights", "gain over GradNorm (%)")
+            )
         caption = (
             "Each point is a network with fixed weights: how far they are from GradNorm's time-averaged ones, and how "
             "much better than GradNorm it ends. Below the line, GradNorm is better."

@@ -41,7 +41,7 @@ from gradnorm_studies.vision.tasks import ERROR, SETS, TASKS, TEST_LOSS, ImageTa
 if TYPE_CHECKING:
     from gradnorm_studies.vision.module import VisionModule
 
-GAIN = Quantity("Δm", largest=True)
+GAIN = Quantity("Δm %", largest=True)
 """The mean over tasks of the gain over one network per task in the task's first metric, in percent."""
 REGULARIZED = ("equal", *RULES.values())
 """Methods whose training and test losses are drawn side by side, as in the paper's fig. 3."""
@@ -159,8 +159,7 @@ def _loss_panels(metrics: Metrics, problem: str, methods: Sequence[str], task: s
         trained = _smoothed(metrics.series(problem, method, f"loss/{task}"))
         tested = metrics.series(problem, method, TEST_LOSS + task)
         curves = {"training": trained[:, late], "test": tested[:, late]}
-        colors = {"training": figures.COLORS["equal"], "test": figures.COLORS["gradnorm"]}
-        panels.append(figures.Curves(f"{task}: {method}", steps[late], curves, "loss", colors=colors))
+        panels.append(figures.Curves(f"{task}: {method}", steps[late], curves, f"{task} loss", xlabel=figures.STEP))
     values = np.concatenate([values.ravel() for panel in panels for values in panel.values.values()])
     low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
     return [replace(panel, ylim=(float(low), float(high))) for panel in panels]

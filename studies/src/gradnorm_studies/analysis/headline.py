@@ -1,0 +1,87 @@
+"""The first lines of a report: what was compared, which method ends best and by how much, how the claims fared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from gradnorm_studies.analysis.claims import Array, Finding, Verdict, standard_error, verdict
+from gradnorm_studies.analysis.metrics import Metrics, Quantity
+
+MOST_NAMED = 6
+"""With more methods than these only their number is given."""
+ORDER: tuple[Verdict, ...] = ("holds", "does not hold", "undecided", "not enough to say")
+"""In which verdicts are counted."""
+
+
+def compared(metrics: Metrics, problems: Sequence[str], steps: int, is_short: bool = False, where: str = "") -> str:
+    """What was compared: methods, problems, seeds, steps.
+
+    Args:
+        metrics: The results.
+        problems: The problems that were run.
+        steps: Steps per run.
+        is_short: Whether the study's own runs have more.
+        where: The problems, in words. Default: their names.
+    """
+    methods = list(dict.fromkeys(method for problem in problems for method in metrics.methods(problem)))
+    seeds = max((len(metrics.seeds(p, m)) for p in problems for m in metrics.methods(p)), default=0)
+    named = f": {', '.join(methods)}" if len(methods) <= MOST_NAMED else ""
+    size = f"{_count(seeds, 'seed')}, {steps:,} steps" + (" (fewer than the study's own)" if is_short else "")
+    return f"Compared: {_count(len(methods), 'method')} on {where or _listed(problems)}, {size}{named}."
+
+
+def best(where: str, ends: Mapping[str, Array], quantity: Quantity) -> str:
+    """Which method ends best by the mean over seeds, ahead of the next and of equal weights by how much.
+
+    Args:
+        where: The problem, for the sentence.
+        ends: By method, [seeds].
+        quantity: What they are.
+
+    Examples:
+        >>> ends = {"equal": np.array([2.0, 2.1, 2.2]), "gradnorm": np.array([1.0, 1.2, 1.1])}
+        >>> best("toy", ends, Quantity("error"))
+        'On toy gradnorm ends best: error 1.1, ahead of equal by 1 ± 0.06.'
+    """
+    sign = 1 if quantity.largest else -1
+    known = {name: values for name, values in ends.items() if np.isfinite(values).all()}
+    order = sorted(known, key=lambda name: -sign * known[name].mean())
+    if not order:
+        return f"On {where} every method has a run that diverged."
+    first, *others = order
+    rivals = [*others[:1], *(["equal"] if "equal" in others[1:] else [])]
+    margins = [
+        _margin(name, sign * (known[first] - known[name])) for name in rivals if len(known[name]) == len(known[first])
+    ]
+    ahead = f", ahead of {' and of '.join(margins)}" if margins else ""
+    return f"On {where} {first} ends best: {quantity.measured(known[first].mean())}{ahead}."
+
+
+def verdicts(findings: Sequence[Finding]) -> str:
+    """How many claims hold, and how many do not."""
+    if not findings:
+        return "Verdicts: none, as the methods that the claims are about were not run."
+    counts = Counter(finding.verdict for finding in findings)
+    parts = [f"{name} {counts[name]}" for name in ORDER if counts[name]]
+    return f"Verdicts on {_count(len(findings), 'claim')}: {', '.join(parts)}."
+
+
+def _margin(name: str, margins: Array) -> str:
+    """The mean paired difference to a method, with its standard error, and a word where that is not enough."""
+    if len(margins) == 1:
+        return f"{name} by {margins[0]:.2g} (one seed)"
+    clear = "" if verdict(margins) == "holds" else f" ({verdict(margins)})"
+    return f"{name} by {margins.mean():.2g} ± {standard_error(margins):.1g}{clear}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names as a list in a sentence; of many, their number."""
+    *head, last = names
+    return f"{len(head) + 1} problems" if len(head) > 3 else " and ".join(filter(None, (", ".join(head), last)))

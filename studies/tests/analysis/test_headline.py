@@ -1,0 +1,52 @@
+"""The first lines of a report say what was compared, who wins and by how much, and how the claims fared."""
+
+import numpy as np
+
+from gradnorm_studies.analysis import headline
+from gradnorm_studies.analysis.claims import Finding
+from gradnorm_studies.analysis.metrics import Metrics, Quantity
+
+LOSS, SCORE = Quantity("loss"), Quantity("score %", largest=True)
+
+
+def ends(**values):
+    return {name.replace("_", "-"): np.array(found) for name, found in values.items()}
+
+
+def test_the_winner_is_ahead_of_the_next_and_of_equal_weights():
+    found = headline.best("p", ends(equal=[3.0, 3.1, 3.2], dwa=[2.0, 2.2, 2.1], gradnorm=[1.0, 1.1, 1.2]), LOSS)
+    assert found == "On p gradnorm ends best: loss 1.1, ahead of dwa by 1 ± 0.06 and of equal by 2 ± 0."
+
+
+def test_where_larger_is_better_the_largest_wins_by_a_positive_margin():
+    found = headline.best("p", ends(equal=[70.0, 71.0, 72.0], gradnorm=[80.0, 83.0, 83.0]), SCORE)
+    assert found == "On p gradnorm ends best: score 82 %, ahead of equal by 11 ± 0.6."
+
+
+def test_a_lead_within_two_standard_errors_and_a_single_seed_are_named_as_such():
+    found = headline.best("p", ends(equal=[1.0, 1.5, 0.9], gradnorm=[0.9, 1.0, 1.2]), LOSS)
+    assert found.endswith("ahead of equal by 0.1 ± 0.2 (undecided).")
+    assert headline.best("p", ends(equal=[1.0], dwa=[2.0]), LOSS).endswith("ahead of dwa by 1 (one seed).")
+
+
+def test_runs_that_diverged_never_win():
+    found = headline.best("p", ends(equal=[np.nan, 90.0, 90.0], dwa=[1.0, 1.0, 1.0], random=[0.0, 0.0, 0.0]), SCORE)
+    assert found.startswith("On p dwa ends best")
+    assert "equal" not in found
+    assert "diverged" in headline.best("p", ends(equal=[np.nan, 90.0]), SCORE)
+
+
+def test_what_was_compared_counts_methods_problems_seeds_and_steps():
+    runs = {(p, m, s): [(0, "loss", 1.0)] for p in ("a", "b") for m in ("equal", "dwa") for s in (0, 1)}
+    found = headline.compared(Metrics(runs), ("a", "b"), 2500)
+    assert found == "Compared: 2 methods on a and b, 2 seeds, 2,500 steps: equal, dwa."
+    assert "2,500 steps (fewer than the study's own)" in headline.compared(Metrics(runs), ("a",), 2500, is_short=True)
+
+
+def test_verdicts_are_counted():
+    def finding(verdict):
+        return Finding("text", "§4", "p", "found", 1.0, 0.1, 3, verdict)
+
+    found = headline.verdicts([finding(v) for v in ("undecided", "holds", "does not hold", "holds")])
+    assert found == "Verdicts on 4 claims: holds 2, does not hold 1, undecided 1."
+    assert "none" in headline.verdicts([])
