@@ -207,17 +207,18 @@ FARTHEST = 7.0
 
 def contact_sheet(path: Path, views: Sequence[AnnotatedImage], names: Sequence[str], columns: int = 2) -> Path:
     """Per sample: image, classes, depth, normals, keypoints and boxes; `columns` samples side by side."""
-    draws = (_draw_segmentation, _draw_depth, _draw_normals, _draw_found)
-    tiles = 1 + len(draws)
+    columns = min(columns, len(views))
+    tiles = len(SHEET)
     rows = -(-len(views) // columns)
     with _tiles(path, rows, tiles * columns, names) as grid:
         for place, view in enumerate(views):
             row, column = divmod(place, columns)
             axes = list(grid[row, column * tiles : (column + 1) * tiles])
-            _draw_image(axes[0], view, names)
-            axes[0].set_title(view.title, fontsize=8)
-            for ax, draw in zip(axes[1:], draws, strict=True):
+            for ax, (title, draw) in zip(axes, SHEET.items(), strict=True):
                 draw(ax, view, names)
+                if row == 0:
+                    ax.set_title(title, fontsize=9)
+            axes[0].text(0, -0.02, view.title, transform=axes[0].transAxes, fontsize=7.5, va="top")
     return path
 
 
@@ -317,6 +318,16 @@ DRAWINGS: dict[str, Callable[[Axes, AnnotatedImage, Sequence[str]], None]] = {
     "detection": _draw_boxes,
     "classification": _draw_kind,
 }
+
+
+SHEET: dict[str, Callable[[Axes, AnnotatedImage, Sequence[str]], None]] = {
+    "image": _draw_image,
+    "classes": _draw_segmentation,
+    f"depth (0–{FARTHEST:g} m)": _draw_depth,
+    "normals": _draw_normals,
+    "keypoints, boxes": _draw_found,
+}
+"""The columns of a contact sheet."""
 
 
 def color_of(name: str, names: Mapping[str, Any]) -> str:

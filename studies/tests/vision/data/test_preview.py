@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -49,6 +50,18 @@ def test_a_view_has_the_sample_s_keypoints_and_boxes(monkeypatch, tmp_path):
         assert np.abs(view.keypoints - scene.view.keypoints * 64).max() <= 0.5 + 1e-3
         assert len(view.boxes) == len(view.labels) == (rooms[i].labels >= 0).sum()
         assert view.normals.shape == (64, 64, 3)
+
+
+def test_every_column_of_the_sheet_has_a_title_and_every_room_its_name(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path, few_colors: drawn.append(figure))
+    show.contact_sheet(Rooms("test", n=3, size=64, out=64), tmp_path / "none.png")
+    titles = [ax.get_title(loc="left") for ax in drawn[0].axes]
+    assert titles[:10] == ["image", "classes", "depth (0–7 m)", "normals", "keypoints, boxes"] * 2
+    assert not any(titles[10:])
+    texts = [text.get_text() for ax in drawn[0].axes for text in ax.texts]
+    assert [sum(text.startswith(f"test {i}: ") for text in texts) for i in range(3)] == [1, 1, 1]
+    plt.close(drawn[0])
 
 
 def test_a_networks_keypoints_are_those_that_the_truth_has(tmp_path):
