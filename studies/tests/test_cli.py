@@ -3,10 +3,13 @@
 import dataclasses
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+import gradnorm
 from faces_files import write_official
 from gradnorm_studies import cli
 from gradnorm_studies.studies import STUDIES
@@ -14,6 +17,27 @@ from gradnorm_studies.studies import STUDIES
 
 def invoke(*arguments: str):
     return CliRunner().invoke(cli.build(), list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+
+
+def test_the_version_is_that_of_both_packages():
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.output == f"gradnorm {gradnorm.__version__}\n"
+    assert gradnorm.__version__ == version("gradnorm") == version("gradnorm-studies")
+
+
+def groups(command, path=()):
+    """Every command and group of commands, as arguments."""
+    yield path
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from groups(sub, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(groups(typer.main.get_command(cli.build()))), ids=" ".join)
+def test_h_is_help_everywhere(path):
+    short, long = (invoke(*path, option) for option in ("-h", "--help"))
+    assert short.exit_code == long.exit_code == 0
+    assert short.output == long.output
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
@@ -106,3 +130,11 @@ def test_preparing_from_what_is_not_there_writes_nothing(tmp_path):
         assert result.exit_code == 2
         assert "Error: " in result.output
         assert not out.exists()
+
+
+def test_a_picture_of_rooms_that_cannot_be_written_is_an_error_of_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("x")
+    result = invoke("data", "rooms", "--show", "--n", "1", "--out", str(tmp_path / "file" / "sheet.png"))
+    assert result.exit_code == 2
+    assert "cannot be written" in result.output
+    assert "sheet.png" in result.output.replace("\n", "")

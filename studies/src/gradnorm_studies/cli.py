@@ -11,6 +11,7 @@ import inspect
 import signal
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,18 +38,38 @@ def build() -> typer.Typer:
     from gradnorm_studies.cli_data import data_commands
     from gradnorm_studies.studies import STUDIES
 
-    app = typer.Typer(name="gradnorm", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        name="gradnorm",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},  # all commands take theirs from here
+    )
     reproduce = typer.Typer(no_args_is_help=True, help="Run a study and write its folder; run again to resume.")
     app.add_typer(reproduce, name="reproduce")
     app.add_typer(data_commands(), name="data")
-    app.callback()(_about)
+    app.callback()(_about())
     for study in STUDIES.values():
         reproduce.command(study.name, help=study.summary)(_command(study))
     return app
 
 
-def _about() -> None:
-    """GradNorm for PyTorch: the paper's experiments from one command."""
+def _about() -> Callable[..., None]:
+    """What the command does without a subcommand: its help, or its version."""
+    import typer
+
+    def show(is_asked: bool) -> None:
+        if is_asked:
+            typer.echo(f"gradnorm {version('gradnorm-studies')}")
+            raise typer.Exit
+
+    flag = typer.Option("--version", callback=show, is_eager=True, help="Show the version of both packages and exit.")
+
+    def about(version: bool = False) -> None:
+        """GradNorm for PyTorch: the paper's experiments from one command."""
+
+    about.__annotations__ = {"version": Annotated[bool, flag], "return": None}
+    return about
 
 
 def _command(study: type[Study[Any]]) -> Callable[..., None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -53,7 +53,7 @@ def data_commands() -> typer.Typer:
 def _nyuv2(root: Path, is_check: bool, out: Path | None) -> None:
     from gradnorm_studies.vision.data import nyuv2
 
-    with _usage_errors():
+    with usage_errors(out):
         if is_check:
             lines, is_usable = nyuv2.check(root)
             _table(nyuv2.HEADER, lines)
@@ -64,7 +64,7 @@ def _nyuv2(root: Path, is_check: bool, out: Path | None) -> None:
 def _faces(root: Path, is_check: bool, out: Path | None) -> None:
     from gradnorm_studies.faces import data
 
-    with _usage_errors():
+    with usage_errors(out):
         if is_check:
             parts = data.check(root)
             _table(("part", "found", ""), [(p.name, p.found, "" if p.is_complete else "missing") for p in parts])
@@ -94,21 +94,24 @@ def _show_rooms(out: Path, n: int, seed: int, split: Any) -> Path:
     from gradnorm_studies.vision.data.rooms import Rooms
 
     try:
-        return contact_sheet(Rooms(split, n, seed), out)
+        with usage_errors(out):
+            return contact_sheet(Rooms(split, n, seed), out)
     except ArgumentError as error:
         raise typer.BadParameter(str(error)) from None
 
 
 @contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Ends the command with a usage error's message, and exit code 2."""
+def usage_errors(out: Path | None) -> Iterator[None]:
+    """Ends the command with a usage error's message, and exit code 2; a file `out` that cannot be written is one."""
     import typer
     from rich.console import Console
 
     from gradnorm_studies.engine.errors import UsageError
+    from gradnorm_studies.engine.results import writing
 
     try:
-        yield
+        with writing(out) if out else nullcontext():
+            yield
     except UsageError as error:
         Console(stderr=True).print(f"Error: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(2) from None

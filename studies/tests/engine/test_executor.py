@@ -1,5 +1,6 @@
 """Runs are trained in any pool, in an order that their weights allow, and nothing in a folder is ever lost."""
 
+import errno
 import io
 import json
 import os
@@ -13,11 +14,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.engine.errors import Interrupted, UsageError
 from gradnorm_studies.engine.executor import _execute, reproduce
 from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.pool import InProcess, Pool
-from gradnorm_studies.engine.progress import Board
+from gradnorm_studies.engine.progress import Board, board
+from gradnorm_studies.engine.results import claim, writing
 from gradnorm_studies.studies import STUDIES as REGISTERED
 from gradnorm_studies.sweeps.learning_rate import FIRST_SEED, Search
 from gradnorm_studies.toy import Toy
@@ -44,6 +47,42 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no run of gradnorm"):
         run(TOY, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_cannot_be_written_is_said_before_any_training(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file" / "out", tmp_path / "file"):
+        with pytest.raises(UsageError, match=r"--out.*file.*another --out"):
+            run(TOY, out)
+    out = tmp_path / "out"
+    claim(out, TOY.name, TOY.config)
+    (out / "metrics.csv").mkdir()
+    with pytest.raises(UsageError, match=r"metrics\.csv cannot be written.*run the same command again"):
+        run(TOY, out)
+    assert not list((out / "runs").iterdir())
+    (out / "metrics.csv").rmdir()
+    run(TOY, out)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC])
+def test_what_cannot_be_written_after_training_loses_no_run(tmp_path, monkeypatch, code):
+    def refuse(self, path):
+        raise OSError(code, "refused", None if code == errno.ENOSPC else str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "write_csv", refuse)
+        with pytest.raises(UsageError, match=r"refused.*run the same command again"):
+            run(TOY, tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    run(TOY, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == kept
+
+
+def test_a_file_of_another_folder_that_cannot_be_read_is_no_usage_error(tmp_path):
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "out"):
+        (tmp_path / "data" / "photo.png").read_bytes()
+    with pytest.raises(ConnectionError), writing(tmp_path / "out"):
+        raise ConnectionError("the cluster is gone")
 
 
 def test_a_second_start_computes_only_what_is_missing(tmp_path):
@@ -95,20 +134,20 @@ class Slow(Pool):
 def test_every_run_is_trained_once_and_a_report_that_comes_late_is_not_shown(tmp_path):
     (tmp_path / "runs").mkdir()
     jobs = TOY.jobs()
-    board = Board(Console(file=io.StringIO()), "toy", 4, len(jobs), 0)
-    pool = Slow(TOY, tmp_path, board.show)
-    _execute(pool, list(jobs), tmp_path, board)
+    shown = board(Console(file=io.StringIO()), "toy", 4, len(jobs), 0)
+    pool = Slow(TOY, tmp_path, shown.show)
+    _execute(pool, list(jobs), tmp_path, shown)
     assert {job.key for job in pool.submitted} == {job.key for job in jobs}
     assert len(pool.submitted) == len(jobs)
-    assert not board.running
+    assert not shown.running
 
 
 def test_weights_of_a_static_run_are_there_before_it_is_submitted(tmp_path):
     (tmp_path / "runs").mkdir()
     jobs = [job for job in TOY.jobs() if job.method in ("static", "gradnorm")][::-1]  # static first
-    board = Board(Console(file=io.StringIO()), "toy", 4, len(jobs), 0)
-    pool = Slow(TOY, tmp_path, board.show)
-    _execute(pool, list(jobs), tmp_path, board)
+    shown = board(Console(file=io.StringIO()), "toy", 4, len(jobs), 0)
+    pool = Slow(TOY, tmp_path, shown.show)
+    _execute(pool, list(jobs), tmp_path, shown)
     assert all(job.weights for job in pool.submitted if job.method == "static")
 
 

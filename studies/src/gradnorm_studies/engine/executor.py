@@ -19,8 +19,8 @@ from gradnorm_studies.analysis.report import StudyReport
 from gradnorm_studies.engine.errors import Interrupted
 from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.pool import OpenPool, Pool
-from gradnorm_studies.engine.progress import Board
-from gradnorm_studies.engine.results import claim, read_result, result_path, write_manifest
+from gradnorm_studies.engine.progress import Board, board
+from gradnorm_studies.engine.results import claim, read_result, result_path, write_manifest, writing
 from gradnorm_studies.engine.study import Study
 
 
@@ -37,24 +37,28 @@ def reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) ->
         The report, already written to `out`.
 
     Raises:
-        UsageError: If `out` holds something else.
+        UsageError: If `out` holds something else, or cannot be written.
         Interrupted: If the user stopped it.
     """
+    with writing(out):
+        return _reproduce(study, out, open_pool, console)
+
+
+def _reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) -> StudyReport:
     jobs = study.jobs()
     claim(out, study.name, study.config)
     started = time.monotonic()
     missing = [job for job in jobs if not result_path(out, job).exists()]
     try:
         if missing:
-            board = Board(console, study.name, study.config.steps, len(jobs), len(jobs) - len(missing))
-            with board, open_pool(study, out, board.show) as pool:
-                _execute(pool, list(missing), out, board)
+            shown = board(console, study.name, study.config.steps, len(jobs), len(jobs) - len(missing))
+            with shown, open_pool(study, out, shown.show) as pool:
+                _execute(pool, list(missing), out, shown)
     except KeyboardInterrupt as stopped:
         raise Interrupted from stopped
     metrics = Metrics({job.key: read_result(out, job)["rows"] for job in sorted(jobs, key=_reporting_order(jobs))})
     metrics.write_csv(out / "metrics.csv")
     figures = out / "figures"
-    figures.mkdir(exist_ok=True)
     report = study.report(metrics, figures)
     write_manifest(out, len(missing), time.monotonic() - started)
     report.write(out)
@@ -67,17 +71,18 @@ def _reporting_order(jobs: Sequence[Job]) -> Callable[[Job], tuple[str, int, int
     return lambda job: (job.problem, job.seed, place[job.key])
 
 
-def _execute(pool: Pool, pending: list[Job], out: Path, board: Board) -> None:
+def _execute(pool: Pool, pending: list[Job], out: Path, shown: Board) -> None:
     """Train all jobs, each as soon as its weights are known and the pool has room."""
     running: dict[Future[Any], Job] = {}
     while pending or running:
         while len(running) < pool.slots and (job := _take(pending, out)) is not None:
+            shown.start(job)
             running[pool.submit(job)] = job
         finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
         pool.poll()
         for future in finished:
             pool.collect(running[future], future)
-            board.finish(running.pop(future))
+            shown.finish(running.pop(future))
 
 
 def _ready(job: Job, out: Path) -> Job | None:

@@ -6,11 +6,13 @@ Files are written atomically, so that starting again finds what is missing.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,31 @@ from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.settings import Config
 from gradnorm_studies.weightings import Weighting
 
+WRITTEN_LAST = ("metrics.csv", "table.md", "report.html", "manifest.json")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors that name no file: the disk, or the user's share of it."""
+
+
+@contextmanager
+def writing(out: Path, option: str = "--out") -> Iterator[None]:
+    """Turns a failure to write to `out`, or to a file in it, into a `UsageError`; other files' errors pass."""
+    try:
+        yield
+    except OSError as error:
+        path, is_full = error.filename, error.errno in FULL
+        path = Path(path) if isinstance(path, (str, os.PathLike)) else None
+        is_ours = path is not None and (out == path or out in path.parents or path in out.parents)
+        if not is_ours and not is_full:
+            raise
+        remedy = "Make room on the disk" if is_full else "Make it writable, or close the program that has it open"
+        raise UsageError(
+            f"{option}: {path or out} cannot be written ({error.strerror or error}). {remedy}, and run the same "
+            f"command again: what is finished is kept. Or give another {option}."
+        ) from None
+
 
 def claim(out: Path, name: str, settings: Config) -> None:
-    """Create `out` as the folder of the study `name` with these settings, or check that it is."""
+    """Create `out` as the folder of the study `name` with these settings, or check that it is, and can be written."""
     config = json.loads(json.dumps({"study": name, **dataclasses.asdict(settings)}))
     path = out / "config.json"
     if path.exists():
@@ -40,6 +64,19 @@ def claim(out: Path, name: str, settings: Config) -> None:
     (out / "runs").mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_whole(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    _try_writing(out)
+
+
+def _try_writing(out: Path) -> None:
+    """Raise now what would be raised only after hours of training."""
+    (out / "figures").mkdir(exist_ok=True)
+    for folder in (out, out / "runs", out / "figures"):
+        probe = folder / f"probe.{os.getpid()}"
+        write_whole(probe, b"")
+        probe.unlink()
+    for path in (out / name for name in WRITTEN_LAST):
+        if path.exists():
+            path.open("ab").close()
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
