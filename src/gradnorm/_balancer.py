@@ -80,11 +80,11 @@ class GradNorm(SealedModule):
         check: Whether the first measured step checks that measuring does not change the model's own gradient, and
             raises `GraphError` in its backward if it does. It costs about one more measurement, once.
         cosines_every: Compute the cosines between the tasks' gradients in every `cosines_every`-th measured step.
-        history: Number of steps that `history` keeps.
+        history: Maximum number of points that `history` keeps of a run, 0 for none; see `History`.
 
     Attributes:
         tasks: Task names.
-        history: The last steps' losses, weights, norms, targets, rates and cosines.
+        history: The run's losses, weights, norms, targets, rates and cosines, as points that span it.
 
     Raises:
         ArgumentError: For each argument that cannot be used; it is a `ValueError`.
@@ -131,7 +131,7 @@ class GradNorm(SealedModule):
         process_group: ProcessGroup | None = None,
         check: bool = True,
         cosines_every: int = 10,
-        history: int = 1000,
+        history: int = 2000,
     ) -> None:
         super().__init__()
         self.tasks = parse_tasks(tasks)
