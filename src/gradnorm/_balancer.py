@@ -438,7 +438,7 @@ class GradNorm(SealedModule):
         """A report on the recorded steps: a table of the tasks, cosines between them, and advice.
 
         `print` it: it is a `str`, with its figures as attributes. `assert not balancer.report().advice` can serve as a
-        test; `gradnorm.plots.training(balancer.history, path)` plots the history.
+        test; `gradnorm.plots.training(balancer)` plots the run.
 
         Raises:
             StateError: Nothing has been measured yet.
