@@ -479,7 +479,7 @@ VOID = {
 }
 
 
-@pytest.mark.parametrize("at", ["weights", "features", "branches"])
+@pytest.mark.parametrize("at", ["layer", "features", "branches"])
 @pytest.mark.parametrize("way", VOID)
 def test_what_was_measured_before_is_no_part_of_the_next_step(way, at):
     net, balancer = Net(), GradNorm(NAMES, at=at)
@@ -910,7 +910,8 @@ ARGUMENTS = [
     ({"every": 0}, "every must be an integer of at least 1, got 0"),
     ({"every": 1.5}, "every must be an integer"),
     ({"history": -1}, "history must be an integer of at least 0"),
-    ({"at": "head"}, 'at must be "weights", "features" or "branches", got \'head\''),
+    ({"at": "head"}, 'at must be "layer", "features" or "branches", got \'head\''),
+    ({"at": "weights"}, 'at="weights" is called at="layer"'),
     ({"priorities": {"a": 1.0, "b": 1.0}}, "priorities lacks 'c'"),
     ({"priorities": [1.0, 1.0]}, "priorities holds 2 numbers for 3 tasks"),
     ({"priorities": {"a": 1.0, "b": 1.0, "x": 1.0}}, "priorities holds 'x', which is no task"),
