@@ -777,6 +777,23 @@ def test_the_state_that_is_made_at_once_is_the_one_that_torch_makes(factory):
         torch.testing.assert_close(ours, theirs)
 
 
+class Centered(torch.optim.SGD):
+    """An optimizer whose update of one entry depends on the others."""
+
+    def step(self, closure=None):
+        (weights,) = self.param_groups[0]["params"]
+        weights.grad -= weights.grad.mean()
+        return super().step(closure)
+
+
+def test_a_bad_number_of_a_task_that_does_not_count_reaches_no_other():
+    weights = torch.ones(3)
+    counts = torch.tensor([True, False, True])
+    gradients = torch.tensor([1.0, float("nan"), 2.0])
+    WeightOptimizer(Centered, weights, 0.1).step(gradients, lambda w: w, counts, weights.clone())
+    torch.testing.assert_close(weights, torch.tensor([1.0, 1.0, 0.9]))
+
+
 def test_a_scheduler_s_learning_rate_is_resumed():
     def start(net):
         balancer = GradNorm(NAMES, shared=net.last)
