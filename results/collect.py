@@ -14,7 +14,6 @@ from pathlib import Path
 RESULTS = Path(__file__).parent
 IMAGES = RESULTS.parent / "docs" / "images"
 START, END = "<!-- claims: written by collect.py -->", "<!-- end of claims -->"
-CLAMPED = r"\|cos\|"
 KEPT = ("table.md", "claims.json", "learning_rates.json", "manifest.json", "config.json")
 
 
@@ -43,7 +42,7 @@ def claims_table() -> str:
     lines = ["| claim | from | study | we found | seeds | verdict | command | commit |", "| --- " * 8 + "|"]
     for row in rows:
         verdict = f"**{row['verdict']}**" if row["verdict"] == "holds" else row["verdict"]
-        where = f"[{row['study']}]({row['study']}/table.md): {row['problem']}"
+        where = f"{row['study']}: {row['problem']}"
         cells = (row["text"], row["source"], where, row["found"], str(row["seeds"]), verdict)
         lines.append(
             "| " + " | ".join((*cells, f"`{row['command']}`", row["commit"])).replace("|cos|", r"\|cos\|") + " |"

@@ -204,7 +204,9 @@ MUTANTS = [
     Mutant(
         "_optimizer.py", "torch.where(accept if value.dim() else accept.any(), value, old, out=value)", "pass", BALANCER
     ),
-    Mutant("_optimizer.py", "torch.where(accept, gradients, 0.0) if accept.dim() else gradients", "gradients", RULES),
+    Mutant(
+        "_optimizer.py", "torch.where(accept, gradients, 0.0) if accept.dim() else gradients", "gradients", BALANCER
+    ),
     Mutant("_optimizer.py", "((after > 0) | ~accept).all()", "True", RULES),
     Mutant("_optimizer.py", "steps.zero_()", "pass", BALANCER),
     Mutant("_optimizer.py", "weights.copy_(before)", "pass", BALANCER),

@@ -64,7 +64,7 @@ class Report(str):
         ...     balancer.step()
         >>> report = balancer.report()
         >>> report.splitlines()[1]
-        '40 steps; figures over the last 40 measured steps'
+        '40 steps, of which 40 are recorded'
         >>> report.tasks, report.skipped, bool(report.norms.isfinite().all())
         (('near', 'far'), 0, True)
     """
@@ -126,9 +126,9 @@ def describe(history: History, training: Training) -> Report:
     }
     lines = [
         f"Shared layer: {training.layer}",
-        f"{training.steps:,} steps; figures over the last {len(history):,} measured steps",
+        f"{training.steps:,} steps, of which {len(history):,} are recorded",
     ]
-    table = _mean_cosines(history)
+    table = history.mean_cosines()
     findings, advice = _progress(tasks, series, training)
     advice += [*_floor(history, training), *_stuck(tasks, series, training), *conflicts(tasks, table)]
     report = Report(page(lines, tasks, columns, table, [*advice, *findings]))
@@ -341,23 +341,6 @@ def _series(history: History) -> dict[str, dict[str, list[float]]]:
                 values.setdefault(field, []).append(float(row[field]))
     empty = {field: [math.nan] for field in FIELDS}
     return {task: values or empty for task, values in series.items()}
-
-
-def _mean_cosines(history: History) -> Tensor | None:
-    """[T, T] over the recorded steps."""
-    rows = history.cosines()
-    if not rows:
-        return None
-    place = {task: i for i, task in enumerate(history.tasks)}
-    table = torch.eye(len(place), device="cpu")
-    for first in place:
-        for second in place:
-            found = [float(row["cosine"]) for row in rows if (row["first"], row["second"]) == (first, second)]
-            if found:
-                table[place[first], place[second]] = table[place[second], place[first]] = torch.tensor(
-                    found, device="cpu"
-                ).nanmean()
-    return table
 
 
 # -------------------------------------------------------------------------------------------------------------- text

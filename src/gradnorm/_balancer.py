@@ -71,7 +71,7 @@ class GradNorm(SealedModule):
             α > 0, weights are not updated until then). Or one number per task, as in `{"segmentation": math.log(13)}`.
         every: Measure and update every `every` steps.
         priorities: `p_i`, making the targets `p_i Ḡ r_i^α`; not in the paper. They can be changed later.
-        at: "weights" compares gradients at `W`, as in the paper; "features" where the tasks meet before `W`, which is
+        at: "layer" compares gradients at `W`, as in the paper; "features" where the tasks meet before `W`, which is
             cheaper and not the paper's rule; "branches" at the features that the network passes through `branch`, at
             the same cost, also inside a network that is compiled as a whole.
         reduce: Where `torch.distributed` runs, "gradients" sums the tasks' gradients over the processes in `step()`, in
@@ -80,11 +80,11 @@ class GradNorm(SealedModule):
         check: Whether the first measured step checks that measuring does not change the model's own gradient, and
             raises `GraphError` in its backward if it does. It costs about one more measurement, once.
         cosines_every: Compute the cosines between the tasks' gradients in every `cosines_every`-th measured step.
-        history: Number of steps that `history` keeps.
+        history: Maximum number of points that `history` keeps of a run, 0 for none; see `History`.
 
     Attributes:
         tasks: Task names.
-        history: The last steps' losses, weights, norms, targets, rates and cosines.
+        history: The run's losses, weights, norms, targets, rates and cosines, as points that span it.
 
     Raises:
         ArgumentError: For each argument that cannot be used; it is a `ValueError`.
@@ -126,12 +126,12 @@ class GradNorm(SealedModule):
         initial_losses: int | PerTask | None = None,
         every: int = 1,
         priorities: PerTask | None = None,
-        at: At = "weights",
+        at: At = "layer",
         reduce: Literal["gradients"] | None = "gradients",
         process_group: ProcessGroup | None = None,
         check: bool = True,
         cosines_every: int = 10,
-        history: int = 1000,
+        history: int = 2000,
     ) -> None:
         super().__init__()
         self.tasks = parse_tasks(tasks)
@@ -438,7 +438,7 @@ class GradNorm(SealedModule):
         """A report on the recorded steps: a table of the tasks, cosines between them, and advice.
 
         `print` it: it is a `str`, with its figures as attributes. `assert not balancer.report().advice` can serve as a
-        test; `gradnorm.plots.training(balancer.history, path)` plots the history.
+        test; `gradnorm.plots.training(balancer)` plots the run.
 
         Raises:
             StateError: Nothing has been measured yet.
@@ -477,7 +477,7 @@ class GradNorm(SealedModule):
     def _measured_by(self, layer: SharedLayer, window: Window, check: bool) -> Measurement:
         if self.at == "branches":
             return AtBranches(self.tasks, layer, window, like=self.weights)
-        return (AtLayer if self.at == "weights" else AtFeatures)(self.tasks, layer, window, check=check)
+        return (AtLayer if self.at == "layer" else AtFeatures)(self.tasks, layer, window, check=check)
 
     def _balanced(
         self, parsed: Sequence[Tensor | None], tasks: Sequence[int], values: Tensor, weights: Tensor
@@ -667,8 +667,10 @@ _UNKNOWN_LAYER = "this process {}, and processes that share a batch must measure
 
 
 def _parse_at(at: At, shared: Shared | None) -> At:
-    if at not in ("weights", "features", "branches"):
-        raise ArgumentError(f'at must be "weights", "features" or "branches", got {at!r}')
+    if at == "weights":
+        raise ArgumentError('at="weights" is called at="layer": gradients are compared at the layer W')
+    if at not in ("layer", "features", "branches"):
+        raise ArgumentError(f'at must be "layer", "features" or "branches", got {at!r}')
     if at == "branches" and shared is not None:
         raise ArgumentError('shared names W, but at="branches" measures where branch() is called; leave one out')
     return at

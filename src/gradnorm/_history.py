@@ -1,4 +1,4 @@
-"""The history of measured steps: a ring buffer on the device, read as rows on request.
+"""The history of measured steps: points on the device that span the run, read as rows on request.
 
 Writing never synchronizes with the device; reading does, once.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,80 +44,81 @@ class StepRecord(NamedTuple):
 
 
 class History:
-    """The last `capacity` measured steps.
+    """The measured steps of a run, of whatever length, as at most `capacity` points.
+
+    Up to `capacity` measured steps each one is kept. A longer run is thinned: of the measured steps every 2nd is kept,
+    then every 4th, 8th, …, counted from the first, so that the points always span the whole run. The last measured step
+    is always there. What is kept is exact; nothing is averaged.
+
+    It is no part of `state_dict`: a resumed run records from where it resumes.
 
     Args:
         tasks: Task names.
-        capacity: Number of steps to keep; 0 keeps none.
+        capacity: Maximum number of points; 0 keeps none.
 
     Examples:
         >>> import torch
-        >>> history = History(["a", "b"], capacity=10)
-        >>> history.append(StepRecord(0, torch.ones(2, 5), None))
-        >>> history.rows()[0]
-        {'step': 0, 'task': 'a', 'loss': 1.0, 'weight': 1.0, 'norm': 1.0, 'target': 1.0, 'rate': 1.0}
+        >>> history = History(["a", "b"], capacity=4)
+        >>> for step in range(10):
+        ...     history.append(StepRecord(step, torch.full((2, 5), float(step)), None))
+        >>> history.steps
+        [0, 4, 8, 9]
+        >>> history.rows()[-1]
+        {'step': 9, 'task': 'b', 'loss': 9.0, 'weight': 9.0, 'norm': 9.0, 'target': 9.0, 'rate': 9.0}
     """
 
     def __init__(self, tasks: Sequence[str], capacity: int) -> None:
         self.tasks = tuple(tasks)
         self.capacity = capacity
-        self._steps: deque[int] = deque(maxlen=capacity)
-        self._with_cosines: deque[int] = deque(maxlen=capacity)
-        self._written = 0
-        self._values: Tensor | None = None
-        self._cosines: Tensor | None = None
-        self._lowest: Tensor | None = None
+        self._values = _Points(capacity)
+        self._cosines = _Points(capacity)
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._values.steps)
+
+    @property
+    def steps(self) -> list[int]:
+        """The indices of the recorded steps, ascending."""
+        return list(self._values.steps)
 
     def append(self, record: StepRecord) -> None:
-        """Record one step."""
+        """Record one measured step."""
         if not self.capacity:
             return
-        self._values = self._write(self._values, record.values)
+        self._values.append(record.step, record.values)
         if record.cosines is not None:
-            self._cosines = self._write(self._cosines, record.cosines)
-            self._with_cosines.append(record.step)
-        self._steps.append(record.step)
-        self._written += 1
-        if self._written % self.capacity == 0:  # all of it will be overwritten
-            self._lowest = self._lowest_weights()
+            self._cosines.append(record.step, record.cosines)
 
     def rows(self) -> list[Row]:
-        """One row per step and task: `step`, `task` and the `FIELDS`, oldest first."""
+        """One row per recorded step and task: `step`, `task` and the `FIELDS`, oldest first."""
         return [
             {"step": step, "task": task, **dict(zip(FIELDS, values, strict=True))}
-            for step, table in zip(self._steps, self._read(self._values), strict=True)
+            for step, table in zip(self._values.steps, self._values.read().tolist(), strict=True)
             for task, values in zip(self.tasks, table, strict=True)
         ]
 
     def cosines(self) -> list[Row]:
         """One row per step and pair of tasks: `step`, `first`, `second`, `cosine`.
 
-        Of the steps for which cosines were taken; empty above 16 tasks.
+        Of the steps for which cosines were computed, thinned as the others are; empty above 16 tasks.
         """
-        if self._cosines is None:
-            return []
         return [
             {"step": step, "first": self.tasks[i], "second": self.tasks[j], "cosine": table[i][j]}
-            for step, table in zip(self._steps, self._read(self._cosines), strict=True)
-            if step in self._with_cosines
+            for step, table in zip(self._cosines.steps, self._cosines.read().tolist(), strict=True)
             for i in range(len(self.tasks))
             for j in range(i + 1, len(self.tasks))
         ]
 
-    def lowest_weights(self) -> list[float]:
-        """[T], the lowest weight of each task in any step, overwritten or not; inf for tasks that were never there."""
-        lowest = self._lowest_weights()
-        return [math.inf] * len(self.tasks) if lowest is None else lowest.tolist()
-
-    def _lowest_weights(self) -> Tensor | None:
-        if self._values is None:
+    def mean_cosines(self) -> Tensor | None:
+        """[T, T], the mean of the recorded cosines, on the CPU; `None` if there are none."""
+        if not self._cosines.steps:
             return None
-        weights = self._values[..., FIELDS.index("weight")]
-        lowest = torch.where(weights.isnan(), math.inf, weights).amin(0)
-        return lowest if self._lowest is None else torch.minimum(lowest, self._lowest.to(lowest.device))
+        return self._cosines.read().nanmean(0).cpu().fill_diagonal_(1.0)
+
+    def lowest_weights(self) -> list[float]:
+        """[T], the lowest weight of each task in any step, recorded or not; inf for tasks that were never there."""
+        lowest = self._values.lowest()
+        return [math.inf] * len(self.tasks) if lowest is None else lowest[:, FIELDS.index("weight")].tolist()
 
     def save(self, path: str | Path) -> None:
         """Write `rows()` to a `.csv`, `.jsonl` or `.parquet` file.
@@ -157,18 +157,62 @@ class History:
             history.append(StepRecord(step, torch.tensor([*table.values()], dtype=torch.float64), None))
         return history
 
-    def _write(self, ring: Tensor | None, entry: Tensor) -> Tensor:
-        if ring is None or ring.device != entry.device:
-            fresh = entry.new_full((self.capacity, *entry.shape), torch.nan)
-            ring = fresh if ring is None else fresh.copy_(ring)
-        ring[self._written % self.capacity].copy_(entry)
-        return ring
 
-    def _read(self, ring: Tensor | None) -> list[list[list[float]]]:
-        if ring is None:
-            return []
-        oldest = self._written % self.capacity if len(self) == self.capacity else 0
-        return ring.roll(-oldest, 0)[: len(self)].tolist()
+class _Points:
+    """Entries of equal shape on the device, thinned to at most `capacity`.
+
+    Of n entries those at multiples of the stride are kept, and the last one, which the next overwrites unless it is at
+    a multiple itself. Where they are is decided by counting on the host: an entry costs one copy.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.steps: list[int] = []
+        self._capacity = capacity
+        self._count = 0
+        self._stride = 1
+        self._buffer: Tensor | None = None
+        self._lowest: Tensor | None = None
+
+    def append(self, step: int, entry: Tensor) -> None:
+        place = -(-self._count // self._stride)
+        if place == self._capacity:
+            self._halve()
+            place = min(-(-self._count // self._stride), self._capacity - 1)  # a capacity of 1 keeps the last entry
+        self._count += 1
+        if self._buffer is None:
+            self._buffer = entry.new_empty(self._capacity, *entry.shape)
+        elif self._buffer.device != entry.device:
+            self._buffer = self._buffer.to(entry.device)
+        here = self._buffer[place]
+        if place < len(self.steps):
+            self._drop(here)
+        here.copy_(entry)
+        self.steps[place:] = [step]
+
+    def read(self) -> Tensor:
+        """[n, …], the entries, oldest first."""
+        return torch.empty(0) if self._buffer is None else self._buffer[: len(self.steps)]
+
+    def lowest(self) -> Tensor | None:
+        """[…], the minimum of each number over all entries, kept or not, but NaN; `None` if there was none."""
+        if self._buffer is None:
+            return None
+        kept = _minimum(self.read())
+        return kept if self._lowest is None else torch.fmin(kept, self._lowest.to(kept.device))
+
+    def _halve(self) -> None:
+        assert self._buffer is not None
+        self._drop(_minimum(self._buffer))
+        self._stride *= 2
+        self.steps = self.steps[::2]
+        self._buffer[: len(self.steps)] = self._buffer[::2].clone()
+
+    def _drop(self, entry: Tensor) -> None:
+        self._lowest = entry.clone() if self._lowest is None else torch.fmin(entry, self._lowest.to(entry.device))
+
+
+def _minimum(entries: Tensor) -> Tensor:
+    return torch.where(entries.isnan(), math.inf, entries).amin(0)
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:

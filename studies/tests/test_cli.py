@@ -169,7 +169,7 @@ def test_what_cannot_be_plotted_is_explained(saved, tmp_path):
         (["nothing.csv"], "nothing.csv is no file"),
         ([str(tmp_path / "empty.csv")], "holds no step"),
         ([str(tmp_path / "table.csv")], "columns step, task"),
-        ([str(saved), "--out", "x.gif"], ".png or .svg"),
+        ([str(saved), "--out", "x.gif"], ".png, .svg, .pdf"),
         ([str(saved), "--out", str(tmp_path / "none" / "x.png")], "cannot be written"),
     ]:
         result = invoke("plot", *arguments)

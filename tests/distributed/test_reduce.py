@@ -24,7 +24,7 @@ MODES = {
     "bucket view": {"gradient_as_bucket_view": True},
 }
 OPTIONS = {
-    "weights": {},
+    "layer": {},
     "features": {"at": "features"},
     "every other": {"every": 2},
     "mean L(0)": {"initial_losses": 3},

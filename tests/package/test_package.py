@@ -88,7 +88,7 @@ def test_the_command_is_that_of_the_studies(studies):
 
 def test_the_readme_on_an_index_has_no_relative_link(library):
     text = metadata(library[1]).get_payload()
-    assert "## The loop" in text
+    assert "## The change to your loop" in text
     outside = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     targets = re.findall(r"\]\(([^)]+)\)", outside)
     assert targets
@@ -141,12 +141,13 @@ def test_the_wheel_runs_the_readmes_blocks_beside_torch_alone(library, tmp_path)
             *blocks,
             "import gradnorm, importlib.util",
             f"assert gradnorm.__file__.startswith({str(site)!r})",
-            "assert balancer.weights[0] < 1 < balancer.weights[1]",
             "assert not importlib.util.find_spec('pytest')",
         ]
     )
     (tmp_path / "loop.py").write_text(code)
-    assert "tensor(" in run(sys.executable, "-I", "-S", str(tmp_path / "loop.py"))
+    said = run(sys.executable, "-I", "-S", str(tmp_path / "loop.py"))
+    assert "variance explained, GradNorm" in said
+    assert "Shared layer: 2.weight" in said
 
 
 def test_the_sdist_has_its_own_readmes_and_builds_the_same_wheel(library, tmp_path):

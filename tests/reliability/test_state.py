@@ -192,7 +192,7 @@ def test_a_state_is_loaded_onto_the_meta_device():
 
 
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("at", ["weights", "features"])
+@pytest.mark.parametrize("at", ["layer", "features"])
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_in_the_middle_of_a_step_makes_the_same_step(again, at, update):
     model = train(Model(update=update, at=at))

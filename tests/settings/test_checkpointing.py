@@ -43,7 +43,7 @@ def test_the_same_weights_and_parameters(way, named, update):
     assert all(map(torch.equal, *found))
 
 
-@pytest.mark.parametrize(("at", "most", "runs"), [("weights", 0, 2 + 3), ("weights", 2**17, 2 + 1), ("features", 0, 2)])
+@pytest.mark.parametrize(("at", "most", "runs"), [("layer", 0, 2 + 3), ("layer", 2**17, 2 + 1), ("features", 0, 2)])
 def test_the_segment_that_holds_w_runs_once_more_for_each_product(at, most, runs, monkeypatch):
     monkeypatch.setattr(_products, "MOST_BATCHED", {"cpu": most, "cuda": most})
     monkeypatch.setattr(_products, "FEWEST_BATCHED", 2)

@@ -479,7 +479,7 @@ VOID = {
 }
 
 
-@pytest.mark.parametrize("at", ["weights", "features", "branches"])
+@pytest.mark.parametrize("at", ["layer", "features", "branches"])
 @pytest.mark.parametrize("way", VOID)
 def test_what_was_measured_before_is_no_part_of_the_next_step(way, at):
     net, balancer = Net(), GradNorm(NAMES, at=at)
@@ -777,6 +777,23 @@ def test_the_state_that_is_made_at_once_is_the_one_that_torch_makes(factory):
         torch.testing.assert_close(ours, theirs)
 
 
+class Centered(torch.optim.SGD):
+    """An optimizer whose update of one entry depends on the others."""
+
+    def step(self, closure=None):
+        (weights,) = self.param_groups[0]["params"]
+        weights.grad -= weights.grad.mean()
+        return super().step(closure)
+
+
+def test_a_bad_number_of_a_task_that_does_not_count_reaches_no_other():
+    weights = torch.ones(3)
+    counts = torch.tensor([True, False, True])
+    gradients = torch.tensor([1.0, float("nan"), 2.0])
+    WeightOptimizer(Centered, weights, 0.1).step(gradients, lambda w: w, counts, weights.clone())
+    torch.testing.assert_close(weights, torch.tensor([1.0, 1.0, 0.9]))
+
+
 def test_a_scheduler_s_learning_rate_is_resumed():
     def start(net):
         balancer = GradNorm(NAMES, shared=net.last)
@@ -910,7 +927,8 @@ ARGUMENTS = [
     ({"every": 0}, "every must be an integer of at least 1, got 0"),
     ({"every": 1.5}, "every must be an integer"),
     ({"history": -1}, "history must be an integer of at least 0"),
-    ({"at": "head"}, 'at must be "weights", "features" or "branches", got \'head\''),
+    ({"at": "head"}, 'at must be "layer", "features" or "branches", got \'head\''),
+    ({"at": "weights"}, 'at="weights" is called at="layer"'),
     ({"priorities": {"a": 1.0, "b": 1.0}}, "priorities lacks 'c'"),
     ({"priorities": [1.0, 1.0]}, "priorities holds 2 numbers for 3 tasks"),
     ({"priorities": {"a": 1.0, "b": 1.0, "x": 1.0}}, "priorities holds 'x', which is no task"),

@@ -1,7 +1,9 @@
-"""The ring buffer, and the files it writes."""
+"""The points that span a run, and the files they are written to."""
 
 import csv
 import json
+import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,13 +18,69 @@ def filled(steps, capacity):
     return history
 
 
-@pytest.mark.parametrize(("steps", "kept"), [(0, []), (2, [0, 1]), (3, [0, 1, 2]), (5, [2, 3, 4]), (9, [6, 7, 8])])
-def test_the_last_steps_are_kept_in_order(steps, kept):
-    history = filled(steps, capacity=3)
+THINNED = [
+    (0, 3, []),
+    (2, 3, [0, 1]),
+    (3, 3, [0, 1, 2]),
+    (4, 3, [0, 2, 3]),
+    (5, 3, [0, 2, 4]),
+    (6, 3, [0, 4, 5]),
+    (9, 4, [0, 4, 8]),
+    (10, 4, [0, 4, 8, 9]),
+    (12, 4, [0, 4, 8, 11]),
+    (3, 1, [2]),
+    (5, 2, [0, 4]),
+]
+
+
+@pytest.mark.parametrize(("steps", "capacity", "kept"), THINNED)
+def test_a_longer_run_is_thinned_and_its_last_step_is_there(steps, capacity, kept):
+    history = filled(steps, capacity)
     assert len(history) == len(kept)
+    assert history.steps == kept
     assert [row["step"] for row in history.rows()] == [step for step in kept for _ in "ab"]
     assert [row["loss"] for row in history.rows()] == [float(step) for step in kept for _ in "ab"]
     assert [row["cosine"] for row in history.cosines()] == pytest.approx([step / 10 for step in kept])
+
+
+@pytest.mark.parametrize("capacity", [2, 3, 7, 20])
+def test_points_span_a_run_of_any_length_evenly(capacity):
+    history = History(["a", "b"], capacity)
+    for step in range(500):
+        history.append(StepRecord(step, torch.full((2, 5), float(step)), None))
+        kept = history.steps
+        assert kept[0] == 0
+        assert kept[-1] == step
+        assert min(step + 1, capacity // 2 + 1) <= len(kept) <= capacity
+        assert len({b - a for a, b in pairwise(kept[:-1])}) <= 1
+    assert [row["loss"] for row in history.rows()[::2]] == [float(step) for step in kept]
+
+
+def test_rarer_cosines_are_thinned_by_themselves():
+    history = History(["a", "b"], 8)
+    for step in range(100):
+        cosines = torch.full((2, 2), step / 100) if step % 10 == 0 else None
+        history.append(StepRecord(step, torch.zeros(2, 5), cosines))
+    assert [row["step"] for row in history.cosines()] == [0, 20, 40, 60, 80, 90]
+    table = history.mean_cosines()
+    assert table is not None
+    assert table.flatten().tolist() == pytest.approx([1.0, 2.9 / 6, 2.9 / 6, 1.0])
+
+
+def test_a_lowest_weight_that_is_no_longer_recorded_is_remembered():
+    history = History(["a", "b", "c"], 2)
+    for step, weight in enumerate([1.0, 0.2, 0.9, 0.8, 1.0]):
+        values = torch.full((3, 5), weight)
+        values[1] = math.nan if step == 1 else weight
+        values[2] = math.nan
+        history.append(StepRecord(step, values, None))
+    assert history.lowest_weights() == pytest.approx([0.2, 0.8, math.inf])
+
+
+def test_a_history_follows_its_balancer_to_another_type_and_back():
+    history = filled(5, 8)
+    history.append(StepRecord(5, torch.full((2, 5), 5.0, dtype=torch.float64), None))
+    assert [row["loss"] for row in history.rows()[::2]] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 def test_capacity_zero_keeps_nothing():

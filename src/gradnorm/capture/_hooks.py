@@ -71,7 +71,7 @@ class AtFrontier(AtMeetings):
 
 
 class AtLayer(AtFrontier):
-    """`at="weights"`: gradients at `W`, as in the paper.
+    """`at="layer"`: gradients at `W`, as in the paper.
 
     Whether steps consist of several backwards is inferred from the first one. If it has only one, later steps keep
     norms only; a step that turns out to have more is not measured, and gradients are kept from then on.
@@ -148,7 +148,7 @@ class AtFeatures(AtFrontier):
                 raise GraphError(
                     f'at="features": task {self.names[one.tasks[position]]!r} meets the others only at its loss (the '
                     "losses are one vector, or come out of one compiled graph), where every gradient norm is 1; "
-                    'measure at the layer with at="weights", or in the network with at="branches"'
+                    'measure at the layer with at="layer", or in the network with at="branches"'
                 )
 
     def entries(self, meeting: Meeting, gradients: Sequence[Gradients], shared: Sequence[SharedParameter]) -> Tensor:

@@ -21,7 +21,7 @@ from .._errors import GraphError
 from .._torch_private import at_end_of_backward, changes, current_backward, in_compiled_autograd, never_compiled
 from ._shared import SharedLayer
 
-At = Literal["weights", "features", "branches"]
+At = Literal["layer", "features", "branches"]
 
 Present = Sequence[Tensor | None]
 """One loss per task, `None` for absent tasks."""

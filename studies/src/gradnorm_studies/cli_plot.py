@@ -9,20 +9,20 @@ import typer
 
 from gradnorm_studies.cli_errors import usage_errors
 
-FORMATS = (".png", ".svg")
+FORMATS = (".png", ".svg", ".pdf")
 
 
 def plot(
     file: Annotated[Path, typer.Argument(help="What History.save wrote: a .csv, .jsonl or .parquet file.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Path of the picture, .png or .svg.", show_default="FILE with the suffix .png"),
+        typer.Option(help="Path of the picture: .png, .svg or .pdf.", show_default="FILE with the suffix .png"),
     ] = None,
 ) -> None:
     """Draw a saved history: weights, gradient norms, losses and training rates over the steps."""
     path = out or file.with_suffix(FORMATS[0])
     if path.suffix not in FORMATS:
-        raise typer.BadParameter(f"--out is {path}: give a path that ends in {' or '.join(FORMATS)}.")
+        raise typer.BadParameter(f"--out is {path}: give a path that ends in {', '.join(FORMATS)}.")
     if not file.is_file():
         raise typer.BadParameter(f"{file} is no file: give what History.save wrote.")
     typer.echo(_draw(file, path))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 
 from gradnorm_studies.analysis import figures
@@ -138,7 +137,6 @@ def test_curves_of_the_updates_are_on_top_of_eleven_methods(tmp_path: Path, monk
         assert lines[name].get_zorder() > max(line.get_zorder() for line in others)
         assert lines[name].get_linewidth() > max(line.get_linewidth() for line in others)
     assert [line.get_color() for line in ax.lines] == [figures.COLORS[name] for name in METHODS]
-    plt.close(drawn[0])
 
 
 def test_ticks_of_a_logarithmic_axis_are_plain_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -150,7 +148,6 @@ def test_ticks_of_a_logarithmic_axis_are_plain_numbers(tmp_path: Path, monkeypat
     ax.figure.canvas.draw()
     labels = [label.get_text() for label in ax.get_yticklabels(which="both")]
     assert {"1", "0.2"} <= {*labels}
-    plt.close(drawn[0])
 
 
 def test_figures_are_the_same_bytes_each_time(tmp_path: Path):

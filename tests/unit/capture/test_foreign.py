@@ -313,7 +313,7 @@ def test_hooks_on_w_see_the_model_gradient_only():
     assert balancer.history.rows() == unhooked.history.rows()
 
 
-@pytest.mark.parametrize("at", ["weights", "features"])
+@pytest.mark.parametrize("at", ["layer", "features"])
 def test_a_second_loss_through_a_head_is_named(at):
     net = Net()
     balancer = GradNorm(["near", "far"], at=at)

@@ -1,4 +1,4 @@
-"""The studies' figures: plain data in, a PNG out, in the style of `gradnorm.plots`."""
+"""The studies' figures: plain data in, a picture in the suffix's format out, in the style of `gradnorm.plots`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
-from gradnorm.plots import STYLE, Curves, draw_curves, panels, save
+from gradnorm.plots import STYLE, Curves, StyledFigure, draw_curves, panels, save
 
 Array = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ WEIGHT = "weight $w_i$ of a task"
 
 def over_time(path: Path, shown: Sequence[Curves], columns: int = 4) -> Path:
     """Panels in rows of `columns`: means over seeds as lines, ranges as bands, names at the lines' ends."""
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         figure, axes = panels(len(shown), columns, width=4.6, height=3.2)
         for ax, panel in zip(axes, shown, strict=True):
             methods = {name: color_of(name, panel.values) for name in panel.values}
@@ -90,7 +90,7 @@ class Points:
 
 def scatter(path: Path, shown: Sequence[Points], columns: int = 4) -> Path:
     """Scatter panels in rows of `columns`: one color per name, methods in their own color and larger, a line at 0."""
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         figure, axes = panels(len(shown), columns, width=4.6, height=3.6)
         for ax, panel in zip(axes, shown, strict=True):
             _draw_points(ax, panel)
@@ -119,7 +119,7 @@ class Ends:
 
 def finals(path: Path, shown: Sequence[Ends], columns: int = 4) -> Path:
     """Panels in rows of `columns`: one dot per seed, a stroke at the mean, and its value."""
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         rows = max(len(panel.values) for panel in shown)
         figure, axes = panels(len(shown), columns, width=4.2, height=0.9 + 0.33 * rows)
         for ax, panel in zip(axes, shown, strict=True):
@@ -150,9 +150,10 @@ def _draw_ends(ax: Axes, panel: Ends) -> None:
 def images(path: Path, rows: Mapping[str, Sequence[Array]]) -> Path:
     """A grid of small gray images, each [H, W] in 0 … 16, in named rows."""
     columns = len(next(iter(rows.values())))
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         size = (1.15 * columns, 1.2 * len(rows))
-        figure, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+        figure = StyledFigure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(rows), columns, squeeze=False)
         for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
             for ax, picture in zip(axes, pictures, strict=True):
                 ax.imshow(picture, cmap="gray_r", vmin=0, vmax=16)
@@ -245,9 +246,10 @@ def comparison(
 @contextmanager
 def _tiles(path: Path, rows: int, columns: int, names: Sequence[str]) -> Iterator[Any]:
     """Square panels without axes, [rows, columns], and a legend of the classes; saved on exit."""
-    with plt.rc_context(STYLE):
+    with rc_context(STYLE):
         size = (1.45 * columns, 1.6 * rows + 0.9)
-        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        figure = StyledFigure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
         for ax in grid.flat:
             ax.axis("off")
         yield grid
@@ -338,5 +340,5 @@ def color_of(name: str, names: Mapping[str, Any]) -> str:
 
 def ramp(names: Sequence[str]) -> dict[str, Any]:
     """Colors from light to dark by name, for tasks that have an order."""
-    shades = plt.get_cmap("viridis")(np.linspace(0.85, 0.0, len(names)))
+    shades = colormaps["viridis"](np.linspace(0.85, 0.0, len(names)))
     return dict(zip(names, map(tuple, shades), strict=True))

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -61,7 +60,6 @@ def test_every_column_of_the_sheet_has_a_title_and_every_room_its_name(monkeypat
     assert not any(titles[10:])
     texts = [text.get_text() for ax in drawn[0].axes for text in ax.texts]
     assert [sum(text.startswith(f"test {i}: ") for text in texts) for i in range(3)] == [1, 1, 1]
-    plt.close(drawn[0])
 
 
 def test_a_networks_keypoints_are_those_that_the_truth_has(tmp_path):
