@@ -23,7 +23,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text); overflow-wrap: break-word;
   font: 17px/1.6 "Iowan Old Style", "Palatino Linotype", Palatino, "Noto Serif", Georgia, serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 3.5rem 1.5rem 6rem; }
+main { max-width: 64rem; margin: 0 auto; padding: 3.5rem 1.5rem 6rem; }
 h1 { font-size: 2.1rem; line-height: 1.2; margin: 0 0 1.2rem; letter-spacing: -0.01em; }
 h2 { font-size: 1.25rem; margin: 3rem 0 0.8rem; }
 p, ul { margin: 0 0 1rem; max-width: 46rem; }
@@ -36,7 +36,7 @@ table { border-collapse: collapse; width: 100%; font: 0.82rem/1.45 system-ui, "S
   font-variant-numeric: tabular-nums; border-top: 2px solid var(--text); border-bottom: 2px solid var(--text); }
 th { text-align: left; font-weight: 600; border-bottom: 1px solid var(--text); }
 th, td { padding: 0.45rem 0.9rem 0.45rem 0; vertical-align: top; overflow-wrap: normal; }
-td:first-child:not(.long), td.figures { white-space: nowrap; } td.long { min-width: 11rem; }
+td:first-child:not(.long), td.figures { white-space: nowrap; } td.long { min-width: 8.5rem; }
 tr + tr td { border-top: 1px solid var(--line); }
 .note, figcaption { color: var(--quiet); font-size: 0.88rem; margin-top: 0.6rem; }
 .holds { color: var(--holds); } .fails { color: var(--fails); } .open { color: var(--open); }
@@ -46,7 +46,7 @@ figure img { width: 100%; height: auto; display: block; background: #fff; border
 @media (max-width: 40rem) {
   body { font-size: 16px; }
   main { padding: 1.6rem 1rem 3rem; }
-  h1 { font-size: 1.6rem; }
+  h1 { font-size: 1.6rem; } td.long { min-width: 11rem; }
   figure img { width: calc(0.78 * var(--width)); max-width: none; } /* one panel fills the screen, the others follow */
 }
 """
@@ -187,7 +187,7 @@ class StudyReport:
         return [*self.tables, *([self.settings] if self.settings else [])]
 
 
-LONG = 40
+LONG = 24
 """Cells of more characters than these are prose and may be broken into lines, but not into single words."""
 
 
