@@ -257,7 +257,7 @@ _EVAL = (
     "the balancer is in eval(), as every part of a model in eval() is. Call balancer.train(); to freeze batch "
     "normalization, put those layers alone in eval()"
 )
-_FROZEN = "it is frozen, by a state_dict that was saved so. Call balancer.freeze(False) after loading it"
+_FROZEN = "it is frozen, by a state_dict that was saved so. Call balancer.unfreeze() after loading it"
 _AWAITED = (
     "the shared layer is detected once every task has been seen, and {0} has not. Give the layer with shared=, or "
     "leave out tasks that never come"

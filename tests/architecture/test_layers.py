@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "gradnorm"
 STUDIES = ROOT / "studies" / "src" / "gradnorm_studies"
 
 LAYERS = [
-    ["_types", "_errors", "_numerics", "_torch_private"],
+    ["_types", "_errors", "_numerics", "_torch_private", "_html"],
     ["functional", "capture", "_arguments", "_state"],
     ["_optimizer"],
     ["_updates", "_history", "_distributed"],
@@ -51,6 +51,7 @@ OPTIONAL = [
     "sklearn",
     "torchjd",
     "typer",
+    "pandas",
     "pyarrow",
     "lightning",
     "transformers",

@@ -90,7 +90,7 @@ def test_a_task_is_drawn_where_it_was_present():
     assert [list(values) for values in raw] == [[1, 2, 3, 4, 5, 6], [1, 3, 5]]
 
 
-def test_losses_are_divided_by_the_initial_ones_and_shown_as_they_are_where_one_is_not_positive():
+def test_losses_are_divided_by_the_initial_ones_where_all_are_positive():
     balancer = GradNorm(["a", "b"], initial_losses=[2.0, 4.0])
     balancer.history = recorded(3)
     ax = plots.losses(balancer).axes[0]
