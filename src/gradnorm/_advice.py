@@ -117,6 +117,7 @@ class Training(NamedTuple):
         needs_losses: Whether losses must be positive.
         min_weight: Lower bound on the weights; 0 for none.
         is_frozen: Whether weights are frozen.
+        is_constant: Whether the update rule itself keeps them.
         unbalanced: Why no weight was ever updated; `None` if one was.
     """
 
@@ -129,6 +130,7 @@ class Training(NamedTuple):
     needs_losses: bool
     min_weight: float
     is_frozen: bool
+    is_constant: bool
     unbalanced: str | None
 
 
@@ -247,7 +249,11 @@ def _progress(tasks: Sequence[str], series: Series, training: Training) -> tuple
     findings, advice = ([], skips) if 100 * training.skipped >= training.steps else (skips, [])
     waiting = [task for task, first in zip(tasks, training.initial_losses.tolist(), strict=True) if first != first]
     traces = {task: series[task] for task in tasks if len(series[task]["weight"]) >= ENOUGH}
-    if training.is_frozen:
+    if training.is_constant:
+        norms = [_recent(series[task]["norm"]) for task in tasks]
+        findings += evenness(tasks, norms)
+        advice += dominance(tasks, norms)
+    elif training.is_frozen:
         findings.append("The weights are frozen.")
     elif any(math.isnan(trace["target"][-1]) for trace in traces.values()) and waiting:
         findings.append(f"The weights are not updated until the first losses of {', '.join(waiting)} are known.")

@@ -481,6 +481,7 @@ class GradNorm(SealedModule):
             needs_losses=self.alpha > 0,
             min_weight=getattr(self._loss_weights.rule, "min_weight", 0.0),
             is_frozen=self._frozen,
+            is_constant=self._loss_weights.rule.is_constant,
             unbalanced=self._silence.no_effect(self._situation()),
         )
         return describe(self.history, training)

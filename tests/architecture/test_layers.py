@@ -22,8 +22,9 @@ LAYERS = [
     ["_loss_weights", "_advice"],
     ["_diagnosis", "_silence"],
     ["_balancer"],
+    ["_monitor"],
     ["__init__"],
-    ["plots", "lightning", "transformers"],
+    ["plots", "lightning", "transformers", "torchjd"],
 ]
 STUDIES_LAYERS = [
     ["weightings"],
@@ -41,7 +42,7 @@ RANKS = {
     SOURCE: {name: rank for rank, layer in enumerate(LAYERS) for name in layer},
     STUDIES: {name: rank for rank, layer in enumerate(STUDIES_LAYERS) for name in layer},
 }
-PUBLIC = {"gradnorm": {*gradnorm.__all__, "plots", "lightning", "transformers"}}
+PUBLIC = {"gradnorm": {*gradnorm.__all__, "plots", "lightning", "transformers", "torchjd"}}
 """Modules of the library that the studies may import from, and what; any public name, where nothing is listed."""
 PUBLIC |= dict.fromkeys(["gradnorm.functional", "gradnorm.plots", "gradnorm.lightning", "gradnorm.transformers"])
 OPTIONAL = [
