@@ -14,6 +14,7 @@ from torch import Tensor
 from torchjd.aggregation import Mean
 from torchjd.autojac import jac_to_grad, mtl_backward
 
+import gradnorm
 from gradnorm import GradNorm
 from models import Workload
 
@@ -66,6 +67,17 @@ def ours(training: Training, **options: object) -> Step:
     def step() -> None:
         training.descend(balancer(training.losses()))
         balancer.step()
+
+    return step
+
+
+def watched(training: Training) -> Step:
+    """This package's `monitor`: the plain sum, measured in every tenth step."""
+    monitor = gradnorm.monitor(training.tasks, shared=training.model.shared)
+
+    def step() -> None:
+        training.descend(monitor(training.losses()))
+        monitor.step()
 
     return step
 
@@ -178,6 +190,7 @@ METHODS: dict[str, Method] = {
     "gradnorm": Method(ours, period=10),  # cosines in every tenth step
     "gradnorm closed-form": Method(partial(ours, update="closed-form"), period=10),
     "gradnorm every=10": Method(partial(ours, every=10), period=10),
+    "monitor": Method(watched, period=10),
     'gradnorm at="features"': Method(partial(ours, at="features")),
     "floor": Method(floor),
     "gradnorm-pytorch": Method(gradnorm_pytorch, peer=True),

@@ -1,7 +1,7 @@
 """GradNorm (Chen et al., ICML 2018): loss weights learned during training, out of one ordinary backward.
 
-`GradNorm` is the balancer; `diagnose` analyzes one batch before training; `functional` has the paper's equations,
-one function each.
+`GradNorm` is the balancer; `diagnose` analyzes one batch before training; `monitor` measures and balances nothing;
+`functional` has the paper's equations, one function each.
 """
 
 from . import functional
@@ -10,6 +10,7 @@ from ._balancer import GradNorm
 from ._diagnosis import Diagnosis, diagnose
 from ._errors import ArgumentError, GradNormError, GraphError, StateError
 from ._history import History, StepRecord
+from ._monitor import Monitor, monitor
 from ._updates import ClosedForm, Descent
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "GradNormError",
     "GraphError",
     "History",
+    "Monitor",
     "Report",
     "StateError",
     "StepRecord",
     "diagnose",
     "functional",
+    "monitor",
 ]
 __version__ = "0.1.0"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _html
 from ._history import FIELDS, History
 from ._updates import LR
 
@@ -84,6 +85,24 @@ class Report(str):
     findings: list[str]
     advice: list[str]
 
+    def _repr_html_(self) -> str:
+        columns = {
+            "task": self.tasks,
+            "weight": cells(self.weights),
+            "average": cells(self.averaged_weights),
+            "loss": cells(self.losses),
+            "norm": cells(self.norms),
+            "target": cells(self.targets),
+            "rate": cells(self.rates),
+            "÷L(0)": cells(self.loss_ratios, percent=True),
+        }
+        beside = {"weight": _html.bars(self.weights.tolist()), "norm": _html.bars(self.norms.tolist())}
+        parts = [_html.table(columns, beside)]
+        if self.cosines is not None:
+            parts.append(_html.matrix("cosine", self.tasks, self.cosines.tolist()))
+        title = f"{self.steps:,} steps; shared layer: {self.layer}"
+        return _html.document(title, parts, [*self.advice, *self.findings])
+
 
 class Training(NamedTuple):
     """The state of training beside its history; T numbers each.
@@ -98,6 +117,7 @@ class Training(NamedTuple):
         needs_losses: Whether losses must be positive.
         min_weight: Lower bound on the weights; 0 for none.
         is_frozen: Whether weights are frozen.
+        is_constant: Whether the update rule itself keeps them.
         unbalanced: Why no weight was ever updated; `None` if one was.
     """
 
@@ -110,6 +130,7 @@ class Training(NamedTuple):
     needs_losses: bool
     min_weight: float
     is_frozen: bool
+    is_constant: bool
     unbalanced: str | None
 
 
@@ -119,10 +140,10 @@ def describe(history: History, training: Training) -> Report:
     last = {name: torch.tensor([series[task][name][-1] for task in tasks], device="cpu") for name in FIELDS}
     ratios = torch.where(last["loss"] > 0, last["loss"] / training.initial_losses, math.nan)
     columns = {
-        "weight": _cells(training.weights),
-        "average": _cells(training.averaged_weights),
-        **{name: _cells(last[name]) for name in ("loss", "norm", "target", "rate")},
-        "÷L(0)": ["–" if ratio != ratio else f"{ratio:.0%}" for ratio in ratios.tolist()],
+        "weight": cells(training.weights),
+        "average": cells(training.averaged_weights),
+        **{name: cells(last[name]) for name in ("loss", "norm", "target", "rate")},
+        "÷L(0)": cells(ratios, percent=True),
     }
     lines = [
         f"Shared layer: {training.layer}",
@@ -140,8 +161,10 @@ def describe(history: History, training: Training) -> Report:
     return report
 
 
-def _cells(values: Tensor) -> list[str]:
-    return ["–" if math.isnan(value) else f"{value:.3g}" for value in values.tolist()]
+def cells(values: Tensor, percent: bool = False) -> list[str]:
+    """[T], the numbers as text; a dash for NaN."""
+    form = ".0%" if percent else ".3g"
+    return ["–" if math.isnan(value) else f"{value:{form}}" for value in values.tolist()]
 
 
 # ------------------------------------------------------------------------------------------------------------ advice
@@ -226,7 +249,11 @@ def _progress(tasks: Sequence[str], series: Series, training: Training) -> tuple
     findings, advice = ([], skips) if 100 * training.skipped >= training.steps else (skips, [])
     waiting = [task for task, first in zip(tasks, training.initial_losses.tolist(), strict=True) if first != first]
     traces = {task: series[task] for task in tasks if len(series[task]["weight"]) >= ENOUGH}
-    if training.is_frozen:
+    if training.is_constant:
+        norms = [_recent(series[task]["norm"]) for task in tasks]
+        findings += evenness(tasks, norms)
+        advice += dominance(tasks, norms)
+    elif training.is_frozen:
         findings.append("The weights are frozen.")
     elif any(math.isnan(trace["target"][-1]) for trace in traces.values()) and waiting:
         findings.append(f"The weights are not updated until the first losses of {', '.join(waiting)} are known.")

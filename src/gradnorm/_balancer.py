@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ._advice import Report, Training, describe
+from . import _html
+from ._advice import Report, Training, cells, describe
 from ._arguments import check_graphs, parse_count, parse_losses, parse_number, parse_tasks, refuse_transforms
 from ._distributed import agree, data_parallel, reduce_sums
 from ._errors import ArgumentError, GraphError, StateError, warn
@@ -322,12 +323,25 @@ class GradNorm(SealedModule):
         return handle
 
     def freeze(self, frozen: bool = True) -> Self:
-        """Stop measuring and updating; `freeze(False)` continues."""
+        """Stop measuring and updating, until `unfreeze()`.
+
+        Args:
+            frozen: False is `unfreeze()`.
+        """
         self._frozen = frozen
         self._value("_is_frozen").fill_(float(frozen))
         self._silence.is_meant = frozen
         self._forget()
         return self
+
+    def unfreeze(self) -> Self:
+        """Continue to measure and update after `freeze()`.
+
+        Examples:
+            >>> balancer = GradNorm(["near", "far"]).freeze()
+            >>> balancer = balancer.unfreeze()
+        """
+        return self.freeze(False)
 
     def reset(self) -> Self:
         """Discard the measurements since the last step, as when that step is skipped on purpose; weights are kept."""
@@ -356,6 +370,15 @@ class GradNorm(SealedModule):
     def weights(self, weights: PerTask) -> None:
         self._loss_weights.assign(weights)
         self._measurement.is_partial = self._measurement.sums is not None  # it was made with the weights before
+
+    def named_weights(self) -> dict[str, float]:
+        """The weights by task, as plain numbers; synchronizes with the device.
+
+        Examples:
+            >>> GradNorm(["near", "far"], initial_weights={"near": 1.5, "far": 0.5}).named_weights()
+            {'near': 1.5, 'far': 0.5}
+        """
+        return dict(zip(self.tasks, self.weights.tolist(), strict=True))
 
     @property
     def alpha(self) -> float:
@@ -452,19 +475,49 @@ class GradNorm(SealedModule):
             weights=self.weights.cpu().clone(),
             averaged_weights=self.time_averaged_weights().cpu(),
             initial_losses=self.initial_losses.cpu(),
-            layer=", ".join(self._measurement.layer.described) or "where branch() is called",
+            layer=self._described,
             steps=self._steps,
             skipped=int(self._loss_weights.skipped),
             needs_losses=self.alpha > 0,
             min_weight=getattr(self._loss_weights.rule, "min_weight", 0.0),
             is_frozen=self._frozen,
+            is_constant=self._loss_weights.rule.is_constant,
             unbalanced=self._silence.no_effect(self._situation()),
         )
         return describe(self.history, training)
 
     def extra_repr(self) -> str:
-        """The settings, for `print`."""
-        return f"{', '.join(self.tasks)}; alpha={self.alpha:g}, every={self.every}, at={self.at!r}"
+        """Settings, `W` and weights, for `print`; on a GPU without their values, which would synchronize with it."""
+        is_read = self.weights.device.type == "cpu"
+        width = max(map(len, self.tasks))
+        numbers = cells(self.weights) if is_read else [f"on {self.weights.device}"] * len(self.tasks)
+        listed = (f"{task:<{width}}  {number}" for task, number in zip(self.tasks, numbers, strict=True))
+        return "\n".join([self._settings, f"W: {self._described}", *listed, *([] if is_read else [_READ_BY])])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(\n  " + self.extra_repr().replace("\n", "\n  ") + "\n)"
+
+    def _repr_html_(self) -> str:
+        columns = {"task": self.tasks, "weight": cells(self.weights)}
+        if self._last is not None:
+            last = self._last.cpu()
+            columns |= {name: cells(last[:, FIELDS.index(name)]) for name in ("loss", "norm", "target", "rate")}
+        title = f"{type(self).__name__}: {self._settings}; {self._steps:,} steps; shared layer: {self._described}"
+        return _html.document(title, [_html.table(columns, {"weight": _html.bars(self.weights.tolist())})])
+
+    @property
+    def _settings(self) -> str:
+        rule = self._loss_weights.rule
+        update = f"{type(rule).__name__}({rule.extra_repr()})"
+        frozen = ", frozen" if self._frozen else ""
+        return f"alpha={self.alpha:g}, update={update}, every={self.every}, at={self.at!r}{frozen}"
+
+    @property
+    def _described(self) -> str:
+        """`W`, in words."""
+        if self.at == "branches":
+            return "where branch() is called"
+        return ", ".join(self._measurement.layer.described) or "detected in the first backward"
 
     # ------------------------------------------------------------------------------------------------- internals
 
@@ -663,6 +716,7 @@ _DROPPED = (
     "and does not update the loss weights. If a step was skipped on purpose, call balancer.reset() then; if gradients "
     "are moved elsewhere after each micro-batch, let them accumulate in .grad until the step"
 )
+_READ_BY = "(named_weights() reads them)"
 _UNKNOWN_LAYER = "this process {}, and processes that share a batch must measure at the same layer"
 
 

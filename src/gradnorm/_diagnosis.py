@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from . import _html
 from ._advice import bad_numbers, conflicts, dominance, evenness, page, wrap
 from ._arguments import check_graphs, parse_losses, parse_tasks
 from ._errors import GraphError
@@ -75,18 +76,27 @@ class Diagnosis:
             *conflicts(self.tasks, self.cosines),
         ]
 
-    def __str__(self) -> str:
+    @property
+    def _columns(self) -> dict[str, list[str]]:
         smallest = self.norms[self.norms != 0].min() if self.norms.any() else self.norms.new_tensor(torch.nan)
-        columns = {
-            "loss": [f"{loss:.3g}" for loss in self.losses.tolist()],
-            "gradient norm": [f"{norm:.3g}" for norm in self.norms.tolist()],
-            "× smallest": [f"{ratio:.3g}" for ratio in (self.norms / smallest).tolist()],
-        }
+        numbers = {"loss": self.losses, "gradient norm": self.norms, "× smallest": self.norms / smallest}
+        return {name: [f"{number:.3g}" for number in values.tolist()] for name, values in numbers.items()}
+
+    def _repr_html_(self) -> str:
+        beside = {"gradient norm": _html.bars(self.norms.tolist())}
+        parts = [
+            _html.table({"task": self.tasks, **self._columns}, beside),
+            _html.matrix("cosine", self.tasks, self.cosines.tolist()),
+        ]
+        title = f"Shared layer: {self.layer}, {self.entries:,} numbers"
+        return _html.document(title, parts, [*self.advice, *self.findings])
+
+    def __str__(self) -> str:
         lines = [f"Shared layer: {self.layer}, {self.entries:,} numbers"]
         if self.others:
             more = f" and {len(self.others) - MOST_OTHERS} before" if len(self.others) > MOST_OTHERS else ""
             lines += wrap(f"Other layers that all tasks reach: {', '.join(self.others[-MOST_OTHERS:])}{more}")
-        return page(lines, self.tasks, columns, self.cosines, [*self.advice, *self.findings])
+        return page(lines, self.tasks, self._columns, self.cosines, [*self.advice, *self.findings])
 
 
 def diagnose(losses: Losses, *, shared: Shared | None = None, model: nn.Module | None = None) -> Diagnosis:

@@ -10,12 +10,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import _html
 from ._errors import ArgumentError, missing_extra
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 FIELDS = ("loss", "weight", "norm", "target", "rate")
 """`L_i`, `w_i`, `G_i`, `Ḡ r_i^α` and `r_i` of a step; `w_i` is the weight with which the step trained."""
@@ -25,6 +29,9 @@ COLUMNS = ("step", "task", *FIELDS)
 
 PAIRWISE_TASKS = 16
 """Maximum number of tasks for which cosines are recorded, as these are T² numbers per step."""
+
+TRACE = 32
+"""Number of points that a notebook's table shows of each curve."""
 
 Row = dict[str, int | float | str]
 
@@ -119,6 +126,44 @@ class History:
         """[T], the lowest weight of each task in any step, recorded or not; inf for tasks that were never there."""
         lowest = self._values.lowest()
         return [math.inf] * len(self.tasks) if lowest is None else lowest[:, FIELDS.index("weight")].tolist()
+
+    def to_pandas(self) -> DataFrame:
+        """`rows()` as a data frame: one row per recorded step and task.
+
+        Raises:
+            ImportError: pandas is not installed.
+
+        Examples:
+            >>> import torch
+            >>> history = History(["a", "b"], capacity=10)
+            >>> history.append(StepRecord(0, torch.ones(2, 5), None))
+            >>> history.to_pandas().pivot(index="step", columns="task", values="weight").loc[0].to_dict()
+            {'a': 1.0, 'b': 1.0}
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise missing_extra("pandas", "pandas") from error
+        return DataFrame(self.rows(), columns=list(COLUMNS))
+
+    def _repr_html_(self) -> str:
+        title = f"{len(self):,} recorded steps" + (
+            f", from {self.steps[0]:,} to {self.steps[-1]:,}" if self.steps else ""
+        )
+        if not self.steps:
+            return _html.document(title, [])
+        values = self._values.read()
+        shown = values[torch.linspace(0, len(values) - 1, min(TRACE, len(values))).long()].cpu()
+        columns, beside = {"task": list(self.tasks)}, {}
+        for place, field in enumerate(FIELDS):
+            curves = shown[:, :, place].T.tolist()
+            last = [next((value for value in reversed(curve) if value == value), math.nan) for curve in curves]
+            columns[field] = ["–" if value != value else f"{value:.3g}" for value in last]
+            if field in ("loss", "weight"):
+                each = [max((value for value in curve if math.isfinite(value)), default=0.0) for curve in curves]
+                most = each if field == "loss" else [max(each)] * len(each)  # losses have units of their own
+                beside[field] = [_html.trace(curve, top) for curve, top in zip(curves, most, strict=True)]
+        return _html.document(title, [_html.table(columns, beside)])
 
     def save(self, path: str | Path) -> None:
         """Write `rows()` to a `.csv`, `.jsonl` or `.parquet` file.

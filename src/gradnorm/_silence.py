@@ -126,12 +126,15 @@ class Silence:
         else:
             self._end()
             if (cause := self.cause(known)) is not None:
-                warn(_MESSAGE.format(count=self._count, cause=cause))
+                message = _UNMEASURED if known.loss_weights.rule.is_constant else _MESSAGE
+                warn(message.format(count=self._count, cause=cause))
 
     def _end(self) -> None:
         self._is_over, self._watched = True, []
 
     def _has_updated(self, known: Situation) -> bool:
+        if known.loss_weights.rule.is_constant:
+            return known.last is not None  # to be measured is all there is to do
         if self._start is None:  # what was measured without being seen here, a compiled step() has measured
             return self._has_stepped and known.last is not None
         return not torch.allclose(known.loss_weights.weights.cpu(), self._start[0].cpu(), rtol=1e-6, atol=0.0)
@@ -242,6 +245,7 @@ _MESSAGE = (
     "GradNorm has balanced {count:,} losses and updated no weight: {cause}. Training continues with the weights as "
     "they are; if that is meant, balancer.freeze() says so."
 )
+_UNMEASURED = "The monitor was given {count:,} losses and has measured nothing: {cause}."
 _NO_STEP = (
     "step() was never called, and the balancer is attached to no optimizer (a copy of an attached balancer is not). "
     "Call balancer.step() after each optimizer.step(), or balancer.attach(optimizer) once"
@@ -257,7 +261,7 @@ _EVAL = (
     "the balancer is in eval(), as every part of a model in eval() is. Call balancer.train(); to freeze batch "
     "normalization, put those layers alone in eval()"
 )
-_FROZEN = "it is frozen, by a state_dict that was saved so. Call balancer.freeze(False) after loading it"
+_FROZEN = "it is frozen, by a state_dict that was saved so. Call balancer.unfreeze() after loading it"
 _AWAITED = (
     "the shared layer is detected once every task has been seen, and {0} has not. Give the layer with shared=, or "
     "leave out tasks that never come"

@@ -54,6 +54,8 @@ class Update(StatefulModule, ABC):
 
     starts_balanced = False
     """Whether the first step is balanced unless `initial_weights` says otherwise."""
+    is_constant = False
+    """Whether weights are kept on purpose."""
 
     def bound(self, weights: Tensor) -> Update:
         """A copy of this rule that updates `weights`, [T], in place."""

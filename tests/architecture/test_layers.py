@@ -15,15 +15,16 @@ SOURCE = ROOT / "src" / "gradnorm"
 STUDIES = ROOT / "studies" / "src" / "gradnorm_studies"
 
 LAYERS = [
-    ["_types", "_errors", "_numerics", "_torch_private"],
+    ["_types", "_errors", "_numerics", "_torch_private", "_html"],
     ["functional", "capture", "_arguments", "_state"],
     ["_optimizer"],
     ["_updates", "_history", "_distributed"],
     ["_loss_weights", "_advice"],
     ["_diagnosis", "_silence"],
     ["_balancer"],
+    ["_monitor"],
     ["__init__"],
-    ["plots", "lightning", "transformers"],
+    ["plots", "lightning", "transformers", "torchjd"],
 ]
 STUDIES_LAYERS = [
     ["weightings"],
@@ -42,7 +43,7 @@ RANKS = {
     SOURCE: {name: rank for rank, layer in enumerate(LAYERS) for name in layer},
     STUDIES: {name: rank for rank, layer in enumerate(STUDIES_LAYERS) for name in layer},
 }
-PUBLIC = {"gradnorm": {*gradnorm.__all__, "plots", "lightning", "transformers"}}
+PUBLIC = {"gradnorm": {*gradnorm.__all__, "plots", "lightning", "transformers", "torchjd"}}
 """Modules of the library that the studies may import from, and what; any public name, where nothing is listed."""
 PUBLIC |= dict.fromkeys(["gradnorm.functional", "gradnorm.plots", "gradnorm.lightning", "gradnorm.transformers"])
 OPTIONAL = [
@@ -52,6 +53,7 @@ OPTIONAL = [
     "sklearn",
     "torchjd",
     "typer",
+    "pandas",
     "pyarrow",
     "lightning",
     "transformers",

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader
 
+import gradnorm
 from gradnorm import ArgumentError, GradNorm
 from gradnorm._history import FIELDS
 from gradnorm.lightning import GradNormCallback
@@ -89,6 +91,16 @@ def plain(net=None, rows=None, size=BATCH, clip=None, bf16=False, scaler=None, e
         optimizer.step()
         net.balancer.step()
     return net
+
+
+def test_a_monitor_takes_the_balancers_place(tmp_path):
+    net = Net()
+    net.balancer = gradnorm.monitor(["near", "far"], every=2)
+    logger = CSVLogger(tmp_path)
+    fitted(net, logger=logger)
+    assert net.balancer.weights.tolist() == [1.0, 1.0]
+    assert net.balancer.history.steps == list(range(0, STEPS, 2))
+    assert "gradnorm/share/near" in (Path(logger.log_dir) / "metrics.csv").read_text()
 
 
 def assert_same(one, other, rtol=0.0, atol=0.0):

@@ -1,14 +1,19 @@
 """GradNorm where TorchJD has a scalarizer, and GradNorm's weights under TorchJD's aggregators."""
 
+import importlib
+import sys
+
 import pytest
 import torch
 from torch import nn
+from torchjd import Stateful
 from torchjd.aggregation import IMTLG, MGDA, ConFIG, PCGrad, Sum, UPGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 from torchjd.linalg import DualConeProjector
-from torchjd.scalarization import UW, Constant
+from torchjd.scalarization import UW, Constant, Scalarizer
 
-from gradnorm import GradNorm
+from gradnorm import ArgumentError, GradNorm, GraphError
+from gradnorm.torchjd import GradNormScalarizer
 
 STEPS = 10
 
@@ -98,6 +103,116 @@ def test_it_stands_where_a_scalarizer_does():
     torch.testing.assert_close(net.state_dict(), other.state_dict())
     for scalarizer in (UW(2), Constant(torch.ones(2))):
         assert not torch.equal(by_scalarizer(scalarizer).w, net.w)
+
+
+# -------------------------------------------------------------------------------------- the contract of a Scalarizer
+
+SHAPES = [(), (1,), (2,), (5,), (2, 3), (1, 1, 1), (2, 3, 4)]
+
+
+def scalarizers(shape):
+    """One of TorchJD's own beside ours, in `eval()`, where values need no graph."""
+    return [UW(shape), GradNormScalarizer(shape).eval()]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("which", [0, 1], ids=["UW", "GradNorm"])
+def test_values_of_any_shape_become_one_finite_scalar_through_which_gradients_flow(shape, which):
+    scalarizer = scalarizers(shape)[which]
+    assert isinstance(scalarizer, Scalarizer)
+    assert isinstance(scalarizer, Stateful)
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    out = scalarizer(values)
+    assert out.dim() == 0
+    assert out.isfinite()
+    out.backward()
+    assert values.grad is not None
+    assert values.grad.shape == values.shape
+    assert values.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_new_weights_are_ones_so_that_it_is_the_sum_and_knows_no_order(shape):
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    scalarizer = GradNormScalarizer(shape).eval()
+    torch.testing.assert_close(scalarizer(values), values.sum())
+    torch.testing.assert_close(scalarizer(values.flatten().flip(0).reshape(shape)), values.sum())
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["UW", "GradNorm"])
+def test_values_of_another_shape_are_refused(which):
+    with pytest.raises(ValueError, match=r"values.* shape \(2, 3\)"):
+        scalarizers((2, 3))[which](torch.ones(6))
+
+
+@pytest.mark.parametrize("bad", [0, -1, (2, 0), 2.5])
+def test_what_is_no_shape_is_refused(bad):
+    with pytest.raises((ArgumentError, TypeError)):
+        GradNormScalarizer(bad)
+
+
+def test_values_without_a_graph_are_refused_in_training():
+    with pytest.raises(GraphError, match="no graph"):
+        GradNormScalarizer(3)(torch.ones(3))
+
+
+def trained_scalarizer(scalarizer):
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
+    handle = scalarizer.attach(optimizer)
+    for x in batches():
+        optimizer.zero_grad()
+        scalarizer(torch.stack(net.losses(net.trunk(x))).reshape(scalarizer.shape)).backward()
+        optimizer.step()
+    handle.remove()
+    return net
+
+
+def test_reset_goes_back_to_the_initial_state():
+    scalarizer = GradNormScalarizer((2, 1))
+    first = trained_scalarizer(scalarizer)
+    learned = scalarizer.weights.clone()
+    assert learned[0, 0] > 1.1
+    scalarizer.reset()
+    assert scalarizer.weights.tolist() == [[1.0], [1.0]]
+    assert not len(scalarizer.balancer.history)
+    again = trained_scalarizer(scalarizer)
+    assert torch.equal(scalarizer.weights, learned)
+    torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
+
+
+def test_it_trains_as_the_balancer_it_holds():
+    scalarizer, balancer = GradNormScalarizer((2, 1)), GradNorm(2)
+    torch.testing.assert_close(trained_scalarizer(scalarizer).state_dict(), by_scalarizer(balancer).state_dict())
+    torch.testing.assert_close(scalarizer.weights.flatten(), balancer.weights)
+
+
+def test_its_state_is_saved_and_it_is_printed_as_a_scalarizer_is():
+    scalarizer, other = GradNormScalarizer((2, 1)), GradNormScalarizer((2, 1))
+    trained_scalarizer(scalarizer)
+    other.load_state_dict(scalarizer.state_dict())
+    assert torch.equal(other.weights, scalarizer.weights)
+    assert repr(scalarizer) == "GradNormScalarizer(shape=(2, 1))"
+    assert str(scalarizer) == "GradNormScalarizer"
+
+
+def test_a_single_value_is_itself():
+    scalarizer = GradNormScalarizer(())
+    assert scalarizer(torch.tensor(3.0)) == 3
+    assert scalarizer.weights is None
+    assert scalarizer.attach(torch.optim.SGD([torch.ones(1)], lr=1.0)) is None
+    scalarizer.step()
+    scalarizer.reset()
+
+
+def test_without_torchjd_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    monkeypatch.delitem(sys.modules, "gradnorm.torchjd")
+    with pytest.raises(ImportError, match=r'pip install "gradnorm\[torchjd\]"'):
+        importlib.import_module("gradnorm.torchjd")
+
+
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def test_values_of_one_reduction_are_measured_all_the_same():

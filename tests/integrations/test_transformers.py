@@ -18,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+import gradnorm
 from gradnorm import ArgumentError, GradNorm, StateError
 from gradnorm._history import FIELDS
 from gradnorm.transformers import GradNormTrainer
@@ -219,6 +220,16 @@ def test_log_lines_of_steps_hold_the_figures_of_each_task(tmp_path):
     others = [line for line in trainer.state.log_history if "loss" not in line]
     assert others
     assert not any(name.startswith("gradnorm") for line in others for name in line)
+
+
+def test_a_monitor_takes_the_balancers_place(tmp_path):
+    data, model = rows(), seeded("module")
+    monitor = gradnorm.monitor(["near", "far"], every=2)
+    trainer = trainer_of(model, monitor, tmp_path, data, logging_steps=1)
+    trainer.train()
+    assert monitor.weights.tolist() == [1.0, 1.0]
+    assert monitor.history.steps == list(range(0, STEPS, 2))
+    assert all("gradnorm/share/near" in line and "gradnorm/weight/near" not in line for line in figures(trainer))
 
 
 def test_evaluate_is_the_weighted_sum_and_leaves_the_weights_alone(tmp_path):

@@ -466,13 +466,13 @@ def test_frozen_weights_stay_and_thaw():
     balancer.freeze()
     train(net, balancer, 3)
     assert torch.equal(balancer.weights, before)
-    balancer.freeze(False)
+    balancer.unfreeze()
     train(net, balancer, 3)
     assert not torch.equal(balancer.weights, before)
 
 
 VOID = {
-    "freeze": lambda balancer: balancer.freeze().freeze(False),
+    "freeze": lambda balancer: balancer.freeze().unfreeze(),
     "reset": lambda balancer: balancer.reset(),
     "load_state_dict": lambda balancer: balancer.load_state_dict(copy.deepcopy(balancer.state_dict())),
     "to": lambda balancer: balancer.to(torch.float64),

@@ -148,6 +148,20 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
         filled(1, 3).save(tmp_path / "h.parquet")
 
 
+def test_a_data_frame_holds_the_rows():
+    pytest.importorskip("pandas")
+    history = filled(2, capacity=3)
+    frame = history.to_pandas()
+    assert frame.to_dict("records") == history.rows()
+    assert list(filled(0, capacity=3).to_pandas().columns) == list(frame.columns)
+
+
+def test_a_data_frame_without_pandas_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(ImportError, match=r'pip install "gradnorm\[pandas\]"'):
+        filled(1, 3).to_pandas()
+
+
 def test_other_suffixes_are_refused(tmp_path):
     with pytest.raises(ArgumentError, match=r"must end in .csv, .jsonl or .parquet, got 'h.txt'"):
         filled(1, 3).save(tmp_path / "h.txt")

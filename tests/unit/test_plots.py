@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from io import BytesIO
 from itertools import pairwise
 
 import matplotlib
@@ -201,5 +202,16 @@ def test_without_matplotlib_the_error_names_the_command():
 def test_a_notebook_shows_the_figure_in_its_style_without_pyplot():
     shown = plots.weights(recorded(3))._repr_png_()
     assert shown.startswith(b"\x89PNG")
-    with matplotlib.rc_context({"xtick.color": "red", "savefig.dpi": 50}):  # ticks are made when a figure is drawn
+    with matplotlib.rc_context({"font.size": 20, "savefig.dpi": 50}):  # ticks are made when a figure is drawn
         assert plots.weights(recorded(3))._repr_png_() == shown
+
+
+def test_a_figure_that_others_draw_keeps_its_style():
+    files = []
+    for settings in ({}, {"font.size": 20}):
+        file = BytesIO()
+        figure = plots.weights(recorded(3))
+        with matplotlib.rc_context(settings):  # ticks are made when a figure is drawn
+            figure.savefig(file, format="png", dpi=80)
+        files.append(file.getvalue())
+    assert files[0] == files[1]
