@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from faces_files import FACE, line, write_official, write_prepared
 from gradnorm_studies.analysis.metrics import Metrics
@@ -25,6 +26,7 @@ from gradnorm_studies.faces.study import (
     hold_out,
     measure,
     stuck,
+    trunk,
 )
 
 # ------------------------------------------------------------------------------------------------------------- data
@@ -274,7 +276,19 @@ def test_the_network_is_zhangs():
     points, scores = network(torch.zeros(3, 1, 40, 40))
     assert (points.shape, scores.shape) == ((3, 5, 2), (4, 3, 2))
     assert (network.trunks[0](torch.randn(3, 1, 40, 40)) >= 0).all()
-    assert not (Network(torch.zeros(5, 2), "relu").trunks[0][1](torch.tensor(-1.0))).any()
+
+
+@pytest.mark.parametrize(("name", "activation"), [("abs-tanh", lambda x: torch.tanh(x).abs()), ("relu", torch.relu)])
+def test_the_activation_may_follow_the_pooling(name, activation):
+    """`|tanh x|` does not rise, but its second part does."""
+    layers = trunk(name)
+    x = images = torch.randn(3, 1, 40, 40)
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            x = activation(layer(x))
+        elif isinstance(layer, nn.MaxPool2d | nn.Flatten):
+            x = layer(x)
+    torch.testing.assert_close(layers(images), x)
 
 
 def test_problems_differ_in_the_unit_of_the_landmarks_loss_alone(config):

@@ -78,7 +78,9 @@ class Experiment(ABC):
         facts = WeightingConfig(self.tasks, shared, alpha, config.weight_lr, job.weights, epoch, job.seed)
         self.weighting = weighting(job.method, facts)
         own = {"params": self.weighting.parameters(), "lr": config.weight_lr}
-        self.optimizer = torch.optim.Adam([{"params": (trained or self.model).parameters()}, own], lr=job.lr)
+        self.optimizer = torch.optim.Adam(
+            [{"params": (trained or self.model).parameters()}, own], lr=job.lr, fused=True
+        )
 
     @abstractmethod
     def losses(self, step: int) -> Tensor:

@@ -60,7 +60,8 @@ class VisionModule(LightningModule, Experiment):
         groups = [(task,) for task in self.tasks] if job.method == "single" else [self.tasks]
         heads = [{task: image_tasks[task].head for task in group} for group in groups]
         networks = [MODELS[config.model](each, config.width) for each in heads]
-        self.model: nn.Module = nn.ModuleList(networks)
+        # The layout in which convolutions in bfloat16 are fastest.
+        self.model: nn.Module = nn.ModuleList(networks).to(memory_format=torch.channels_last)  # pyright: ignore
         self.equip(job, config, networks[0].last_shared, epoch=math.ceil(config.train_images / config.batch))
         self.rows: list[Row] = []
 
