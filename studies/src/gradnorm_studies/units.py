@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradnorm_studies import molecules
-from gradnorm_studies.analysis import claims, headline
+from gradnorm_studies.analysis import claims
 from gradnorm_studies.analysis.claims import RULES, Array, Claim, Evidence, Finding, Look, spread
 from gradnorm_studies.analysis.metrics import Metrics, Quantity
 from gradnorm_studies.analysis.report import Figure, Table
@@ -28,6 +28,7 @@ from gradnorm_studies.networks import HardSharing, explained, split_rows, standa
 
 SCORE = Quantity("score %", largest=True)
 """The mean over tasks of accuracy or R², in percent: what is reported in each task's own terms, without a unit."""
+WORST = replace(SCORE, name="score at its worst k %")
 OTHERS = {
     "Equal weighting": "equal",
     "Dividing by the first loss": "divided",
@@ -207,26 +208,18 @@ class Units(Study[UnitsConfig]):
 
         return look
 
-    def headline(self, metrics: Metrics) -> list[str]:
-        """By each method's worst k."""
-        worst = replace(SCORE, name="score at its worst k %")
-        sentences = []
-        for data in DATA:
-            methods = metrics.methods(problem_at(data, 0))
-            ends = {method: self._at_every_k(metrics, data, method).min(axis=0) for method in methods}
-            sentences.append(headline.best(data, ends, worst))
-        at_0 = [problem_at(data, 0) for data in DATA]
-        where = f"{' and '.join(DATA)} with {len(self.exponents)} units of one loss"
-        compared = headline.compared(metrics, at_0, self.config.steps, self.is_short, where)
-        return [compared, " ".join(sentences)]
+    @property
+    def ranked(self) -> Quantity:
+        return WORST
+
+    def ends(self, metrics: Metrics) -> dict[str, dict[str, Array]]:
+        """Each method at its worst k."""
+        methods = {data: metrics.methods(problem_at(data, 0)) for data in DATA}
+        return {data: {m: self._at_every_k(metrics, data, m).min(axis=0) for m in methods[data]} for data in DATA}
 
     def _at_every_k(self, metrics: Metrics, data: str, method: str) -> Array:
         """[k, seeds], the scores at the end."""
         return np.stack([metrics.final(problem_at(data, k), method, SCORE.name) for k in self.exponents])
-
-    def losing(self, metrics: Metrics) -> list[str]:
-        """At k = 0; the other k are for the table."""
-        return claims.losing(metrics, [problem_at(data, 0) for data in DATA], SCORE)
 
     def findings(self, metrics: Metrics) -> list[Finding]:
         """One per data set, not per k."""

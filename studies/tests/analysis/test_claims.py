@@ -94,10 +94,3 @@ def test_short_runs_are_not_enough_and_claims_about_methods_not_run_are_left_out
     assert claims.examine([CLAIM], found, ["p"], is_short=True)[0].verdict == "not enough to say"
     assert claims.examine([CLAIM], metrics(a=(1.0, 1.0, 1.0)), ["p"]) == []
     assert claims.tables([]) == []
-
-
-def test_where_a_rule_loses_is_said():
-    found = metrics(gradnorm=(1.0,), b=(0.5,), c=(2.0,))
-    assert claims.losing(found, ["p"], Quantity("m")) == ["GradNorm ends, by the mean of m, on p behind b."]
-    assert "behind c" in claims.losing(found, ["p"], Quantity("m", largest=True))[0]
-    assert "ahead of all" in claims.losing(metrics(gradnorm=(1.0,), b=(2.0,)), ["p"], Quantity("m"))[0]

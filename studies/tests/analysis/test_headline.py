@@ -4,7 +4,7 @@ import numpy as np
 
 from gradnorm_studies.analysis import headline
 from gradnorm_studies.analysis.claims import Finding
-from gradnorm_studies.analysis.metrics import Metrics, Quantity
+from gradnorm_studies.analysis.metrics import Quantity
 
 LOSS, SCORE = Quantity("loss"), Quantity("score %", largest=True)
 
@@ -37,10 +37,16 @@ def test_runs_that_diverged_never_win():
 
 
 def test_what_was_compared_counts_methods_problems_seeds_and_steps():
-    runs = {(p, m, s): [(0, "loss", 1.0)] for p in ("a", "b") for m in ("equal", "dwa") for s in (0, 1)}
-    found = headline.compared(Metrics(runs), ("a", "b"), 2500)
-    assert found == "Compared: 2 methods on a and b, 2 seeds, 2,500 steps: equal, dwa."
-    assert "2,500 steps (fewer than the study's own)" in headline.compared(Metrics(runs), ("a",), 2500, is_short=True)
+    found = {problem: ends(equal=[1.0, 2.0], dwa=[1.0, 2.0]) for problem in ("a", "b")}
+    assert headline.compared(found, 2500) == "Compared: 2 methods on a and b, 2 seeds, 2,500 steps: equal, dwa."
+    assert "2,500 steps (fewer than the study's own)" in headline.compared(found, 2500, is_short=True)
+
+
+def test_where_an_update_loses_is_said():
+    found = {"p": ends(gradnorm=[1.0, 1.0], b=[0.5, 0.5], c=[2.0, 2.0])}
+    assert headline.losing(found, LOSS) == ["GradNorm ends, by the mean of loss, on p behind b."]
+    assert "behind c" in headline.losing(found, SCORE)[0]
+    assert "ahead of all" in headline.losing({"p": ends(closed_form=[1.0], b=[2.0])}, LOSS)[0]
 
 
 def test_verdicts_are_counted():

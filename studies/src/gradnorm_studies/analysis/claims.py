@@ -226,27 +226,6 @@ def _examine(claim: Claim, metrics: Metrics, problem: str, is_short: bool) -> Fi
     return Finding(claim.text, claim.source, problem, evidence.found, mean, error, len(margins), found)
 
 
-def losing(metrics: Metrics, problems: Sequence[str], quantity: Quantity) -> list[str]:
-    """A sentence per update rule that was run: which methods end ahead of it, by their means."""
-    sentences = []
-    for rule, method in RULES.items():
-        where = [
-            f"on {problem} {_ahead(metrics, problem, method, quantity)}"
-            for problem in problems
-            if method in metrics.methods(problem)
-        ]
-        if where:
-            sentences.append(f"{rule} ends, by the mean of {quantity.name}, {'; '.join(where)}.")
-    return sentences
-
-
-def _ahead(metrics: Metrics, problem: str, method: str, quantity: Quantity) -> str:
-    sign = 1 if quantity.largest else -1
-    means = {name: sign * metrics.final(problem, name, quantity.name).mean() for name in metrics.methods(problem)}
-    ahead = [name for name, mean in means.items() if mean > means[method]]
-    return f"behind {', '.join(ahead)}" if ahead else "ahead of all other methods"
-
-
 PAPERS = "What the paper says, and what we found", ("the paper says", "where")
 OURS = "What we asked, and what we found", ("we asked whether", "from")
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gradnorm_studies.analysis.claims import Array, Finding, Verdict, standard_error, verdict
-from gradnorm_studies.analysis.metrics import Metrics, Quantity
+from gradnorm_studies.analysis.claims import RULES, Array, Finding, Verdict, standard_error, verdict
+from gradnorm_studies.analysis.metrics import Quantity
 
 MOST_NAMED = 6
 """With more methods than these only their number is given."""
@@ -16,21 +16,19 @@ ORDER: tuple[Verdict, ...] = ("holds", "does not hold", "undecided", "not enough
 """In which verdicts are counted."""
 
 
-def compared(metrics: Metrics, problems: Sequence[str], steps: int, is_short: bool = False, where: str = "") -> str:
+def compared(ends: Mapping[str, Mapping[str, Array]], steps: int, is_short: bool = False) -> str:
     """What was compared: methods, problems, seeds, steps.
 
     Args:
-        metrics: The results.
-        problems: The problems that were run.
+        ends: By problem and method, [seeds].
         steps: Steps per run.
         is_short: Whether the study's own runs have more.
-        where: The problems, in words. Default: their names.
     """
-    methods = list(dict.fromkeys(method for problem in problems for method in metrics.methods(problem)))
-    seeds = max((len(metrics.seeds(p, m)) for p in problems for m in metrics.methods(p)), default=0)
+    methods = list(dict.fromkeys(method for found in ends.values() for method in found))
+    seeds = max((len(values) for found in ends.values() for values in found.values()), default=0)
     named = f": {', '.join(methods)}" if len(methods) <= MOST_NAMED else ""
     size = f"{_count(seeds, 'seed')}, {steps:,} steps" + (" (fewer than the study's own)" if is_short else "")
-    return f"Compared: {_count(len(methods), 'method')} on {where or _listed(problems)}, {size}{named}."
+    return f"Compared: {_count(len(methods), 'method')} on {_listed(ends)}, {size}{named}."
 
 
 def best(where: str, ends: Mapping[str, Array], quantity: Quantity) -> str:
@@ -58,6 +56,28 @@ def best(where: str, ends: Mapping[str, Array], quantity: Quantity) -> str:
     ]
     ahead = f", ahead of {' and of '.join(margins)}" if margins else ""
     return f"On {where} {first} ends best: {quantity.measured(known[first].mean())}{ahead}."
+
+
+def losing(ends: Mapping[str, Mapping[str, Array]], quantity: Quantity) -> list[str]:
+    """A sentence per update rule that was run: which methods end ahead of it, by their means.
+
+    Args:
+        ends: By problem and method, [seeds].
+        quantity: What they are.
+    """
+    sentences = []
+    for rule, method in RULES.items():
+        places = [f"on {where} {_place(found, method, quantity)}" for where, found in ends.items() if method in found]
+        if places:
+            sentences.append(f"{rule} ends, by the mean of {quantity.name}, {'; '.join(places)}.")
+    return sentences
+
+
+def _place(ends: Mapping[str, Array], method: str, quantity: Quantity) -> str:
+    sign = 1 if quantity.largest else -1
+    means = {name: sign * values.mean() for name, values in ends.items()}
+    ahead = [name for name, mean in means.items() if mean > means[method]]
+    return f"behind {', '.join(ahead)}" if ahead else "ahead of all other methods"
 
 
 def verdicts(findings: Sequence[Finding]) -> str:

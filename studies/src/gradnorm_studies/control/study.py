@@ -90,7 +90,11 @@ def _claims_of(rule: str, method: str) -> list[Claim]:
     """What is asked of one of both updates."""
     return [
         Claim(f"{rule} ends above equal weights, by the mean over games", REASON, _above(MEAN, method, "equal")),
-        Claim("…and by the worst game, the starved one", REASON, _above(WORST, method, "equal")),
+        Claim(
+            f"{rule} ends above equal weights, by the worst game",
+            REASON,
+            _above(WORST, method, "equal"),
+        ),
         Claim(
             f"{LARGE}, whose rewards are largest, pays for it: it ends below equal weights'",
             REASON,

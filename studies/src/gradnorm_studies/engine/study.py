@@ -161,16 +161,23 @@ class Study(ABC, Generic[C]):
             base = replace(base, **{self.chooser: getattr(self.default, self.chooser)})
         return command_line(self.name, self.config, base)
 
+    @property
+    def ranked(self) -> Quantity:
+        """The quantity of `ends`."""
+        return self.metric
+
+    def ends(self, metrics: Metrics) -> dict[str, dict[str, claims.Array]]:
+        """By problem and method, [seeds]: what the report's first lines compare."""
+        run = [problem for problem in self.problems if metrics.methods(problem)]
+        return {p: {m: metrics.final(p, m, self.metric.name) for m in metrics.methods(p)} for p in run}
+
     def headline(self, metrics: Metrics) -> list[str]:
         """What was compared, and which method ends best, for the first lines of the report."""
-        run = [problem for problem in self.problems if metrics.methods(problem)]
+        ends = self.ends(metrics)
         return [
-            headline.compared(metrics, run, self.config.steps, self.is_short),
-            " ".join(headline.best(problem, self._ends(metrics, problem), self.metric) for problem in run),
+            headline.compared(ends, self.config.steps, self.is_short),
+            " ".join(headline.best(problem, found, self.ranked) for problem, found in ends.items()),
         ]
-
-    def _ends(self, metrics: Metrics, problem: str) -> dict[str, claims.Array]:
-        return {method: metrics.final(problem, method, self.metric.name) for method in metrics.methods(problem)}
 
     def findings(self, metrics: Metrics) -> list[Finding]:
         """The verdicts on the claims about methods that were run."""
@@ -193,7 +200,7 @@ class Study(ABC, Generic[C]):
 
     def losing(self, metrics: Metrics) -> list[str]:
         """Where the updates end behind other methods, in sentences."""
-        return claims.losing(metrics, self.problems, self.metric)
+        return headline.losing(self.ends(metrics), self.ranked)
 
     def tables_of(self, metrics: Metrics, best: Metrics) -> list[Table]:
         """The results at the end, at each run's best step by validation, and the weights."""
