@@ -65,6 +65,11 @@ def test_suppressed(small, large, answer):
     assert (claims.suppressed("ratio", "a", lambda _: "s", lambda _: "l")(found, "p").margins > 0) == [answer]
 
 
+@pytest.mark.parametrize(("values", "answer"), [((1, 0.05), True), ((0.05, 0.2), False)])
+def test_light(values, answer):
+    assert (claims.light("a", "x", 0.1)(trace(*values), "p").margins > 0) == [answer]
+
+
 @pytest.mark.parametrize(("up", "down", "answer"), [(1.9, 0.1, True), (0.1, 1.9, False), (1.2, 1.1, False)])
 def test_ordered(up, down, answer):
     found = Metrics({("p", "a", 0): [(0, "weight/s", up), (0, "weight/l", down)]})

@@ -131,6 +131,16 @@ def ordered(method: str, raised: Name, lowered: Name) -> Look:
     return look
 
 
+def light(method: str, task: str, bound: float) -> Look:
+    """Whether the task's weight ends below `bound`; the mean weight is 1."""
+
+    def look(metrics: Metrics, problem: str) -> Evidence:
+        weight = metrics.final(problem, method, f"weight/{task}")
+        return Evidence(bound - weight, f"w: {task} {spread(weight)}")
+
+    return look
+
+
 def settled(method: str, tasks: Names, tolerance: float = 0.1) -> Look:
     """Whether the standard deviation of every weight over the last quarter of the run is below `tolerance`.
 

@@ -45,6 +45,8 @@ GAIN = Quantity("Δm %", largest=True)
 """The mean over tasks of the gain over one network per task in the task's first metric, in percent."""
 REGULARIZED = ("equal", *RULES.values())
 """Methods whose training and test losses are drawn side by side, as in the paper's fig. 3."""
+LIGHT = 0.1
+"""The paper's weight of depth falls below this at α = 1.5."""
 SMOOTHED = 5
 """A training loss is drawn as the mean over so many records: each is of one batch."""
 
@@ -218,6 +220,12 @@ class Vision(ImageStudy[VisionConfig]):
         image_tasks = {name: TASKS[name] for name in SETS[chosen.tasks]}
         super().__init__(chosen, problem, image_tasks, _images(chosen, chosen.data, chosen.root, chosen.image_width))
         self.where = "rendered rooms" if chosen.data == "rooms" else "NYUv2"
+
+    def asked(self) -> Sequence[Claim]:
+        """Those of all studies on images, and that depth, which overfits, is held back."""
+        text = f"{{}} holds depth back: its weight ends below {LIGHT:g}"
+        own = [Claim(text.format(rule), "§5.4", claims.light(method, "depth", LIGHT)) for rule, method in RULES.items()]
+        return [*super().asked(), *own]
 
     def jobs(self) -> list[Job]:
         """As for all studies.
