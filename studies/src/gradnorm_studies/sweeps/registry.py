@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.control.study import Rl
+from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.experiment import Experiment, Job, Stop
 from gradnorm_studies.engine.settings import Config, setting
 from gradnorm_studies.engine.study import Study
+from gradnorm_studies.faces.study import FacesStudy
 from gradnorm_studies.helmholtz import PhysicsInformed
 from gradnorm_studies.molecules import Molecules
 from gradnorm_studies.toy import Toy
@@ -24,8 +26,11 @@ from gradnorm_studies.vision.study import Detect, Vision
 
 Array = NDArray[np.float64]
 
-BASES: dict[str, Any] = {study.name: study for study in (Toy, Molecules, PhysicsInformed, Vision, Detect, Rl)}
-BASES["vision-gpu"] = partial(Vision, VISION_PRESETS["gpu"])  # as a GPU can do it
+BASES: dict[str, Any] = {
+    **{study.name: study for study in (Toy, Molecules, PhysicsInformed, FacesStudy, Vision, Detect, Rl)},
+    "nyuv2": partial(Vision, VISION_PRESETS["nyuv2"]),
+    "vision-gpu": partial(Vision, VISION_PRESETS["gpu"]),  # as a GPU can do it
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class SweepConfig(Config):
         "Study whose problem, network and learning rates are taken.",
         "The problem that the paper begins with.",
         choices=tuple(BASES),
+    )
+    base_settings: str = setting(
+        "", "Other settings of that study, as root=FILE,precision=bf16-mixed.", "Its own defaults."
     )
 
 
@@ -59,7 +67,8 @@ class Sweep(Study[S]):
         own = self.config
         study = BASES[own.on]()
         size: Mapping[str, Any] = {"seeds": own.seeds, "steps": own.steps, "record_every": own.record_every}
-        self.base: Study[Any] = type(study)(replace(study.config, **size, methods=self.methods))
+        given = _parsed(own.base_settings, study.config)
+        self.base: Study[Any] = type(study)(replace(study.config, **{**given, **size, "methods": self.methods}))
         self.problems, self.metric, self.late = self.base.problems, self.base.metric, self.base.late
         self.gpus = self.base.gpus
 
@@ -78,3 +87,23 @@ class Sweep(Study[S]):
 
     def lr(self, problem: str, label: str) -> float:
         return self.base.lr(problem, label.split()[0])
+
+
+def _parsed(text: str, config: Config) -> dict[str, Any]:
+    """Settings of a config from a text like `root=FILE,precision=bf16-mixed`.
+
+    Raises:
+        UsageError: An unknown setting, or a value of another type.
+    """
+    known = {field.name: type(getattr(config, field.name)) for field in fields(config)}
+    found = {}
+    for item in filter(None, text.split(",")):
+        name, _, value = item.partition("=")
+        name = name.strip().replace("-", "_")
+        try:
+            found[name] = known[name](value.strip())
+        except (KeyError, ValueError):
+            raise UsageError(
+                f"--base-settings has {item!r}: give name=value, separated by commas, of {', '.join(known)}."
+            ) from None
+    return found
