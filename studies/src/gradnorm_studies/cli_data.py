@@ -38,13 +38,21 @@ def data_commands() -> typer.Typer:
     count = typer.Option(16, help="Number of rooms.")
     seeded = typer.Option(0, help="Seed of the data set.")
     part = typer.Option("train", help="Split: train, validation or test.")
+    furnished = typer.Option("full", help="What rooms are furnished with: full or sparse.")
     shown = typer.Option(False, "--show", help="Write a contact sheet.")
 
-    def rooms(show: bool = shown, out: Path = path, n: int = count, seed: int = seeded, split: str = part) -> None:
+    def rooms(
+        show: bool = shown,
+        out: Path = path,
+        n: int = count,
+        seed: int = seeded,
+        split: str = part,
+        style: str = furnished,
+    ) -> None:
         """Rooms rendered on the fly: images, and ground truth for every task."""
         if not show:
             raise typer.BadParameter("nothing to do: add --show to write a contact sheet.")
-        typer.echo(_show_rooms(out, n, seed, split))
+        typer.echo(_show_rooms(out, n, seed, split, style))
 
     for name, command in {"nyuv2": nyuv2, "faces": faces, "rooms": rooms}.items():
         app.command(name)(command)
@@ -87,7 +95,7 @@ def _prepare(prepare: Callable[[Path, Callable[[int, int], None]], Any], out: Pa
     typer.echo(out)
 
 
-def _show_rooms(out: Path, n: int, seed: int, split: Any) -> Path:
+def _show_rooms(out: Path, n: int, seed: int, split: Any, style: str) -> Path:
     import typer
 
     from gradnorm import ArgumentError
@@ -96,7 +104,7 @@ def _show_rooms(out: Path, n: int, seed: int, split: Any) -> Path:
 
     try:
         with usage_errors(out):
-            return contact_sheet(Rooms(split, n, seed), out)
+            return contact_sheet(Rooms(split, n, seed, style=style), out)
     except ArgumentError as error:
         raise typer.BadParameter(str(error)) from None
 

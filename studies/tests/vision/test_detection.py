@@ -85,7 +85,7 @@ def test_the_loss_is_that_of_a_loop_over_cells_and_objects():
                 wanted[image, label, row, column] = max(wanted[image, label, row, column].item(), bump)
         found = maps[image, len(CLASSES) :, int(y), int(x)].tolist()
         total += abs(found[0] - x % 1) + abs(found[1] - y % 1)
-        total += 0.1 * (abs(found[2] - math.log(right - left)) + abs(found[3] - math.log(bottom - top)))
+        total += abs(found[2] - math.log(right - left)) + abs(found[3] - math.log(bottom - top))
     chance = torch.sigmoid(maps[:, : len(CLASSES)] - 2.19)
     hits = (1 - chance) ** 2 * chance.log()
     alarms = (1 - wanted) ** 4 * chance**2 * (1 - chance).log()

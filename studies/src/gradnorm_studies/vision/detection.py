@@ -27,8 +27,6 @@ SPREAD = 0.54 / 6
 """Standard deviation of a center's Gaussian, as a share of the box's sides (Liu et al., TTFNet, 2020)…"""
 NARROWEST = 0.25
 """…and at least this many cells."""
-SIZE_SHARE = 0.1
-"""Factor of the size loss in the total (Zhou et al., 2019, eq. 4)."""
 PRIOR = -2.19
 """Bias of the heatmaps' logits: every cell starts as an object's center with probability 0.1 (Lin et al., 2017)."""
 MAX_DETECTIONS = 50
@@ -86,7 +84,7 @@ def detection_loss(predicted: Tensor, truth: Sample) -> Tensor:
     found = predicted[image, HEATMAPS:, cells[:, 1], cells[:, 0]]
     places = (found[:, :2] - (centers - cells)).abs().sum()
     extents = (found[:, 2:] - sizes.log()).abs().sum()
-    return (_focal(predicted[:, :HEATMAPS] + PRIOR, wanted) + places + SIZE_SHARE * extents) / objects
+    return (_focal(predicted[:, :HEATMAPS] + PRIOR, wanted) + places + extents) / objects
 
 
 def _in_cells(boxes: Tensor, predicted: Tensor, truth: Sample) -> Tensor:

@@ -25,6 +25,8 @@ class Images:
     test: int
     size: tuple[int, int]
     """Height and width; those of the ground truth are a quarter."""
+    style: str = "full"
+    """Of rooms."""
 
 
 @lru_cache(maxsize=3)
@@ -40,7 +42,7 @@ def load(images: Images, split: Split) -> Sample:
     if images.data == "nyuv2":
         scenes = NYUv2(images.root, split, images.size, (height // 4, width // 4), images.validation)
         return collate([scenes[index] for index in range(min(n, len(scenes)))])
-    rooms = Rooms(split, n, size=height, out=height // 4)
+    rooms = Rooms(split, n, size=height, out=height // 4, style=images.style)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parts = [rooms.batch(range(i, min(i + 64, n)), device).map(lambda values: values.cpu()) for i in range(0, n, 64)]
     return Sample(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})

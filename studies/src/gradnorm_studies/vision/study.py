@@ -196,7 +196,11 @@ def _claims(own: Sequence[Quantity], tasks: tuple[str, ...]) -> tuple[Claim, ...
 
 def _images(config: ImageConfig, data: str, root: str = "", width: int = 0) -> Images:
     size = config.size, width or config.size
-    return Images(data, root, config.train_images, config.validation_images, config.test_images, size)
+    return Images(data, root, config.train_images, config.validation_images, config.test_images, size, config.rooms)
+
+
+def _rooms(config: ImageConfig) -> str:
+    return "rooms" if config.rooms == "full" else f"{config.rooms} rooms"
 
 
 def _problem(config: ImageConfig, name: str) -> str:
@@ -216,7 +220,7 @@ class Vision(ImageStudy[VisionConfig]):
 
     def __init__(self, config: VisionConfig | None = None) -> None:
         chosen = VISION_PRESETS["cpu"] if config is None else config
-        problem = _problem(chosen, f"{chosen.data}+{chosen.tasks}")
+        problem = _problem(chosen, f"{_rooms(chosen) if chosen.data == 'rooms' else chosen.data}+{chosen.tasks}")
         image_tasks = {name: TASKS[name] for name in SETS[chosen.tasks]}
         super().__init__(chosen, problem, image_tasks, _images(chosen, chosen.data, chosen.root, chosen.image_width))
         self.where = "rendered rooms" if chosen.data == "rooms" else "NYUv2"
@@ -265,4 +269,4 @@ class Detect(ImageStudy[DetectConfig]):
             "detection": DETECTION,
             "segmentation": TASKS["segmentation"],
         }
-        super().__init__(chosen, _problem(chosen, "rooms+detect"), image_tasks, _images(chosen, "rooms"))
+        super().__init__(chosen, _problem(chosen, f"{_rooms(chosen)}+detect"), image_tasks, _images(chosen, "rooms"))

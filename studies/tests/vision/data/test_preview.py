@@ -20,7 +20,7 @@ def invoke(*arguments):
 
 def test_the_sheet_is_written(tmp_path):
     path = tmp_path / "sheet.png"
-    done = invoke("--show", "--n", "2", "--out", str(path))
+    done = invoke("--show", "--n", "2", "--style", "sparse", "--out", str(path))
     assert done.exit_code == 0, done.output
     assert "sheet.png" in done.output.replace("\n", "")
     pixels = np.asarray(Image.open(path))
@@ -29,7 +29,12 @@ def test_the_sheet_is_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "found"),
-    [((), "--show"), (("--show", "--n", "0"), "n is 0"), (("--show", "--split", "val"), "split is 'val'")],
+    [
+        ((), "--show"),
+        (("--show", "--n", "0"), "n is 0"),
+        (("--show", "--split", "val"), "split is 'val'"),
+        (("--show", "--style", "empty"), "style is 'empty'"),
+    ],
 )
 def test_what_cannot_be_shown_is_explained(arguments, found, tmp_path):
     done = invoke("--out", str(tmp_path / "sheet.png"), *arguments)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from gradnorm import ArgumentError
 from gradnorm_studies.vision.data import augment
-from gradnorm_studies.vision.data.rooms import ROOMS, Rooms, layout, render
+from gradnorm_studies.vision.data.rooms import ROOMS, Rooms, furniture, layout, render
 from gradnorm_studies.vision.data.rooms.dataset import LEAST_SHARE, look_up
 from gradnorm_studies.vision.data.rooms.furniture import WHITE
 from gradnorm_studies.vision.data.rooms.render import gaussian, is_lit, pack, pixel_rays, trace
@@ -338,6 +338,7 @@ def test_classes_follow_the_kind_of_room():
         ({"seed": -1}, "seed is -1"),
         ({"size": 4}, "size is 4"),
         ({"out": 1}, "out is 1"),
+        ({"style": "empty"}, "style is .empty.: give one of full, sparse"),
     ],
 )
 def test_bad_arguments_are_named(arguments, named):
@@ -348,3 +349,32 @@ def test_bad_arguments_are_named(arguments, named):
 def test_an_index_beyond_the_end_is_refused():
     with pytest.raises(IndexError, match="samples 0 to 2"):
         Rooms("train", n=3).scene(3)
+
+
+def test_sparse_rooms_have_few_and_large_objects_of_five_classes():
+    full, sparse = (Rooms("train", n=100, size=32, out=8, style=style) for style in ("full", "sparse"))
+    scenes = [sparse.scene(i) for i in range(len(sparse))]
+    samples = sparse.batch(range(50))
+    labels = {CLASSES[label] for label in samples.labels.unique() if label >= 0}
+    assert labels == {"bed", "furniture", "sofa", "table", "window"}
+    objects = [len(np.unique(scene.parts["instance"])) - 1 for scene in scenes]
+    assert min(objects) >= 1
+    assert max(objects) <= 6
+    assert max(scene.size[:2].max() for scene in scenes) <= 4.2
+    for scene in scenes:
+        for instance in set(scene.parts["instance"].tolist()) - {0}:
+            assert 2 * scene.parts["half"][scene.parts["instance"] == instance].max() >= 0.7
+
+    def mean_side(part):
+        corners = part.boxes[part.labels >= 0]
+        return (corners[:, 2:] - corners[:, :2]).mean()
+
+    assert mean_side(samples) > 1.5 * mean_side(full.batch(range(50)))
+
+
+def test_a_room_in_which_nothing_found_its_place_is_drawn_again():
+    tries = iter((False, True))
+    pieces = {kind: ((1.0, lambda draft: next(tries) and furniture.bed(draft)),) for kind in ROOMS}
+    scene = furniture.draw(np.random.default_rng(0), furniture.Style(pieces, ("wall", "floor", "ceiling", "bed")))
+    assert CLASSES.index("bed") in scene.parts["label"]
+    assert next(tries, None) is None

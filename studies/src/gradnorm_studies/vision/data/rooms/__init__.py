@@ -1,6 +1,6 @@
 """Furnished rooms, rendered on the fly: `Rooms` is the data set."""
 
 from gradnorm_studies.vision.data.rooms.dataset import Rooms, render
-from gradnorm_studies.vision.data.rooms.furniture import ROOMS
+from gradnorm_studies.vision.data.rooms.furniture import ROOMS, STYLES
 
-__all__ = ["ROOMS", "Rooms", "render"]
+__all__ = ["ROOMS", "STYLES", "Rooms", "render"]

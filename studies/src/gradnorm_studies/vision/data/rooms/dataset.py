@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gradnorm import ArgumentError
-from gradnorm_studies.vision.data.rooms.furniture import draw
+from gradnorm_studies.vision.data.rooms.furniture import STYLES, draw
 from gradnorm_studies.vision.data.rooms.layout import FIRST
 from gradnorm_studies.vision.data.rooms.render import Hits, SceneBatch, has_depth, pack, photograph, pixel_rays, trace
 from gradnorm_studies.vision.data.rooms.scene import Scene
@@ -36,6 +36,7 @@ class Rooms(Dataset[Sample]):
         seed: Seed of the rooms.
         size: The image's width and height in pixels.
         out: The ground truth's width and height.
+        style: "full", or "sparse" for few and large objects of five classes, as a small detector can learn them.
 
     Raises:
         ArgumentError: An argument is none of these.
@@ -46,13 +47,17 @@ class Rooms(Dataset[Sample]):
         (torch.Size([1, 8, 8]), torch.Size([2, 3, 32, 32]))
     """
 
-    def __init__(self, split: Split, n: int, seed: int = 0, size: int = 320, out: int = 80) -> None:
+    def __init__(
+        self, split: Split, n: int, seed: int = 0, size: int = 320, out: int = 80, style: str = "full"
+    ) -> None:
         if split not in get_args(Split):
             raise ArgumentError(f"split is {split!r}: give one of {', '.join(get_args(Split))}.")
+        if style not in STYLES:
+            raise ArgumentError(f"style is {style!r}: give one of {', '.join(STYLES)}.")
         for name, value, least in (("n", n, 1), ("seed", seed, 0), ("size", size, 8), ("out", out, 2)):
             if value < least:
                 raise ArgumentError(f"{name} is {value}: give a whole number at least {least}.")
-        self.split, self.n, self.seed, self.size, self.out = split, n, seed, size, out
+        self.split, self.n, self.seed, self.size, self.out, self.style = split, n, seed, size, out, style
 
     def __len__(self) -> int:
         return self.n
@@ -64,7 +69,8 @@ class Rooms(Dataset[Sample]):
         """The room behind a sample, as arrays."""
         if not 0 <= index < self.n:
             raise IndexError(f"index is {index}: the set has samples 0 to {self.n - 1}.")
-        return draw(np.random.default_rng([self.seed, get_args(Split).index(self.split), index]))
+        rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
+        return draw(rng, STYLES[self.style])
 
     def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Sample:
         """A batch of samples, rendered on a device."""

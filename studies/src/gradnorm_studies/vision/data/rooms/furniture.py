@@ -7,11 +7,25 @@ own coordinates x runs along the wall, y from its back to its front, z up from w
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from gradnorm_studies.vision.data.rooms.scene import Color, Draft, Material, Piece, Place, Scene, Shape, Texture, look
+from gradnorm_studies.vision.data.rooms.scene import (
+    SHELL,
+    Color,
+    Draft,
+    Material,
+    Piece,
+    Place,
+    Scene,
+    Shape,
+    Texture,
+    look,
+)
+from gradnorm_studies.vision.data.sample import CLASSES
 
 ROOMS = ("bedroom", "living room", "office", "dining room")
 """The kinds of room."""
@@ -622,10 +636,44 @@ FURNISHINGS: dict[str, tuple[tuple[float, Furnish], ...]] = {
 }
 """The pieces of each kind of room with their probabilities, in the order in which they are placed."""
 
+FEW: dict[str, tuple[tuple[float, Furnish], ...]] = {
+    "bedroom": ((1.0, bed), (0.7, wardrobe), (0.8, window)),
+    "living room": ((1.0, sofa), (0.7, sofa), (0.8, window)),
+    "office": ((1.0, bookshelf), (0.7, bookshelf), (0.8, window)),
+    "dining room": ((1.0, dining_table), (0.8, window)),
+}
+"""As `FURNISHINGS`, of large pieces alone."""
 
-def draw(rng: np.random.Generator) -> Scene:
+
+class Style(NamedTuple):
+    """What rooms are furnished with."""
+
+    pieces: Mapping[str, tuple[tuple[float, Furnish], ...]]
+    classes: tuple[str, ...]
+    """Of what is in the room; what is of other classes is left out."""
+    smallest_object: float = 0.0
+    """Minimum length of an object's largest part in meters; smaller objects are left out."""
+    largest_room: float = math.inf
+    """Maximum width and depth of a room in meters: the smaller it is, the nearer is everything."""
+    looks_at_first: bool = False
+    """Whether the whole of the first piece is in view, by which the kind of room can be told."""
+
+
+STYLES: Mapping[str, Style] = {
+    "full": Style(FURNISHINGS, CLASSES),
+    "sparse": Style(
+        FEW,
+        (*SHELL, "bed", "furniture", "sofa", "table", "window"),
+        smallest_object=0.7,
+        largest_room=4.2,
+        looks_at_first=True,
+    ),
+}
+
+
+def draw(rng: np.random.Generator, style: Style = STYLES["full"]) -> Scene:
     """A scene from a seeded generator."""
-    draft = Draft(rng)
+    draft = Draft(rng, style.largest_room)
     room = draft.pick((0, 1, 2, 3))
     shell(draft)
     shaft(draft)
@@ -633,13 +681,15 @@ def draw(rng: np.random.Generator) -> Scene:
         skirting(draft)
     if draft.chance(0.6):
         door(draft)
-    for probability, furnish in FURNISHINGS[ROOMS[room]]:
+    for probability, furnish in style.pieces[ROOMS[room]]:
         if draft.chance(probability):
             furnish(draft)
     if draft.chance(0.6):
         ceiling_lamp(draft)
-    parts = draft.parts()
-    position, axes, view = look(draft, parts)
+    parts = draft.parts(style.classes, style.smallest_object)
+    if not parts["instance"].any():  # nothing found its place
+        return draw(rng, style)
+    position, axes, view = look(draft, parts, style.looks_at_first)
     lights, colors, ambient = lighting(draft)
     return Scene(
         room=room,

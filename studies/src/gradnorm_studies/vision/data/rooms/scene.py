@@ -10,7 +10,7 @@ All randomness is NumPy's PCG64 in float64, so that a seed gives the same scene 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, TypeVar
@@ -169,11 +169,20 @@ class Piece(NamedTuple):
 
 
 class Draft:
-    """A scene while it is drawn: chance, the parts so far, and the room that is left."""
+    """A scene while it is drawn: chance, the parts so far, and the room that is left.
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    Args:
+        rng: A seeded generator.
+        largest: Maximum width and depth of the room in meters.
+    """
+
+    def __init__(self, rng: np.random.Generator, largest: float = math.inf) -> None:
         self._numbers = _uniform(rng)
-        self.size = (self.between(2.9, 5.2), self.between(3.2, 6.6), self.between(2.35, 3.0))
+        self.size = (
+            self.between(2.9, min(5.2, largest)),
+            self.between(3.2, min(6.6, largest)),
+            self.between(2.35, 3.0),
+        )
         self.rows: list[tuple] = []
         self.window: Place | None = None
         self._instances = 0
@@ -273,10 +282,18 @@ class Draft:
             for wall, left, right, below, above in self._hung
         )
 
-    def parts(self) -> NDArray[np.void]:
-        """The rows so far; the faces are the first six, and stay in front."""
-        faces, rest = self.rows[:FACES], sorted(self.rows[FACES:], key=lambda row: row[0])
-        return np.array([*faces, *rest], dtype=PART)
+    def parts(self, classes: Container[str] = CLASSES, smallest: float = 0.0) -> NDArray[np.void]:
+        """The rows so far; the faces are the first six, and stay in front.
+
+        Args:
+            classes: Parts of other classes are left out…
+            smallest: … and objects whose largest part is shorter than this, in meters.
+        """
+        longest: dict[int, float] = {}
+        for _, _, instance, _, half, *_ in self.rows[FACES:]:
+            longest[instance] = max(longest.get(instance, 0.0), 2 * max(half))
+        kept = [row for row in self.rows[FACES:] if CLASSES[row[1]] in classes and longest[row[2]] >= smallest]
+        return np.array([*self.rows[:FACES], *sorted(kept, key=lambda row: row[0])], dtype=PART)
 
 
 def _uniform(rng: np.random.Generator) -> Iterator[float]:
@@ -285,14 +302,23 @@ def _uniform(rng: np.random.Generator) -> Iterator[float]:
         yield from rng.random(1024).tolist()
 
 
-def look(draft: Draft, parts: NDArray[np.void]) -> tuple[Array, Array, LayoutView]:
-    """A camera that is in nothing and sees some objects and one of the eleven layouts: its position, axes and view."""
+def look(draft: Draft, parts: NDArray[np.void], at_first: bool = False) -> tuple[Array, Array, LayoutView]:
+    """A camera that is in nothing and sees some objects and one of the eleven layouts: its position, axes and view.
+
+    `at_first`: it sees the whole of the first object.
+    """
     size = np.array(draft.size)
     solid = parts[FACES:]
+    is_subject = solid["instance"] > 0
+    least = LEAST_IN_VIEW
+    targets = solid["center"]  # people photograph things, not corners
+    if at_first:
+        is_subject = solid["instance"] == solid["instance"][is_subject].min()
+        targets, least = targets[is_subject], 1.0
     cos, sin = np.cos(solid["yaw"]), np.sin(solid["yaw"])
     while True:
         position = np.array([draft.between(0.3, s - 0.3) for s in draft.size[:2]] + [draft.between(1.0, 1.75)])
-        target = solid["center"][int(draft.between(0, len(solid))), :2]  # people photograph things, not corners
+        target = targets[int(draft.between(0, len(targets))), :2]
         away = target - position[:2]
         yaw = math.atan2(-away[0], away[1])
         pitch, roll = draft.between(-0.5, 0.22), draft.between(-0.03, 0.03)
@@ -302,8 +328,8 @@ def look(draft: Draft, parts: NDArray[np.void]) -> tuple[Array, Array, LayoutVie
         if np.hypot(*away) < 0.9 or near.any():
             continue
         axes = camera_axes(yaw, pitch, roll)
-        across, down, ahead = axes @ (solid["center"] - position)[solid["instance"] > 0].T
-        if (np.maximum(abs(across), abs(down)) < ahead * 0.5 / FOCAL).mean() < LEAST_IN_VIEW:
+        across, down, ahead = axes @ (solid["center"] - position)[is_subject].T
+        if (np.maximum(abs(across), abs(down)) < ahead * 0.5 / FOCAL).mean() < least:
             continue
         found = project(size, position, axes, FOCAL)
         if found is not None and draft.chance(KEPT[found.kind]):
