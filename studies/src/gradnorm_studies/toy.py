@@ -166,7 +166,7 @@ class Toy(Study[ToyConfig]):
     problems = ("T=2", "T=10")
     metric = METRIC
     quantities = EXTREMES
-    search_rates = (3e-4, 1e-3, 3e-3)
+    search_rates = (3e-4, 1e-3, 3e-3, 1e-2)
     claims = CLAIMS
 
     def tasks(self, problem: str) -> tuple[str, ...]:
