@@ -155,7 +155,7 @@ def test_rates_are_the_presets_and_a_width_has_rates_of_its_own():
     assert small().lr(small().problems[0], "equal") == 1e-3
     assert Vision(replace(PRESETS["paper"])).lr("rooms+seg segnet", "equal") == 2e-5
     assert Vision(PRESETS["gpu"]).default_lr == 2e-4
-    assert small().problems == ("rooms+seg segnet ×0.05",)
+    assert small().problems == ("sparse rooms+seg segnet ×0.05",)
     assert Vision(PRESETS["paper"]).problems == ("rooms+seg segnet",)
 
 

@@ -91,9 +91,11 @@ CPU: Mapping[str, Any] = {
     "test_images": 512,
     "record_every": 100,
 }
-"""For two cores: small images of sparse rooms, a narrow network, few steps, and the larger learning rates that few steps
-need. Chosen by what one network learned on validation images of a seed that is not reported: a detector finds half of the
-objects (AP50), and depth, normals and classes are all better than what is usual at a pixel's place."""
+"""For two cores: small images of sparse rooms, a narrow network, few steps, and the larger rates that these need.
+
+Chosen by what FCN learned on validation images of a seed that is not reported: a detector of its own finds half of the
+objects (AP50), and depth, normals and classes are better than the usual value of a pixel's place.
+"""
 GPU: Mapping[str, Any] = {
     "preset": "gpu",
     "precision": "bf16-mixed",
