@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from gradnorm_studies.helmholtz import EQUATIONS, derivatives
+from gradnorm_studies.engine.experiment import Job
+from gradnorm_studies.engine.training import advance
+from gradnorm_studies.helmholtz import EQUATIONS, HelmholtzConfig, Solver, derivatives
 from gradnorm_studies.networks import perceptron
 
 
@@ -100,3 +102,13 @@ def test_points_lie_where_they_should(name):
     assert (right[:, 0] == high[0]).all()
     assert (bottom[:, 1] == low[1]).all()
     assert (top[:, 1] == high[1]).all()
+
+
+def test_the_networks_rate_falls_to_zero_and_the_weights_rate_stays():
+    experiment = Solver(HelmholtzConfig(steps=4), Job("Burgers", "uncertainty", 0, 1e-2))
+    rates = []
+    for step in range(4):
+        rates.append([group["lr"] for group in experiment.optimizer.param_groups])
+        advance(experiment, step, [], record=False)
+    own = [0.025] * 4
+    assert rates == [pytest.approx(pair, rel=1e-3) for pair in zip([1e-2, 8.536e-3, 5e-3, 1.464e-3], own, strict=True)]

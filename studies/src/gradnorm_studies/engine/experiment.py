@@ -61,11 +61,12 @@ class Experiment(ABC):
     model: nn.Module
     weighting: Weighting
     optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
 
     def equip(
         self, job: Job, config: TrainingConfig, shared: nn.Module, *, trained: nn.Module | None = None, epoch: int = 100
     ) -> None:
-        """Set the weighting, and Adam over the network and over the weighting's own parameters.
+        """Set the weighting, and Adam and its schedule over the network and over the weighting's own parameters.
 
         Args:
             job: The run, with its weights filled in.
@@ -81,6 +82,7 @@ class Experiment(ABC):
         self.optimizer = torch.optim.Adam(
             [{"params": (trained or self.model).parameters()}, own], lr=job.lr, fused=True
         )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, [self.decay, lambda step: 1.0])
 
     @abstractmethod
     def losses(self, step: int) -> Tensor:
@@ -90,9 +92,14 @@ class Experiment(ABC):
     def evaluate(self, split: Split) -> dict[str, float]:
         """Current metrics, by the names of the study's quantities; whatever is chosen is chosen on "validation"."""
 
+    def decay(self, step: int) -> float:
+        """Factor of the network's learning rate at this step; the weighting's own rate is constant."""
+        return 1.0
+
     def stateful(self) -> dict[str, Any]:
         """What changes in training, by name: objects with `state_dict` and `load_state_dict`."""
-        return {"model": self.model, "weighting": self.weighting, "optimizer": self.optimizer}
+        own = {"optimizer": self.optimizer, "schedule": self.schedule}
+        return {"model": self.model, "weighting": self.weighting, **own}
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

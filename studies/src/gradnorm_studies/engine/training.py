@@ -60,6 +60,7 @@ def advance(experiment: Experiment, step: int, rows: list[Row], record: bool) ->
     experiment.optimizer.zero_grad()
     loss.backward()
     experiment.optimizer.step()
+    experiment.schedule.step()
     experiment.weighting.step()
     if record:
         rows += [(step, f"loss/{task}", value) for task, value in zip(experiment.tasks, losses.tolist(), strict=True)]

@@ -69,6 +69,10 @@ class VisionModule(LightningModule, Experiment):
         """[B, 3, H, W] → each task's output in float32, [B, channels, H/4, W/4] or [B, channels]."""
         return {task: out.float() for network in self.model.children() for task, out in network(image).items()}
 
+    def decay(self, step: int) -> float:
+        """The paper's."""
+        return DECAY ** (step // max(1, round(DECAYS_AT * self.config.steps)))
+
     def losses(self, step: int) -> Tensor:
         """[T], the losses on the batch of this step."""
         truth = self._batch(step)
@@ -121,11 +125,8 @@ class VisionModule(LightningModule, Experiment):
     # ------------------------------------------------------------------------------------------- hooks of Lightning
 
     def configure_optimizers(self) -> Any:
-        """Adam with the paper's learning-rate schedule for the network; the weighting's own rate is constant."""
-        every = max(1, round(DECAYS_AT * self.config.steps))
-        decayed: list[Callable[[int], float]] = [lambda step: DECAY ** (step // every), lambda step: 1.0]
-        schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, decayed)
-        return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """Those of `equip`."""
+        return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": self.schedule, "interval": "step"}}
 
     def train_dataloader(self) -> Any:
         """Nothing but a length: `training_step` draws the batch of its step, whatever the loader was resumed at."""
