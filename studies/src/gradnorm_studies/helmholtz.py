@@ -272,6 +272,6 @@ class PhysicsInformed(Study[HelmholtzConfig]):
         return (
             f"A network of {len(HIDDEN)} tanh layers of {HIDDEN[0]} is to satisfy a differential equation inside, and "
             f"conditions at the edges: 5 losses for Helmholtz' equation, 4 for Burgers', 9 for Kirchhoff's plate. In "
-            f"each of {config.steps:,} steps {config.inside} points inside and {config.edge} of each edge are drawn; "
-            f"the error is that of the solution, over {HELD_OUT:,} other points. The learning rate falls to zero as a half cosine."
+            f"each of {config.steps:,} steps {config.inside} points inside and {config.edge} of each edge are drawn, "
+            f"while the learning rate falls to zero; the error is that of the solution, over {HELD_OUT:,} other points."
         )
