@@ -146,10 +146,15 @@ class History:
             raise missing_extra("pandas", "pandas") from error
         return DataFrame(self.rows(), columns=list(COLUMNS))
 
+    def _title(self) -> str:
+        spanned = f", from {self.steps[0]:,} to {self.steps[-1]:,}" if self.steps else ""
+        return f"{len(self):,} recorded steps{spanned}"
+
+    def __repr__(self) -> str:
+        return f"History({', '.join(self.tasks)}: {self._title()})"
+
     def _repr_html_(self) -> str:
-        title = f"{len(self):,} recorded steps" + (
-            f", from {self.steps[0]:,} to {self.steps[-1]:,}" if self.steps else ""
-        )
+        title = self._title()
         if not self.steps:
             return _html.document(title, [])
         values = self._values.read()

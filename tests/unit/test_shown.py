@@ -95,6 +95,14 @@ def test_the_table_of_a_history_shows_curves_of_few_points():
     assert text.count("width:3px") == 2 * 3 * 32
 
 
+def test_print_tells_what_a_history_holds():
+    history = History(["a", "b"], capacity=4)
+    assert repr(history) == "History(a, b: 0 recorded steps)"
+    for step in range(10):
+        history.append(StepRecord(step, torch.ones(2, 5), None))
+    assert repr(history) == "History(a, b: 4 recorded steps, from 0 to 9)"
+
+
 def test_names_are_escaped():
     balancer = GradNorm(["<b>a</b>", "a & b"])
     assert Page(balancer._repr_html_()).rows[1][0] == "<b>a</b>"
