@@ -1,9 +1,9 @@
-"""Take the small results of finished studies into this folder, and write the table of all claims.
+"""Take the small results of finished studies into this folder, and write the tables of all studies and claims.
 
-    python results/collect.py runs/units runs/toy   # folders of `gradnorm reproduce`; none: only the table again
+    python results/collect.py runs/units runs/toy   # folders of `gradnorm reproduce`; none: only the tables again
 
-Of each run: `table.md`, `claims.json` (or a search's `learning_rates.json`), `config.json` and `manifest.json`, in a
-folder of the same name; its pictures into `docs/images`.
+Of each run: `table.md`, `claims.json` and `ends.json` (or a search's `learning_rates.json`), `config.json` and
+`manifest.json`, in a folder of the same name; its pictures into `docs/images`.
 """
 
 import json
@@ -11,10 +11,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from gradnorm_studies.analysis.claims import verdict
+
 RESULTS = Path(__file__).parent
 IMAGES = RESULTS.parent / "docs" / "images"
-START, END = "<!-- claims: written by collect.py -->", "<!-- end of claims -->"
-KEPT = ("table.md", "claims.json", "learning_rates.json", "manifest.json", "config.json")
+UPDATES = {"gradnorm": "Algorithm 1", "closed-form": "the closed form"}
+RIVALS = ("equal", "divided", "uncertainty", "geometric", "dwa", "random", "single")
+WORDS = {"holds": "**better**", "does not hold": "worse", "undecided": "≈", "not enough to say": "?"}
+KEPT = ("table.md", "claims.json", "ends.json", "learning_rates.json", "manifest.json", "config.json")
 
 
 def take(run: Path) -> None:
@@ -50,14 +56,42 @@ def claims_table() -> str:
     return "\n".join(lines)
 
 
+def matrix() -> str:
+    """Both updates against every other method, on every study that compares methods."""
+    header = ["study: problem", "compared by", "update", *RIVALS]
+    lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
+    for path in sorted(RESULTS.glob("*/ends.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for problem, ends in found["ends"].items():
+            for update in (name for name in UPDATES if name in ends and "divided" in ends):
+                cells = [_against(ends, update, rival, found) for rival in RIVALS]
+                first = (f"{path.parent.name}: {problem}", found["quantity"], UPDATES[update])
+                lines.append("| " + " | ".join((*first, *cells)) + " |")
+    return "\n".join(lines)
+
+
+def _against(ends: dict, update: str, rival: str, found: dict) -> str:
+    """A word for the paired differences."""
+    if rival not in ends:
+        return ""
+    margins = np.array(ends[update]) - np.array(ends[rival])
+    return WORDS["not enough to say" if found["short"] else verdict(margins if found["largest"] else -margins)]
+
+
+def written(text: str, name: str, table: str) -> str:
+    """The text with the table between the comments of that name."""
+    start, end = f"<!-- {name}: written by collect.py -->", f"<!-- end of {name} -->"
+    before, rest = text.split(start)
+    return f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
+
+
 def main() -> None:
-    """Take the runs that are named, and write the table."""
+    """Take the runs that are named, and write the tables."""
     for run in map(Path, sys.argv[1:]):
         take(run)
     page = RESULTS / "README.md"
     text = page.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    page.write_text(f"{before}{START}\n{claims_table()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    page.write_text(written(written(text, "studies", matrix()), "claims", claims_table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -156,6 +156,9 @@ def test_every_claim_is_answered_and_a_single_seed_is_never_enough(study, tmp_pa
     assert {finding["verdict"] for finding in found} == {"not enough to say"}
     table = (tmp_path / "table.md").read_text().replace(r"\|", "|")
     assert all(finding["text"] in table for finding in found)
+    ends = json.loads((tmp_path / "ends.json").read_text())["ends"]
+    assert ends
+    assert all(len(values) == 1 for found in ends.values() for values in found.values())
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=named)

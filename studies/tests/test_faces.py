@@ -2,17 +2,21 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from faces_files import FACE, line, write_official, write_prepared
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.engine.errors import UsageError
+from gradnorm_studies.engine.executor import reproduce
 from gradnorm_studies.engine.experiment import Job
+from gradnorm_studies.engine.pool import InProcess
 from gradnorm_studies.engine.training import advance
 from gradnorm_studies.faces import data
 from gradnorm_studies.faces.data import Entry, Faces
@@ -336,3 +340,15 @@ def test_the_report_has_table_3_beside_ours(config, tmp_path):
     (table,) = study.more_tables(Metrics(runs))
     assert [row[:2] for row in table.rows[3:]] == [("crop", "equal"), ("eye distance", "equal")]
     assert all(len(row) == len(table.header) for row in table.rows)
+
+
+def test_where_the_data_lie_is_no_part_of_a_run_and_not_told(config, tmp_path):
+    moved = tmp_path / "moved.npz"
+    moved.write_bytes(Path(config.root).read_bytes())
+    for root in (config.root, str(moved)):
+        study = FacesStudy(replace(config, root=root, seeds=1, methods="equal", record_every=2))
+        report = reproduce(study, tmp_path / "out", InProcess, Console(quiet=True))
+    assert "--root moved.npz" in report.command
+    written = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".json", ".md", ".html")]
+    assert len(written) > 4
+    assert not [path for path in written if str(tmp_path) in path.read_text()]

@@ -23,14 +23,20 @@ def test_every_base_can_be_swept(name):
 
 
 def test_settings_of_the_base_can_be_given():
-    base = Alpha(AlphaConfig(2, 6, 3, "helmholtz", "inside=32, alpha=0.3")).base
+    base = Alpha(AlphaConfig(2, 6, 3, "helmholtz", base_settings="inside=32, alpha=0.3")).base
     assert (base.config.inside, base.config.alpha, base.config.steps) == (32, 0.3, 6)
 
 
 @pytest.mark.parametrize("given", ["insides=3", "inside", "inside=many"])
 def test_bad_settings_of_the_base_are_named(given):
     with pytest.raises(UsageError, match=f"{given}.*name=value.*inside"):
-        Alpha(AlphaConfig(2, 6, 3, "helmholtz", given))
+        Alpha(AlphaConfig(2, 6, 3, "helmholtz", base_settings=given))
+
+
+def test_the_data_s_place_is_the_base_s_and_refused_where_none_is_read():
+    assert Alpha(replace(Alpha.presets["nyuv2"], root="a,b/c.npz")).base.config.root == "a,b/c.npz"
+    with pytest.raises(UsageError, match=r"--root is c.npz.*helmholtz"):
+        Alpha(AlphaConfig(2, 6, 3, "helmholtz", "c.npz"))
 
 
 def job_at(alpha, method="gradnorm"):

@@ -5,7 +5,6 @@ Files are written atomically, so that starting again finds what is missing.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -23,7 +22,7 @@ import torch
 from gradnorm_studies.analysis.metrics import Row
 from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.experiment import Job
-from gradnorm_studies.engine.settings import Config
+from gradnorm_studies.engine.settings import Config, recorded
 from gradnorm_studies.weightings import Weighting
 
 WRITTEN_LAST = ("metrics.csv", "table.md", "report.html", "manifest.json")
@@ -54,7 +53,7 @@ def writing(out: Path, option: str = "--out") -> Iterator[None]:
 
 def claim(out: Path, name: str, settings: Config) -> None:
     """Create `out` as the folder of the study `name` with these settings, or check that it is, and can be written."""
-    config = json.loads(json.dumps({"study": name, **dataclasses.asdict(settings)}))
+    config = json.loads(json.dumps({"study": name, **recorded(settings)}))
     path = out / "config.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gradnorm_studies.analysis.report import Table
@@ -29,6 +30,7 @@ def setting(
     above: float = -math.inf,
     below: float = math.inf,
     choices: Sequence[str] = (),
+    is_place: bool = False,
 ) -> Any:
     """A field of a config.
 
@@ -40,8 +42,10 @@ def setting(
         above: Valid numbers are above this.
         below: Valid numbers are below this.
         choices: The valid texts.
+        is_place: Whether it is where data lie: no part of what a run computes, and in reports its last part alone.
     """
     facts = {"what": what, "why": why, "least": least, "above": above, "below": below, "choices": choices}
+    facts["is_place"] = is_place
     return dataclasses.field(default=default, metadata=facts)
 
 
@@ -84,18 +88,28 @@ def check(config: Any) -> None:
             raise UsageError(f"{option} is {value}: give a number {bounds}.")
 
 
+def recorded(config: Any) -> dict[str, Any]:
+    """The settings that decide what runs compute: all but places."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if not f.metadata["is_place"]}
+
+
+def shown(config: Any) -> dict[str, str]:
+    """The settings as a report shows them."""
+    values = {f: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {f.name: Path(value).name if f.metadata["is_place"] else str(value) for f, value in values.items()}
+
+
 def command_line(name: str, config: Any, base: Any = None) -> str:
     """The command that reproduces a study: its name, and each setting that differs from `base`, or from the default."""
-    base = base or type(config)()
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    changed = {name: value for name, value in values.items() if value != getattr(base, name)}
+    usual = shown(base or type(config)())
+    changed = {name: value for name, value in shown(config).items() if value != usual[name]}
     return " ".join(["gradnorm reproduce", name, *(f"--{n.replace('_', '-')} {value}" for n, value in changed.items())])
 
 
 def config_table(config: Any) -> Table:
     """The settings, what they are and the reasons for their defaults, for the end of a report."""
-    fields = dataclasses.fields(config)
-    rows = [(f.name, str(getattr(config, f.name)), f.metadata["what"], f.metadata["why"]) for f in fields]
+    values = shown(config)
+    rows = [(f.name, values[f.name], f.metadata["what"], f.metadata["why"]) for f in dataclasses.fields(config)]
     return Table("How it was done", ("setting", "value", "what", "why"), rows)
 
 

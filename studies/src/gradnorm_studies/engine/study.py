@@ -150,8 +150,13 @@ class Study(ABC, Generic[C]):
             tables=[*self.tables_of(metrics, best), *claims.tables(findings, self.is_papers)],
             figures=[*self.figures_of(metrics, figures), *self.more_figures(metrics, figures)],
             settings=config_table(self.config),
-            data={"claims.json": [finding.as_dict() for finding in findings]},
+            data={"claims.json": [finding.as_dict() for finding in findings], "ends.json": self._ends(metrics)},
         )
+
+    def _ends(self, metrics: Metrics) -> dict[str, Any]:
+        """`ends`, for a file of JSON."""
+        ends = {p: {m: values.tolist() for m, values in found.items()} for p, found in self.ends(metrics).items()}
+        return {"quantity": self.ranked.name, "largest": self.ranked.largest, "short": self.is_short, "ends": ends}
 
     def command(self) -> str:
         """The command that makes this study."""

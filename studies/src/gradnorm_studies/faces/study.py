@@ -72,6 +72,7 @@ class FacesConfig(TrainingConfig):
         "",
         "Path of MTFL: its official folder, or the file that `gradnorm data faces` writes from it.",
         "The package holds no data.",
+        is_place=True,
     )
     seeds: int = setting(
         3, "Number of seeds; each sets the network and the batches.", "The fewest that show a spread.", least=1

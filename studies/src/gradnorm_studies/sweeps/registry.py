@@ -43,9 +43,8 @@ class SweepConfig(Config):
         "The problem that the paper begins with.",
         choices=tuple(BASES),
     )
-    base_settings: str = setting(
-        "", "Other settings of that study, as root=FILE,precision=bf16-mixed.", "Its own defaults."
-    )
+    root: str = setting("", "Path of that study's data.", "Most need none.", is_place=True)
+    base_settings: str = setting("", "Other settings of that study, as alpha=0.5,batch=32.", "Its own defaults.")
 
 
 S = TypeVar("S", bound=SweepConfig)
@@ -68,6 +67,10 @@ class Sweep(Study[S]):
         study = BASES[own.on]()
         size: Mapping[str, Any] = {"seeds": own.seeds, "steps": own.steps, "record_every": own.record_every}
         given = _parsed(own.base_settings, study.config)
+        if own.root and not hasattr(study.config, "root"):
+            raise UsageError(f"--root is {own.root}, but {own.on} reads no data: leave it out.")
+        if own.root:
+            given["root"] = own.root
         self.base: Study[Any] = type(study)(replace(study.config, **{**given, **size, "methods": self.methods}))
         self.problems, self.metric, self.late = self.base.problems, self.base.metric, self.base.late
         self.gpus = self.base.gpus
@@ -90,7 +93,7 @@ class Sweep(Study[S]):
 
 
 def _parsed(text: str, config: Config) -> dict[str, Any]:
-    """Settings of a config from a text like `root=FILE,precision=bf16-mixed`.
+    """Settings of a config from a text like `alpha=0.5,batch=32`.
 
     Raises:
         UsageError: An unknown setting, or a value of another type.

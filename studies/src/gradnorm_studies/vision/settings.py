@@ -125,6 +125,7 @@ class VisionConfig(ImageConfig):
         "",
         "Path of NYUv2: its folder, or a file that `gradnorm data nyuv2 --out` wrote.",
         "Rooms need none.",
+        is_place=True,
     )
     tasks: str = setting(
         "seg",
