@@ -478,3 +478,5 @@ def test_a_row_of_a_stack_is_one_of_its_tensors_and_a_column_is_not():
     row, column = Edge(stacked[1].grad_fn, 0), Edge(stacked[:, 1].grad_fn, 0)
     assert origin(row) == Edge(second.grad_fn, 0)
     assert origin(column) == column
+    last = torch.stack([first, second], -1)[:, 1]
+    assert origin(Edge(last.grad_fn, 0)) == Edge(second.grad_fn, 0)
