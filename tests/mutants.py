@@ -179,7 +179,7 @@ MUTANTS = [
         "_loss_weights.py",
         "self._knows_initial = bool(self._has_initial(self._value(",
         "_ = bool(self._has_initial(self._value(",
-        BALANCER,
+        f"{STATE} -k start",
     ),
     Mutant("_updates.py", "if is_complete else _total(before, accepted)", "", BALANCER),
     Mutant(
@@ -193,6 +193,12 @@ MUTANTS = [
     Mutant("_updates.py", "torch.where(shared.amin() > 0, shared, weights)", "shared", RULES),
     Mutant(
         "_updates.py", "torch.where(self._averages[2] > 0, self._corrected()[0].sqrt(), raw_norms)", "raw_norms", RULES
+    ),
+    Mutant(
+        "_updates.py",
+        "torch.where(self._averages[2] > 0, self._corrected()[0].sqrt(), raw_norms)",
+        "self._corrected()[0].sqrt()",
+        RULES,
     ),
     Mutant(
         "_updates.py",
@@ -218,6 +224,7 @@ MUTANTS = [
         f"{STATE} -k scheduler",
     ),
     Mutant("_optimizer.py", 'the buffer."""\n        self._note()', 'the buffer."""', f"{STATE} -k scheduler"),
+    Mutant("_optimizer.py", "else taken[0]\n        self._note()", "else taken[0]", f"{STATE} -k scheduler"),
     Mutant(
         "_state.py",
         "value.detach().to(tensor.dtype, copy=True)",

@@ -1,7 +1,7 @@
 """GradNorm (Chen et al., ICML 2018): loss weights learned during training, out of one ordinary backward.
 
 `GradNorm` is the balancer; `diagnose` analyzes one batch before training; `monitor` measures and balances nothing;
-`functional` has the paper's equations, one function each.
+`live` shows the weights while they are learned; `functional` has the paper's equations, one function each.
 """
 
 from . import functional
@@ -10,6 +10,7 @@ from ._balancer import GradNorm
 from ._diagnosis import Diagnosis, diagnose
 from ._errors import ArgumentError, GradNormError, GraphError, StateError
 from ._history import History, StepRecord
+from ._live import live
 from ._monitor import Monitor, monitor
 from ._updates import ClosedForm, Descent
 
@@ -28,6 +29,7 @@ __all__ = [
     "StepRecord",
     "diagnose",
     "functional",
+    "live",
     "monitor",
 ]
 __version__ = "0.1.0"

@@ -3,17 +3,24 @@
 Lightning keeps its loop, its backward and its optimizer. The callback only attaches the balancer to the optimizer while
 `fit` runs and logs its figures. It is stateless: the balancer is a submodule of the LightningModule, and so is in every
 checkpoint.
+
+`watch` is one line for those who only look: it measures, logs, and leaves training as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ._balancer import GradNorm
 from ._errors import ArgumentError, missing_extra
+from ._monitor import Monitor, monitor
 
 try:
     from lightning.pytorch import LightningModule, Trainer
@@ -104,6 +111,61 @@ class GradNormCallback(Callback):
         self._handles = []
 
 
+def watch(
+    module: LightningModule, losses: Mapping[str, Tensor | None], *, optimizer: int | None = None, **options: Any
+) -> Tensor:
+    """The sum of the losses, for `training_step` to return; logs the tasks' gradient norms, shares and cosines.
+
+    Its `gradnorm.monitor` is created in the first call and is not part of the module: checkpoints stay as they are.
+
+    Args:
+        module: The LightningModule.
+        losses: By name. All tasks must be named in the first call; one that a batch lacks is `None`.
+        optimizer: Index of the optimizer that holds the shared layer; needed where there are several.
+        options: As `gradnorm.monitor` takes them, such as `every=10`.
+
+    Raises:
+        ArgumentError: An option that `gradnorm.monitor` does not take, or several optimizers and none was named.
+
+    Examples:
+        >>> from torch import nn
+        >>> class Net(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.trunk, self.near, self.far = nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(8, 1)
+        ...
+        ...     def training_step(self, x, batch_idx):
+        ...         features = self.trunk(x).tanh()
+        ...         near, far = self.near(features), 10 * self.far(features)
+        ...         return watch(self, {"near": near.square().mean(), "far": far.square().mean()})
+    """
+    if module.training:
+        watched = _watched(module, losses, optimizer, options)
+        if module.trainer._logger_connector.should_update_logs:
+            module.log_dict(watched.log_dict())
+        return watched(losses)
+    return torch.stack([loss for loss in losses.values() if loss is not None]).sum()
+
+
+_WATCHED: WeakKeyDictionary[LightningModule, tuple[Monitor, ReferenceType[Optimizer], RemovableHandle]] = (
+    WeakKeyDictionary()
+)
+"""The monitor of each module that is watched, and the optimizer it is attached to: a new one in each `fit`."""
+
+
+def _watched(
+    module: LightningModule, losses: Mapping[str, Tensor | None], index: int | None, options: dict[str, Any]
+) -> Monitor:
+    optimizer = _find_optimizer(module.trainer.optimizers, index)
+    known, attached, handle = _WATCHED.get(module, (None, None, None))
+    if known is None or attached is None or attached() is not optimizer:
+        if handle is not None:
+            handle.remove()
+        known = known or monitor(losses, model=module, **options)
+        _WATCHED[module] = known, ref(optimizer), known.attach(optimizer)
+    return known
+
+
 def _find_balancer(module: LightningModule, wanted: GradNorm | str | None) -> GradNorm:
     found = {name: part for name, part in module.named_modules() if isinstance(part, GradNorm)}
     names = ", ".join(map(repr, found)) or "none"
@@ -134,7 +196,7 @@ def _find_optimizer(optimizers: list[Optimizer], index: int | None) -> Optimizer
     if index is None and len(optimizers) != 1:
         raise ArgumentError(
             f"training has {len(optimizers)} optimizers ({kinds}); give the one after which the balancer steps, "
-            "GradNormCallback(optimizer=0): the one that holds W"
+            "optimizer=0: the one that holds W"
         )
     if index is not None and not 0 <= index < len(optimizers):
         raise ArgumentError(f"optimizer is {index}, and training has {len(optimizers)} optimizers ({kinds})")

@@ -22,7 +22,7 @@ LAYERS = [
     ["_loss_weights", "_advice"],
     ["_diagnosis", "_silence"],
     ["_balancer"],
-    ["_monitor"],
+    ["_monitor", "_live"],
     ["__init__"],
     ["plots", "lightning", "transformers", "torchjd"],
 ]
@@ -47,6 +47,7 @@ PUBLIC = {"gradnorm": {*gradnorm.__all__, "plots", "lightning", "transformers", 
 """Modules of the library that the studies may import from, and what; any public name, where nothing is listed."""
 PUBLIC |= dict.fromkeys(["gradnorm.functional", "gradnorm.plots", "gradnorm.lightning", "gradnorm.transformers"])
 OPTIONAL = [
+    "IPython",
     "matplotlib",
     "numpy",
     "rich",

@@ -16,7 +16,7 @@ from .blocks import ROOT, blocks, check_command, run
 DOCS = ROOT / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 BIN = os.path.dirname(sys.executable)
-KINDS = {("python", False), ("python", True), ("bash", False), ("text", False)}
+KINDS = {("python", False), ("python", True), ("bash", False), ("text", False), ("diff", False)}
 
 
 def environment(folder):

@@ -1,6 +1,7 @@
 """`GradNormCallback` trains as a plain loop does: real runs of `Trainer` on the CPU, in every setting it knows."""
 
 import contextlib
+import copy
 import importlib
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 import gradnorm
 from gradnorm import ArgumentError, GradNorm
 from gradnorm._history import FIELDS
-from gradnorm.lightning import GradNormCallback
+from gradnorm.lightning import _WATCHED, GradNormCallback, watch
 
 from ..distributed.launch import WORLD, launch
 
@@ -101,6 +102,77 @@ def test_a_monitor_takes_the_balancers_place(tmp_path):
     assert net.balancer.weights.tolist() == [1.0, 1.0]
     assert net.balancer.history.steps == list(range(0, STEPS, 2))
     assert "gradnorm/share/near" in (Path(logger.log_dir) / "metrics.csv").read_text()
+
+
+class Watched(Net):
+    """Measured by one line; the balancer of `Net` is not used."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def training_step(self, x, batch_idx):
+        return watch(self, self.losses(x), every=2, **self.options)
+
+    validation_step = training_step
+
+
+class Summed(Net):
+    def training_step(self, x, batch_idx):
+        return torch.stack([*self.losses(x).values()]).sum()
+
+
+def fit_watched(net, logger=False):
+    trainer_of(callback=Callback(), logger=logger).fit(net, loader(), loader())
+    return _WATCHED[net][0]
+
+
+def test_a_watched_module_trains_and_is_saved_as_one_that_returns_the_sum():
+    net, summed = Watched(), fitted(Summed())
+    monitor = fit_watched(net)
+    assert monitor.history.steps == list(range(0, STEPS, 2))
+    assert monitor.shared_names == ("trunk.2.weight",)
+    assert net.state_dict().keys() == summed.state_dict().keys()
+    torch.testing.assert_close(net.state_dict(), summed.state_dict(), rtol=0, atol=0)
+
+
+def test_what_is_watched_is_logged_beside_what_the_module_logs(tmp_path):
+    kept, logger = {}, CSVLogger(tmp_path)
+    logger.log_metrics = lambda metrics, step=None: kept.setdefault(step, {}).update(metrics)
+    monitor = fit_watched(Watched(), logger)
+    logged = {name: value for name, value in kept[5].items() if name.startswith("gradnorm/")}
+    assert logged == pytest.approx(monitor.log_dict(), rel=1e-6)
+    assert {"gradnorm/norm/near", "gradnorm/share/far", "gradnorm/cosine/near/far"} <= set(kept[5])
+    assert "gradnorm/norm/near" not in kept.get(0, {})  # nothing is known before the first step
+
+
+def test_another_fit_continues_with_the_same_monitor_and_one_optimizer():
+    net = Watched()
+    first = fit_watched(net)
+    assert fit_watched(net) is first
+    assert len(first.history) == STEPS
+    assert copy.deepcopy(net) not in _WATCHED
+
+
+def test_a_task_that_a_batch_lacks_is_watched_as_absent():
+    class Lacks(Watched):
+        def losses(self, x):
+            return {**super().losses(x), "far": None}
+
+    monitor = fit_watched(Lacks(shared=None))
+    assert set(monitor.tasks) == {"near", "far"}
+
+
+def test_watching_asks_for_the_optimizer_where_there_are_several():
+    class Two(Watched):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=1e-2) for part in (self.trunk, self.near)]
+
+    with pytest.raises(ArgumentError, match="training has 2 optimizers"):
+        fit_watched(Two())
+    assert fit_watched(Two(optimizer=0)).tasks == ("near", "far")
 
 
 def assert_same(one, other, rtol=0.0, atol=0.0):

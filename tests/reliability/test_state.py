@@ -2,9 +2,11 @@
 
 import copy
 import io
+import json
 import pickle
 import zlib
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -572,6 +574,45 @@ def test_lightning_s_weight_averaging(tmp_path):
     Model().load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
 
 
+@pytest.mark.parametrize("update", UPDATES)
+def test_the_state_of_the_start_starts_again(update):
+    """`L(0)` is measured again, although the balancer knew one."""
+    model = Model(update=update, alpha=1.0)
+    start = copy.deepcopy(model.state_dict())
+    loaded(train(model, first=7), start)
+    assert_same(train(model), train(Model(update=update, alpha=1.0)))
+
+
+BEFORE = json.loads(Path(__file__).with_name("state_before_at_layer.json").read_text())
+"""States of three steps, saved when `at="layer"` was called `at="weights"`, of the run below."""
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_state_saved_when_at_was_called_weights_is_loaded_and_continued(update):
+    torch.manual_seed(0)
+    trunk, heads = torch.nn.Linear(4, 3), torch.nn.ModuleList(torch.nn.Linear(3, 1) for _ in range(2))
+    made = [GradNorm(["near", "far"], shared=trunk.weight, update=update, at="layer") for _ in range(2)]
+    optimizer, generator = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.01), torch.Generator()
+    generator.manual_seed(1)
+
+    def run(balancer, x):
+        features = trunk(x).tanh()
+        optimizer.zero_grad()
+        balancer([(k * head(features) - 1).square().mean() for k, head in zip((1, 5), heads, strict=True)]).backward()
+
+    for _ in range(3):
+        run(made[0], torch.randn(5, 4, generator=generator))
+        optimizer.step()
+        made[0].step()
+    made[1].load_state_dict({name: torch.tensor(value) for name, value in BEFORE[update].items()})
+    torch.testing.assert_close(made[1].state_dict(), made[0].state_dict(), rtol=1e-4, atol=1e-6)
+    x = torch.randn(5, 4, generator=generator)
+    for balancer in made:
+        run(balancer, x)
+        balancer.step()
+    torch.testing.assert_close(made[1].weights, made[0].weights, rtol=1e-4, atol=1e-6)
+
+
 # ----------------------------------------------------------------------------------------------- what schedulers change
 
 
@@ -620,6 +661,16 @@ def test_what_a_scheduler_changed_stays(way):
     model = train(Model())
     model.balancer.optimizer.param_groups[0]["lr"] = 0.5
     model = KEEPERS[way](model)
+    model.balancer._names.add_(0)  # as whoever writes to all buffers
+    model.balancer.train()
+    assert model.balancer.optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("again", [lambda model: model, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_what_a_scheduler_changes_after_a_state_was_loaded_stays(again):
+    model = loaded(Model(), train(Model()).state_dict())
+    model.balancer.optimizer.param_groups[0]["lr"] = 0.5
+    model = again(model)
     model.balancer._names.add_(0)  # as whoever writes to all buffers
     model.balancer.train()
     assert model.balancer.optimizer.param_groups[0]["lr"] == 0.5

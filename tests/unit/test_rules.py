@@ -124,6 +124,22 @@ def test_a_step_skipped_on_the_device_gives_no_first_loss_and_is_no_bad_one():
     assert given.balancer.initial_losses.tolist() == [1.0, 2.0, 3.0]
 
 
+def test_a_new_task_starts_balanced_against_the_averages_of_those_that_are_absent():
+    given = Given(tasks=2, update=ClosedForm(smoothing=0.5), alpha=0.0)
+    for norm in (1.0, 7.0):
+        given.step([norm, None])
+    average = ((1.0 * 0.5 + 7.0**2) / 1.5) ** 0.5  # bias-corrected
+    given.backward([None, 2.0])
+    assert given.weights == shares([average, 2.0])
+
+
+def test_a_task_new_within_the_first_step_starts_balanced_against_one_without_an_average():
+    given = Given(tasks=2, update=ClosedForm(), alpha=0.0)
+    given.backward([3.0, None])
+    given.backward([None, 2.0])
+    assert given.weights == pytest.approx([1.0, 1.5])
+
+
 def test_an_update_whose_result_is_no_weight_is_taken_back_where_a_task_is_absent():
     given = Given(alpha=0.0, update=Descent(optimizer=lambda weights, lr: torch.optim.SGD(weights, lr=1e30)))
     assert given.step([1e15, 3e15, None]) == [1.0, 1.0, 1.0]

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradnorm import GradNorm, GraphError
 from gradnorm.capture import _hooks, _products
+from gradnorm.capture._collectors import Edge, origin
 
 
 class Case:
@@ -469,3 +470,13 @@ def test_operations_that_are_batched(operation, monkeypatch):
         rows.append(balancer._measurement.sums.entries)
     assert taken == [1]
     torch.testing.assert_close(*rows, rtol=1e-4, atol=1e-7)
+
+
+def test_a_row_of_a_stack_is_one_of_its_tensors_and_a_column_is_not():
+    first, second = (torch.ones(2, requires_grad=True) * factor for factor in (2, 3))
+    stacked = torch.stack([first, second])
+    row, column = Edge(stacked[1].grad_fn, 0), Edge(stacked[:, 1].grad_fn, 0)
+    assert origin(row) == Edge(second.grad_fn, 0)
+    assert origin(column) == column
+    last = torch.stack([first, second], -1)[:, 1]
+    assert origin(Edge(last.grad_fn, 0)) == Edge(second.grad_fn, 0)
