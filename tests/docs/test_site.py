@@ -12,6 +12,10 @@ import pytest
 import yaml
 
 import gradnorm
+import gradnorm.lightning
+import gradnorm.plots
+import gradnorm.torchjd
+import gradnorm.transformers
 
 from .blocks import ROOT, blocks, check_command, run
 from .page_checks import MARK
@@ -123,12 +127,64 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed(yaml.safe_load(text)["nav"])) == PAGES
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
-    built = run(f"{BIN}/mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path), env=environment(tmp_path))
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    built = run(f"{BIN}/mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder), env=environment(folder))
     assert built.returncode == 0, built.stderr
-    pages = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("index.html")}
-    assert "index.html" in pages
-    assert not list(dead_links(tmp_path))
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site):
+    assert (site / "index.html").exists()
+    assert not list(dead_links(site))
+
+
+def test_a_missing_page_leads_home(site):
+    targets = re.findall(r'<li><a href="/([^"]+)">', (site / "404.html").read_text())
+    assert len(targets) == 5
+    assert all((site / target).exists() for target in targets)
+
+
+def test_the_reference_has_every_public_name_with_its_signature(site):
+    page = (site / "reference/api/index.html").read_text() + (site / "reference/functional/index.html").read_text()
+    documented = set(re.findall(r'id="(gradnorm[\w.]*)"', page))
+    names = {f"gradnorm.{name}" for name in gradnorm.__all__ if name != "functional"}
+    names |= {f"gradnorm.functional.{name}" for name in gradnorm.functional.__all__}
+    for module in (gradnorm.plots, gradnorm.lightning, gradnorm.torchjd, gradnorm.transformers):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        names |= {f"{module.__name__}.{name}" for name in own if not name.startswith("_")}
+    assert not names - documented
+    text = re.sub(r"<[^>]+>", "", page).replace("&#34;", '"').replace("&quot;", '"')
+    assert 'update: Update | "descent" | "closed-form" = "descent",' in text
+    assert "shared: Parameter | Tensor | Module | Iterable[Tensor] | str | None = None," in text
+    assert "alpha: float = 0.12," in text
+
+
+def test_links_lead_to_the_repository_once_it_has_an_address(site, tmp_path):
+    assert "/edit/main/" not in (site / "guide/alpha/index.html").read_text()
+    assert 'class="md-source"' not in (site / "index.html").read_text()
+    for name in ("docs", "docs-site", "src", "results", "benchmarks", "mkdocs.yml", "CHANGELOG.md"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    project = (ROOT / "pyproject.toml").read_text()
+    assert "# [project.urls]\n# Repository" in project
+    project = re.sub(r"# \[project.urls\]\n# .*", '[project.urls]\nRepository = "https://example.org/g"', project)
+    (tmp_path / "pyproject.toml").write_text(project)
+    command = [f"{BIN}/mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = run(*command, cwd=tmp_path, env=environment(tmp_path))
+    assert built.returncode == 0, built.stderr
+    page = (tmp_path / "site/guide/alpha/index.html").read_text()
+    assert "https://example.org/g/edit/main/docs/guide/alpha.md" in page
+    assert "https://example.org/g/" in (tmp_path / "site/index.html").read_text()
+
+
+def test_the_messages_that_the_questions_quote_are_those_of_the_code():
+    source = "".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
+    said = re.sub(r"""["']\s*\n\s*f?["']""", "", source)
+    quoted = re.findall(r"^> (.+)$", (DOCS / "guide/faq.md").read_text(), flags=re.M)
+    assert len(quoted) > 10
+    parts = [part.strip() for message in quoted for part in message.split("…")]
+    assert not [part for part in parts if part not in said]
 
 
 def dead_links(site):
