@@ -3,20 +3,32 @@
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 import gradnorm
+import gradnorm.lightning
+import gradnorm.plots
+import gradnorm.torchjd
+import gradnorm.transformers
 
 from .blocks import ROOT, blocks, check_command, run
+from .page_checks import MARK
 
 DOCS = ROOT / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 BIN = os.path.dirname(sys.executable)
 KINDS = {("python", False), ("python", True), ("bash", False), ("text", False), ("diff", False)}
+PROGRESS = {"frameworks/lightning.md", "frameworks/transformers.md", "frameworks/loggers.md"}
+"""Pages on which trainers print their own tables and times."""
+CHAOTIC = {"guide/choices.md", "guide/lbfgs.md", "settings/amp.md"}
+"""Pages whose figures differ from machine to machine by more than a little."""
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d*)?(?:e[-+]?\d+)?")
 
 
 def environment(folder):
@@ -54,6 +66,7 @@ def in_folder(line):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_run_when_pasted(page, tmp_path):
+    """Each prints what is shown below it, and none ends with a weight at the floor."""
     found = blocks(DOCS / page)
     inline = [block.text for block in found if block.language == "python" and block.title is None]
     for block in found:
@@ -61,14 +74,39 @@ def test_blocks_run_when_pasted(page, tmp_path):
         if block.title is not None:
             (tmp_path / block.title).write_text(block.text)
     if inline:
-        (tmp_path / "page_blocks.py").write_text("\n".join(inline))
-        said = execute([sys.executable, "page_blocks.py"], tmp_path, f"{page}: its python blocks")
-        assert said.strip() or "assert" in inline[-1], f"{page}: its blocks show nothing and check nothing"
+        shutil.copy(Path(__file__).with_name("page_checks.py"), tmp_path)
+        parts = ["import page_checks; page_checks.watch()"]
+        for text in inline:
+            parts += [text, "page_checks.end_of_block()"]
+        (tmp_path / "page_blocks.py").write_text("\n".join([*parts, "page_checks.end_of_page()"]))
+        said = execute([sys.executable, "page_blocks.py"], tmp_path, f"{page}: its python blocks").split(MARK)[:-1]
+        assert "".join(said).strip() or "assert" in inline[-1], f"{page}: its blocks show nothing and check nothing"
+        if page not in PROGRESS:
+            for printed, shown in zip(said, shown_below(found), strict=True):
+                assert_alike(printed, shown, page)
     for line in [line for block in found if block.language == "bash" for line in block.text.splitlines()]:
         if in_folder(line):
             execute(["bash", "-c", line], tmp_path, f"{page}: {line}")
         else:
             check_command(line)
+
+
+def shown_below(found):
+    """Of each block of Python that is run, the next block of the page, if it is its output."""
+    for block, below in zip(found, [*found[1:], None], strict=True):
+        if block.language == "python" and block.title is None:
+            is_output = below is not None and below.language == "text" and not below.text.startswith("$")
+            yield below.text if is_output else ""
+
+
+def assert_alike(printed, shown, page):
+    """The same words; figures may differ by a little on another machine."""
+    printed = re.sub(r", device='\w+:\d+'", "", printed)
+    words = [NUMBER.sub("#", text).split() for text in (printed, shown)]
+    assert words[0] == words[1], f"{page}: a block prints\n{printed}\nand what is shown is\n{shown}"
+    if page not in CHAOTIC:
+        ours, theirs = ([float(n.replace(",", "") or 0) for n in NUMBER.findall(text)] for text in (printed, shown))
+        assert ours == pytest.approx(theirs, rel=0.25, abs=0.1), f"{page}: a block prints\n{printed}"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -90,12 +128,69 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed(yaml.safe_load(text)["nav"])) == PAGES
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
-    built = run(f"{BIN}/mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path), env=environment(tmp_path))
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    built = run(f"{BIN}/mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder), env=environment(folder))
     assert built.returncode == 0, built.stderr
-    pages = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("index.html")}
-    assert "index.html" in pages
-    assert not list(dead_links(tmp_path))
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site):
+    assert (site / "index.html").exists()
+    assert not list(dead_links(site))
+
+
+def test_a_missing_page_leads_home(site):
+    targets = re.findall(r'<li><a href="/([^"]+)">', (site / "404.html").read_text())
+    assert len(targets) == 5
+    assert all((site / target).exists() for target in targets)
+
+
+def test_the_reference_has_every_public_name_with_its_signature(site):
+    page = (site / "reference/api/index.html").read_text() + (site / "reference/functional/index.html").read_text()
+    documented = set(re.findall(r'id="(gradnorm[\w.]*)"', page))
+    names = {f"gradnorm.{name}" for name in gradnorm.__all__ if name != "functional"}
+    names |= {f"gradnorm.functional.{name}" for name in gradnorm.functional.__all__}
+    for module in (gradnorm.plots, gradnorm.lightning, gradnorm.torchjd, gradnorm.transformers):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        names |= {f"{module.__name__}.{name}" for name in own if not name.startswith("_")}
+    assert not names - documented
+    text = re.sub(r"<[^>]+>", "", page).replace("&#34;", '"').replace("&quot;", '"')
+    assert 'update: Update | "descent" | "closed-form" = "descent",' in text
+    assert "shared: Parameter | Tensor | Module | Iterable[Tensor] | str | None = None," in text
+    assert "alpha: float = 0.12," in text
+
+
+def test_links_lead_to_the_repository_once_it_has_an_address(site, tmp_path):
+    assert "/edit/main/" not in (site / "guide/alpha/index.html").read_text()
+    assert 'class="md-source"' not in (site / "index.html").read_text()
+    for name in ("docs", "docs-site", "src", "results", "benchmarks", "mkdocs.yml", "CHANGELOG.md"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    project = (ROOT / "pyproject.toml").read_text()
+    assert "# [project.urls]\n# Repository" in project
+    project = re.sub(
+        r"# \[project.urls\]\n# .*",
+        '[project.urls]\nRepository = "https://example.org/g"\nDocumentation = "https://example.org/d"',
+        project,
+    )
+    (tmp_path / "pyproject.toml").write_text(project)
+    command = [f"{BIN}/mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = run(*command, cwd=tmp_path, env=environment(tmp_path))
+    assert built.returncode == 0, built.stderr
+    page = (tmp_path / "site/guide/alpha/index.html").read_text()
+    assert "https://example.org/g/edit/main/docs/guide/alpha.md" in page
+    assert "https://example.org/g/" in (tmp_path / "site/index.html").read_text()
+    assert 'href="/d/guide/faq/index.html"' in (tmp_path / "site/404.html").read_text()
+
+
+def test_the_messages_that_the_questions_quote_are_those_of_the_code():
+    source = "".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
+    said = re.sub(r"""["']\s*\n\s*f?["']""", "", source)
+    quoted = re.findall(r"^> (.+)$", (DOCS / "guide/faq.md").read_text(), flags=re.M)
+    assert len(quoted) > 10
+    parts = [part.strip() for message in quoted for part in message.split("…")]
+    assert not [part for part in parts if part not in said]
 
 
 def dead_links(site):
