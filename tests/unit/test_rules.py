@@ -133,7 +133,7 @@ def test_a_new_task_starts_balanced_against_the_averages_of_those_that_are_absen
     assert given.weights == shares([average, 2.0])
 
 
-def test_a_task_new_within_the_first_step_starts_balanced_against_one_without_an_average():
+def test_a_task_new_in_the_first_step_is_balanced_against_one_without_an_average():
     given = Given(tasks=2, update=ClosedForm(), alpha=0.0)
     given.backward([3.0, None])
     given.backward([None, 2.0])
