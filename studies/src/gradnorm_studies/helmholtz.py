@@ -254,6 +254,7 @@ class PhysicsInformed(Study[HelmholtzConfig]):
     default = HelmholtzConfig()
     problems = tuple(EQUATIONS)
     metric = METRIC
+    search_rates = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     is_papers = False
     claims = (
         *claims.both_beat("{} ends below equal weights", "Bischof and Kraus (2021)", METRIC, "equal"),
