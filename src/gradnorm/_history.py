@@ -266,14 +266,14 @@ def _minimum(entries: Tensor) -> Tensor:
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(row.values() for row in rows)
 
 
 def _write_jsonl(path: Path, rows: list[Row]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _write_parquet(path: Path, rows: list[Row]) -> None:
@@ -291,12 +291,12 @@ def _pyarrow() -> Any:
 
 
 def _read_csv(path: Path) -> list[Any]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def _read_jsonl(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _read_parquet(path: Path) -> list[Any]:

@@ -125,6 +125,16 @@ def test_a_saved_history_is_loaded_as_it_was(suffix, tmp_path):
     assert len(loaded) == 3
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_any_names_are_saved_whatever_the_encoding_of_the_system(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "ascii")  # what pathlib asks
+    names = ("a,b", "line\nbreak", ' "quoted" ', "<b>", "深度")
+    history = History(names, 1)
+    history.append(StepRecord(0, torch.ones(5, 5), None))
+    history.save(tmp_path / f"h.{suffix}")
+    assert History.load(tmp_path / f"h.{suffix}").tasks == names
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
