@@ -158,7 +158,8 @@ class History:
         if not self.steps:
             return _html.document(title, [])
         values = self._values.read()
-        shown = values[torch.linspace(0, len(values) - 1, min(TRACE, len(values))).long()].cpu()
+        count = min(TRACE, len(values))
+        shown = values[[place * (len(values) - 1) // max(1, count - 1) for place in range(count)]].cpu()
         columns, beside = {"task": list(self.tasks)}, {}
         for place, field in enumerate(FIELDS):
             curves = shown[:, :, place].T.tolist()
@@ -204,7 +205,7 @@ class History:
             ) from None
         history = cls(list(next(iter(tables.values()), ())), capacity=len(tables))
         for step, table in tables.items():
-            history.append(StepRecord(step, torch.tensor([*table.values()], dtype=torch.float64), None))
+            history.append(StepRecord(step, _tensor([*table.values()]), None))
         return history
 
 
@@ -241,7 +242,7 @@ class _Points:
 
     def read(self) -> Tensor:
         """[n, …], the entries, oldest first."""
-        return torch.empty(0) if self._buffer is None else self._buffer[: len(self.steps)]
+        return _tensor([]) if self._buffer is None else self._buffer[: len(self.steps)]
 
     def lowest(self) -> Tensor | None:
         """[…], the minimum of each number over all entries, kept or not, but NaN; `None` if there was none."""
@@ -259,6 +260,11 @@ class _Points:
 
     def _drop(self, entry: Tensor) -> None:
         self._lowest = entry.clone() if self._lowest is None else torch.fmin(entry, self._lowest.to(entry.device))
+
+
+def _tensor(values: Sequence[Sequence[float]]) -> Tensor:
+    """Whatever the default type and device are."""
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _minimum(entries: Tensor) -> Tensor:

@@ -83,6 +83,21 @@ def test_a_history_follows_its_balancer_to_another_type_and_back():
     assert [row["loss"] for row in history.rows()[::2]] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
+def test_a_history_is_read_whatever_the_default_type_and_device_are(tmp_path):
+    history = filled(2000, 2000)
+    history.save(tmp_path / "h.csv")
+    shown = history._repr_html_()
+    torch.set_default_dtype(torch.bfloat16)  # in which 1999 is 2000
+    try:
+        with torch.device("meta"):
+            loaded = History.load(tmp_path / "h.csv")
+            assert loaded.rows() == history.rows()
+            assert loaded._repr_html_() == history._repr_html_() == shown
+            assert History(["a", "b"], 3).rows() == []
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_capacity_zero_keeps_nothing():
     history = filled(3, capacity=0)
     assert history.rows() == []
