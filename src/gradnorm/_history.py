@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,7 +58,8 @@ class History:
     then every 4th, 8th, …, counted from the first, so that the points always span the whole run. The last measured step
     is always there. What is kept is exact; nothing is averaged.
 
-    It is no part of `state_dict`: a resumed run records from where it resumes.
+    It is no part of `state_dict`: a resumed run records from where it resumes, and a run that is set back to an earlier
+    step forgets what was recorded from that step on.
 
     Args:
         tasks: Task names.
@@ -92,6 +94,8 @@ class History:
         """Record one measured step."""
         if not self.capacity:
             return
+        for points in (self._values, self._cosines):
+            points.rewind(record.step)
         self._values.append(record.step, record.values)
         if record.cosines is not None:
             self._cosines.append(record.step, record.cosines)
@@ -239,6 +243,13 @@ class _Points:
             self._drop(here)
         here.copy_(entry)
         self.steps[place:] = [step]
+
+    def rewind(self, step: int) -> None:
+        """Forget the entries from this step on, if there are any."""
+        if self.steps and self.steps[-1] >= step:
+            del self.steps[bisect_left(self.steps, step) :]
+            self._stride = self._stride if self.steps else 1
+            self._count = (len(self.steps) - 1) * self._stride + 1  # the last one, which may be at no multiple, is gone
 
     def read(self) -> Tensor:
         """[n, …], the entries, oldest first."""

@@ -1030,3 +1030,15 @@ def test_errors_are_also_the_builtin_ones():
     assert issubclass(ArgumentError, ValueError)
     assert issubclass(GraphError, RuntimeError)
     assert issubclass(StateError, RuntimeError)
+
+
+def test_a_state_of_an_earlier_step_sets_the_history_back():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    train(net, balancer, 3)
+    state = snapshot(balancer)
+    train(net, balancer, 4)
+    balancer.load_state_dict(state)
+    train(net, balancer, 2)
+    assert balancer.history.steps == [0, 1, 2, 3, 4]
+    assert balancer.report().splitlines()[1] == "5 steps, of which 5 are recorded"

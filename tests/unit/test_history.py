@@ -67,6 +67,30 @@ def test_rarer_cosines_are_thinned_by_themselves():
     assert table.flatten().tolist() == pytest.approx([1.0, 2.9 / 6, 2.9 / 6, 1.0])
 
 
+SET_BACK = [
+    (8, 20, 3, [0, 1, 2, 3]),
+    (8, 20, 7, [0, 1, 2, 3, 4, 5, 6, 7]),
+    (8, 4, 5, [0, 4, 5]),
+    (8, 4, 4, [0, 4]),
+    (8, 4, 0, [0]),
+    (8, 1, 2, [2]),
+]
+
+
+@pytest.mark.parametrize(("steps", "capacity", "back", "kept"), SET_BACK)
+def test_a_run_that_is_set_back_forgets_what_comes_later(steps, capacity, back, kept):
+    history = filled(steps, capacity)
+    history.append(StepRecord(back, torch.full((2, 5), float(back)), None))
+    assert history.steps == kept
+    assert [row["loss"] for row in history.rows()[::2]] == [float(step) for step in kept]
+    assert all(row["step"] < back for row in history.cosines())
+    for step in range(back + 1, 500):
+        history.append(StepRecord(step, torch.full((2, 5), float(step)), None))
+        assert history.steps[-1] == step
+    assert history.steps == sorted(set(history.steps))
+    assert min(capacity // 2 + 1, capacity) <= len(history) <= capacity
+
+
 def test_a_lowest_weight_that_is_no_longer_recorded_is_remembered():
     history = History(["a", "b", "c"], 2)
     for step, weight in enumerate([1.0, 0.2, 0.9, 0.8, 1.0]):
