@@ -230,9 +230,10 @@ class _Points:
 
     def append(self, step: int, entry: Tensor) -> None:
         place = -(-self._count // self._stride)
-        if place == self._capacity:
+        if place == self._capacity > 1:
             self._halve()
-            place = min(-(-self._count // self._stride), self._capacity - 1)  # a capacity of 1 keeps the last entry
+            place = -(-self._count // self._stride)
+        place = min(place, self._capacity - 1)  # a capacity of 1 keeps the last entry
         self._count += 1
         if self._buffer is None:
             self._buffer = entry.new_empty(self._capacity, *entry.shape)

@@ -91,6 +91,10 @@ def test_a_run_that_is_set_back_forgets_what_comes_later(steps, capacity, back, 
     assert min(capacity // 2 + 1, capacity) <= len(history) <= capacity
 
 
+def test_one_point_does_not_grow_with_the_run():
+    assert filled(500, 1)._values._stride == 1
+
+
 def test_a_lowest_weight_that_is_no_longer_recorded_is_remembered():
     history = History(["a", "b", "c"], 2)
     for step, weight in enumerate([1.0, 0.2, 0.9, 0.8, 1.0]):
