@@ -565,6 +565,18 @@ def test_a_loss_that_is_not_positive_keeps_the_weights_above_alpha_zero(alpha, i
     assert balancer.log_dict()["gradnorm/skipped"] == 2
 
 
+@cpu_only
+def test_with_alpha_zero_no_message_asks_for_alpha_zero():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, alpha=0.0)
+    losses = net.losses(batch())
+    balancer(losses | {"b": -1e25 * losses["b"]}).backward()
+    with pytest.warns(RuntimeWarning, match=r"loss of b or its gradient norm is not finite\. Check the task itself"):
+        balancer.step()
+    assert balancer.report().skipped == 1
+    assert "alpha=0" not in balancer.report()
+
+
 def test_a_missing_task_keeps_its_weight_and_statistics():
     net, balancer = trained(3)
     before = balancer.weights.clone()
