@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _html
+from ._errors import NOT_POSITIVE
 from ._history import FIELDS, History
 from ._updates import LR
 
@@ -288,12 +289,11 @@ def _settled(traces: Series, training: Training, findings: list[str], advice: li
 def _skips(training: Training, series: Mapping[str, Mapping[str, list[float]]]) -> Iterator[str]:
     if not training.skipped:
         return
-    skipped = f"{training.skipped:,} of {training.steps:,} updates were skipped"
+    what = "measurements cannot be used" if training.is_constant else "updates were skipped"
+    skipped = f"{training.skipped:,} of {training.steps:,} {what}"
     if bad := [task for task, values in series.items() if _is_bad(values, training.needs_losses)]:
-        yield (
-            f"{skipped}, since the loss of {', '.join(bad)} or its gradient norm was not finite, or its loss not "
-            "positive. Losses that may be zero or negative need alpha=0."
-        )
+        why = f"since the loss of {', '.join(bad)} or its gradient norm was not finite"
+        yield f"{skipped}, {why}{NOT_POSITIVE if training.needs_losses else ''}."
     else:
         yield f"{skipped}: numbers that could not be used, or steps of which only a part was measured."
 

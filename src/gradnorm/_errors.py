@@ -11,6 +11,9 @@ import warnings
 _NOT_THE_USERS = {"gradnorm", "torch", "accelerate", "lightning", "pytorch_lightning", "transformers"}
 """Packages whose frames are skipped when a warning is located."""
 
+NOT_POSITIVE = ", or its loss not positive. Losses that may be zero or negative need alpha=0"
+"""A cause of skipped updates where α > 0."""
+
 
 class GradNormError(Exception):
     """Base of all errors that `gradnorm` raises on purpose."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,7 +58,8 @@ class History:
     then every 4th, 8th, …, counted from the first, so that the points always span the whole run. The last measured step
     is always there. What is kept is exact; nothing is averaged.
 
-    It is no part of `state_dict`: a resumed run records from where it resumes.
+    It is no part of `state_dict`: a resumed run records from where it resumes, and a run that is set back to an earlier
+    step forgets what was recorded from that step on.
 
     Args:
         tasks: Task names.
@@ -92,6 +94,8 @@ class History:
         """Record one measured step."""
         if not self.capacity:
             return
+        for points in (self._values, self._cosines):
+            points.rewind(record.step)
         self._values.append(record.step, record.values)
         if record.cosines is not None:
             self._cosines.append(record.step, record.cosines)
@@ -158,7 +162,8 @@ class History:
         if not self.steps:
             return _html.document(title, [])
         values = self._values.read()
-        shown = values[torch.linspace(0, len(values) - 1, min(TRACE, len(values))).long()].cpu()
+        count = min(TRACE, len(values))
+        shown = values[[place * (len(values) - 1) // max(1, count - 1) for place in range(count)]].cpu()
         columns, beside = {"task": list(self.tasks)}, {}
         for place, field in enumerate(FIELDS):
             curves = shown[:, :, place].T.tolist()
@@ -204,7 +209,7 @@ class History:
             ) from None
         history = cls(list(next(iter(tables.values()), ())), capacity=len(tables))
         for step, table in tables.items():
-            history.append(StepRecord(step, torch.tensor([*table.values()], dtype=torch.float64), None))
+            history.append(StepRecord(step, _tensor([*table.values()]), None))
         return history
 
 
@@ -225,9 +230,10 @@ class _Points:
 
     def append(self, step: int, entry: Tensor) -> None:
         place = -(-self._count // self._stride)
-        if place == self._capacity:
+        if place == self._capacity > 1:
             self._halve()
-            place = min(-(-self._count // self._stride), self._capacity - 1)  # a capacity of 1 keeps the last entry
+            place = -(-self._count // self._stride)
+        place = min(place, self._capacity - 1)  # a capacity of 1 keeps the last entry
         self._count += 1
         if self._buffer is None:
             self._buffer = entry.new_empty(self._capacity, *entry.shape)
@@ -239,9 +245,16 @@ class _Points:
         here.copy_(entry)
         self.steps[place:] = [step]
 
+    def rewind(self, step: int) -> None:
+        """Forget the entries from this step on, if there are any."""
+        if self.steps and self.steps[-1] >= step:
+            del self.steps[bisect_left(self.steps, step) :]
+            self._stride = self._stride if self.steps else 1
+            self._count = (len(self.steps) - 1) * self._stride + 1  # the last one, which may be at no multiple, is gone
+
     def read(self) -> Tensor:
         """[n, …], the entries, oldest first."""
-        return torch.empty(0) if self._buffer is None else self._buffer[: len(self.steps)]
+        return _tensor([]) if self._buffer is None else self._buffer[: len(self.steps)]
 
     def lowest(self) -> Tensor | None:
         """[…], the minimum of each number over all entries, kept or not, but NaN; `None` if there was none."""
@@ -261,19 +274,24 @@ class _Points:
         self._lowest = entry.clone() if self._lowest is None else torch.fmin(entry, self._lowest.to(entry.device))
 
 
+def _tensor(values: Sequence[Sequence[float]]) -> Tensor:
+    """Whatever the default type and device are."""
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+
 def _minimum(entries: Tensor) -> Tensor:
     return torch.where(entries.isnan(), math.inf, entries).amin(0)
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(row.values() for row in rows)
 
 
 def _write_jsonl(path: Path, rows: list[Row]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _write_parquet(path: Path, rows: list[Row]) -> None:
@@ -291,12 +309,12 @@ def _pyarrow() -> Any:
 
 
 def _read_csv(path: Path) -> list[Any]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def _read_jsonl(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _read_parquet(path: Path) -> list[Any]:

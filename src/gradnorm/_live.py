@@ -48,16 +48,23 @@ def live(balancer: GradNorm, every: int = 50) -> RemovableHandle:
     """
     every = parse_count("every", every, low=1)
     show = _notebook(balancer) or (_Terminal() if sys.stdout.isatty() else _write_line)
-    shown = -1
+    return balancer.register_forward_pre_hook(_View(every, show))
 
-    def before_call(*_: object) -> None:
-        nonlocal shown
+
+class _View:
+    """The hook; a copy of the balancer is not shown."""
+
+    def __init__(self, every: int, show: Callable[[GradNorm], Any] | None) -> None:
+        self._every, self._show, self._shown = every, show, -1
+
+    def __call__(self, balancer: GradNorm, _: object) -> None:
         steps = balancer._steps
-        if balancer.training and steps != shown and steps % every == 0:
-            shown = steps
-            show(balancer)
+        if self._show is not None and balancer.training and steps != self._shown and steps % self._every == 0:
+            self._shown = steps
+            self._show(balancer)
 
-    return balancer.register_forward_pre_hook(before_call)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_show": None}
 
 
 def _notebook(balancer: GradNorm) -> Callable[[GradNorm], Any] | None:

@@ -297,11 +297,14 @@ class LossWeights(StatefulModule):
     def _reason(self, usable: Sequence[bool], losses: Sequence[float]) -> str:
         names = [task for task, is_usable in zip(self.tasks, usable, strict=True) if not is_usable]
         values = [loss for loss, is_usable in zip(losses, usable, strict=True) if not is_usable]
-        if all(-math.inf < loss <= 0 for loss in values):
+        if self.rule.is_constant:
+            return f"The monitor has met a loss of {', '.join(names)}, or its gradient norm, that is not finite."
+        if self.alpha > 0 and all(-math.inf < loss <= 0 for loss in values):
             what = "is not positive, and α > 0 compares losses with their first values"
             remedy = "Losses that may be zero or negative need alpha=0, which balances gradients alone"
         else:
             what = "or its gradient norm is not finite, or its first value is not positive"
+            what = what if self.alpha > 0 else what.partition(",")[0]
             remedy = "Check the task itself"
         return (
             f"GradNorm left the loss weights unchanged: the loss of {', '.join(names)} {what}. {remedy}. "

@@ -6,6 +6,7 @@ what it measures is what a balancer would act on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
@@ -32,11 +33,11 @@ class Monitor(GradNorm):
         """The last measured step as floats for a logger; synchronizes with the device.
 
         Holds `loss/…`, `norm/…` and `share/…`, the norm over the sum of all norms, for each task that was present, and
-        `cosine/…/…` for each pair of them.
+        `cosine/…/…` for each pair of them; what is NaN is left out.
         """
         logged = super().log_dict("")
         norms = {name.removeprefix("norm/"): value for name, value in logged.items() if name.startswith("norm/")}
-        if total := sum(norms.values()):
+        if 0 < (total := sum(norms.values())) < math.inf:
             logged |= {f"share/{task}": norm / total for task, norm in norms.items()}
         kinds = ("loss/", "norm/", "share/", "cosine/")
         return {f"{prefix}{name}": logged[name] for kind in kinds for name in logged if name.startswith(kind)}

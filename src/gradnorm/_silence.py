@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._errors import warn
+from ._errors import NOT_POSITIVE, warn
 from ._loss_weights import LossWeights
 from ._torch_private import changes
 from .capture import Measurement, Sums
@@ -192,7 +192,8 @@ class Silence:
         _, before, norms, *_ = known.last.unbind(1)
         present = ~before.isnan()
         if self._skips_all(known):
-            yield _SKIPPED.format(_times(self._updates), ", ".join(weights.unusable(known.last)) or "some task")
+            why = _SKIPPED.format(_times(self._updates), ", ".join(weights.unusable(known.last)) or "some task")
+            yield why + (NOT_POSITIVE if weights.alpha else "")
         if self._is_skipped_on_device():
             yield _OVERFLOW
         if int(present.sum()) < 2:
@@ -274,10 +275,7 @@ _OVERFLOW = (
     "the gradients at W are not finite, so that the loss scaler skips every step. Find the loss or the gradient that "
     "overflows"
 )
-_SKIPPED = (
-    "{0} was skipped, since the loss of {1} or its gradient norm was not finite, or its loss not positive. Losses that "
-    "may be zero or negative need alpha=0"
-)
+_SKIPPED = "{0} was skipped, since the loss of {1} or its gradient norm was not finite"
 _ONE_TASK = (
     "each step measured one task, and Algorithm 1 compares the tasks of one step. Accumulate the gradients of a batch "
     'of each task before optimizer.step(), or use update="closed-form", which keeps averages of the others'

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from ._balancer import GradNorm
 from ._errors import ArgumentError, missing_extra
 from ._monitor import Monitor, monitor
+from ._torch_private import outside_compiled_graph
 
 try:
     from lightning.pytorch import LightningModule, Trainer
@@ -139,12 +140,19 @@ def watch(
         ...         near, far = self.near(features), 10 * self.far(features)
         ...         return watch(self, {"near": near.square().mean(), "far": far.square().mean()})
     """
-    if module.training:
-        watched = _watched(module, losses, optimizer, options)
-        if module.trainer._logger_connector.should_update_logs:
-            module.log_dict(watched.log_dict())
-        return watched(losses)
-    return torch.stack([loss for loss in losses.values() if loss is not None]).sum()
+    if module.training:  # what a compiler traces would be attached once and never step
+        return outside_compiled_graph(_watch, module, losses, optimizer, options)
+    present = [loss.reshape(()) for loss in losses.values() if loss is not None]
+    return torch.stack(present).sum() if present else torch.zeros((), device=module.device)
+
+
+def _watch(
+    module: LightningModule, losses: Mapping[str, Tensor | None], optimizer: int | None, options: dict[str, Any]
+) -> Tensor:
+    watched = _watched(module, losses, optimizer, options)
+    if module.trainer._logger_connector.should_update_logs:
+        module.log_dict(watched.log_dict())
+    return watched(losses)
 
 
 _WATCHED: WeakKeyDictionary[LightningModule, tuple[Monitor, ReferenceType[Optimizer], RemovableHandle]] = (

@@ -163,6 +163,28 @@ def test_a_task_that_a_batch_lacks_is_watched_as_absent():
     assert set(monitor.tasks) == {"near", "far"}
 
 
+def test_validation_takes_what_training_takes_and_no_loss_at_all():
+    class Shaped(Watched):
+        def losses(self, x):
+            found = super().losses(x)
+            return {**found, "far": found["far"].reshape(1)}
+
+    class Lacks(Watched):
+        def losses(self, x):
+            found = super().losses(x)
+            return found if self.training else dict.fromkeys(found)
+
+    assert fit_watched(Shaped()).history.steps == fit_watched(Lacks()).history.steps == list(range(0, STEPS, 2))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at it
+def test_a_compiled_module_is_watched_in_every_step():
+    torch._dynamo.reset()
+    net = Watched()
+    trainer_of(callback=Callback(), logger=False).fit(torch.compile(net, backend="eager"), loader(), loader())
+    assert _WATCHED[net][0].history.steps == list(range(0, STEPS, 2))
+
+
 def test_watching_asks_for_the_optimizer_where_there_are_several():
     class Two(Watched):
         automatic_optimization = False

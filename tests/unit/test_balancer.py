@@ -565,6 +565,18 @@ def test_a_loss_that_is_not_positive_keeps_the_weights_above_alpha_zero(alpha, i
     assert balancer.log_dict()["gradnorm/skipped"] == 2
 
 
+@cpu_only
+def test_with_alpha_zero_no_message_asks_for_alpha_zero():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, alpha=0.0)
+    losses = net.losses(batch())
+    balancer(losses | {"b": -1e25 * losses["b"]}).backward()
+    with pytest.warns(RuntimeWarning, match=r"loss of b or its gradient norm is not finite\. Check the task itself"):
+        balancer.step()
+    assert balancer.report().skipped == 1
+    assert "alpha=0" not in balancer.report()
+
+
 def test_a_missing_task_keeps_its_weight_and_statistics():
     net, balancer = trained(3)
     before = balancer.weights.clone()
@@ -1030,3 +1042,15 @@ def test_errors_are_also_the_builtin_ones():
     assert issubclass(ArgumentError, ValueError)
     assert issubclass(GraphError, RuntimeError)
     assert issubclass(StateError, RuntimeError)
+
+
+def test_a_state_of_an_earlier_step_sets_the_history_back():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last)
+    train(net, balancer, 3)
+    state = snapshot(balancer)
+    train(net, balancer, 4)
+    balancer.load_state_dict(state)
+    train(net, balancer, 2)
+    assert balancer.history.steps == [0, 1, 2, 3, 4]
+    assert balancer.report().splitlines()[1] == "5 steps, of which 5 are recorded"

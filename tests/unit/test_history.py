@@ -67,6 +67,34 @@ def test_rarer_cosines_are_thinned_by_themselves():
     assert table.flatten().tolist() == pytest.approx([1.0, 2.9 / 6, 2.9 / 6, 1.0])
 
 
+SET_BACK = [
+    (8, 20, 3, [0, 1, 2, 3]),
+    (8, 20, 7, [0, 1, 2, 3, 4, 5, 6, 7]),
+    (8, 4, 5, [0, 4, 5]),
+    (8, 4, 4, [0, 4]),
+    (8, 4, 0, [0]),
+    (8, 1, 2, [2]),
+]
+
+
+@pytest.mark.parametrize(("steps", "capacity", "back", "kept"), SET_BACK)
+def test_a_run_that_is_set_back_forgets_what_comes_later(steps, capacity, back, kept):
+    history = filled(steps, capacity)
+    history.append(StepRecord(back, torch.full((2, 5), float(back)), None))
+    assert history.steps == kept
+    assert [row["loss"] for row in history.rows()[::2]] == [float(step) for step in kept]
+    assert all(row["step"] < back for row in history.cosines())
+    for step in range(back + 1, 500):
+        history.append(StepRecord(step, torch.full((2, 5), float(step)), None))
+        assert history.steps[-1] == step
+    assert history.steps == sorted(set(history.steps))
+    assert min(capacity // 2 + 1, capacity) <= len(history) <= capacity
+
+
+def test_one_point_does_not_grow_with_the_run():
+    assert filled(500, 1)._values._stride == 1
+
+
 def test_a_lowest_weight_that_is_no_longer_recorded_is_remembered():
     history = History(["a", "b", "c"], 2)
     for step, weight in enumerate([1.0, 0.2, 0.9, 0.8, 1.0]):
@@ -81,6 +109,21 @@ def test_a_history_follows_its_balancer_to_another_type_and_back():
     history = filled(5, 8)
     history.append(StepRecord(5, torch.full((2, 5), 5.0, dtype=torch.float64), None))
     assert [row["loss"] for row in history.rows()[::2]] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_a_history_is_read_whatever_the_default_type_and_device_are(tmp_path):
+    history = filled(2000, 2000)
+    history.save(tmp_path / "h.csv")
+    shown = history._repr_html_()
+    torch.set_default_dtype(torch.bfloat16)  # in which 1999 is 2000
+    try:
+        with torch.device("meta"):
+            loaded = History.load(tmp_path / "h.csv")
+            assert loaded.rows() == history.rows()
+            assert loaded._repr_html_() == history._repr_html_() == shown
+            assert History(["a", "b"], 3).rows() == []
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_capacity_zero_keeps_nothing():
@@ -123,6 +166,16 @@ def test_a_saved_history_is_loaded_as_it_was(suffix, tmp_path):
     assert loaded.tasks == history.tasks
     assert str(loaded.rows()) == str(history.rows())  # as text, since NaN is not equal to itself
     assert len(loaded) == 3
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_any_names_are_saved_whatever_the_encoding_of_the_system(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "ascii")  # what pathlib asks
+    names = ("a,b", "line\nbreak", ' "quoted" ', "<b>", "深度")
+    history = History(names, 1)
+    history.append(StepRecord(0, torch.ones(5, 5), None))
+    history.save(tmp_path / f"h.{suffix}")
+    assert History.load(tmp_path / f"h.{suffix}").tasks == names
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """`live` shows the weights of a run where it is seen: in a notebook, in a terminal, or piped into a file."""
 
+import copy
+import pickle
 import re
 import sys
 from types import ModuleType, SimpleNamespace
@@ -46,6 +48,18 @@ def test_nothing_is_shown_after_remove_in_eval_or_twice_in_one_step(capsys):
     view.remove()
     train(net, balancer.train(), 1)
     assert capsys.readouterr().out == ""
+
+
+@cpu_only
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_is_not_shown(copied, capsys):
+    net, balancer, _ = trained(every=1, steps=1)
+    other, its = copied((net, balancer))
+    capsys.readouterr()
+    train(other, its, 2)
+    assert capsys.readouterr().out == ""
+    train(net, balancer, 1)
+    assert capsys.readouterr().out.startswith("step 1")
 
 
 @cpu_only

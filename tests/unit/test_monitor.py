@@ -106,6 +106,22 @@ def test_the_report_says_who_dominates_and_the_plot_is_drawn():
     assert "Monitor(" in repr(monitor)
 
 
+def test_bad_numbers_are_said_in_the_words_of_a_monitor():
+    with pytest.warns(RuntimeWarning, match="^The monitor has met a loss of b, or its gradient norm, that is not") as w:
+        _, monitor = watched(1, losses=lambda found: {**found, "b": found["b"] * torch.nan})
+    assert len(w) == 1
+    advice = monitor.report().advice
+    assert "1 of 1 measurements cannot be used, since the loss of b or its gradient norm was not finite." in advice
+
+
+@pytest.mark.filterwarnings("ignore:The monitor has met")
+def test_no_share_is_logged_beside_a_norm_that_overflows():
+    _, monitor = watched(1, losses=lambda found: {**found, "b": found["b"] * 1e25})
+    logged = monitor.log_dict("")
+    assert logged["norm/b"] == torch.inf
+    assert not any(name.startswith("share/") or value != value for name, value in logged.items())
+
+
 def test_a_monitor_that_measures_is_silent_and_one_that_does_not_says_why():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -71,7 +71,7 @@ def load() -> tuple[Tensor, Tensor]:
         raise UsageError("The files of qm9pack are missing from its folder: pip install --force-reinstall qm9pack")
     inputs, targets = [], []
     for path in files:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             for index, row in enumerate(csv.DictReader(file)):
                 if index % EVERY == 0:
                     inputs.append(describe(row))
