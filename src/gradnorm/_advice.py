@@ -332,7 +332,7 @@ def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator
             yield (
                 f"{task} is stuck: its loss is at {ratio:.0%} of its first and {best}'s at {ratios[best]:.0%}; its "
                 f"weight has gone from {weight[0]:.2g} to {weight[-1]:.2g}. "
-                + (_LIMIT if training.needs_losses else "Look at its labels and its head.")
+                + (_LIMIT if training.needs_losses and weight[-1] > weight[0] else "Look at its labels and its head.")
             )
 
 

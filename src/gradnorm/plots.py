@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._advice import Report
 from ._balancer import GradNorm
 from ._diagnosis import Diagnosis
 from ._errors import ArgumentError, StateError, missing_extra
@@ -28,6 +29,7 @@ except ModuleNotFoundError as error:
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image  # matplotlib's own dependency
+from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -241,28 +243,35 @@ def diagnosis(found: Diagnosis, path: str | Path | None = None) -> Figure:
         bars.set_title("Gradients at the shared layer")
         bars.set_xlabel(f"gradient norm at {found.layer}")
         bars.set_ylabel("task")
-        _draw_cosines(table, found)
+        _draw_cosines(table, found.tasks, found.cosines)
     return _finished(figure, path)
 
 
-def cosines(found: Diagnosis, path: str | Path | None = None, *, ax: Axes | None = None) -> Figure:
-    """The cosines between the tasks' gradients as a colored table; on `ax` if given."""
+def cosines(found: Diagnosis | Report | GradNorm, path: str | Path | None = None, *, ax: Axes | None = None) -> Figure:
+    """The cosines between the tasks' gradients as a colored table; of a balancer, their mean; on `ax` if given.
+
+    Raises:
+        StateError: None have been recorded.
+    """
+    found = found.report() if isinstance(found, GradNorm) else found
+    if found.cosines is None:
+        raise StateError("no cosines are in the report: train first, with cosines_every=")
     with rc_context(STYLE):
         side = 1.8 + 0.45 * len(found.tasks)
         ax = panels(1, 1, width=side, height=side)[1][0] if ax is None else ax
-        _draw_cosines(ax, found)
+        _draw_cosines(ax, found.tasks, found.cosines)
     return _finished(_figure_of(ax), path)
 
 
-def _draw_cosines(ax: Axes, found: Diagnosis) -> None:
-    places = range(len(found.tasks))
-    ax.imshow(found.cosines.numpy(), cmap="RdBu", vmin=-1, vmax=1)
+def _draw_cosines(ax: Axes, tasks: Sequence[str], cosines: Tensor) -> None:
+    places = range(len(tasks))
+    ax.imshow(cosines.cpu().numpy(), cmap="RdBu", vmin=-1, vmax=1)
     for i in places:
         for j in places:
-            value = found.cosines[i, j].item()
+            value = cosines[i, j].item()
             ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else "#222222")
-    ax.set_xticks(places, found.tasks, rotation=30, ha="right")
-    ax.set_yticks(places, found.tasks)
+    ax.set_xticks(places, tasks, rotation=30, ha="right")
+    ax.set_yticks(places, tasks)
     ax.set_title("Cosine between gradients")
     ax.set_xlabel("task")
     ax.set_ylabel("task")

@@ -215,3 +215,13 @@ def test_a_figure_that_others_draw_keeps_its_style():
             figure.savefig(file, format="png", dpi=80)
         files.append(file.getvalue())
     assert files[0] == files[1]
+
+
+def test_the_cosines_of_a_balancer_are_those_of_its_report():
+    balancer = GradNorm(2)
+    balancer.history.append(StepRecord(0, torch.ones(2, 5), None))
+    with pytest.raises(StateError, match="cosines_every"):
+        plots.cosines(balancer)
+    balancer.history.append(StepRecord(0, torch.ones(2, 5), torch.tensor([[1.0, 0.5], [0.5, 1.0]])))
+    for found in (balancer, balancer.report()):
+        assert [text.get_text() for text in plots.cosines(found).axes[0].texts] == ["1.00", "0.50", "0.50", "1.00"]
