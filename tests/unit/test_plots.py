@@ -218,10 +218,10 @@ def test_a_figure_that_others_draw_keeps_its_style():
 
 
 def test_the_cosines_of_a_balancer_are_those_of_its_report():
-    balancer = GradNorm(2)
-    balancer.history.append(StepRecord(0, torch.ones(2, 5), None))
-    with pytest.raises(StateError, match="cosines_every"):
-        plots.cosines(balancer)
-    balancer.history.append(StepRecord(0, torch.ones(2, 5), torch.tensor([[1.0, 0.5], [0.5, 1.0]])))
-    for found in (balancer, balancer.report()):
-        assert [text.get_text() for text in plots.cosines(found).axes[0].texts] == ["1.00", "0.50", "0.50", "1.00"]
+    _, balancer = trained(2, cosines_every=1)
+    report = balancer.report()
+    drawn = [[text.get_text() for text in plots.cosines(found).axes[0].texts] for found in (balancer, report)]
+    assert drawn[0] == drawn[1] == [f"{value:.2f}" for value in report.cosines.flatten().tolist()]
+    report.cosines = None
+    with pytest.raises(StateError, match="16 tasks"):
+        plots.cosines(report)
