@@ -27,10 +27,28 @@ def test_settings_of_the_base_can_be_given():
     assert (base.config.inside, base.config.alpha, base.config.steps) == (32, 0.3, 6)
 
 
-@pytest.mark.parametrize("given", ["insides=3", "inside", "inside=many"])
+OF_THE_SWEEP = ["seeds=9", "steps=9", "record_every=9", "methods=equal"]
+
+
+@pytest.mark.parametrize("given", ["insides=3", "inside", "inside=many", *OF_THE_SWEEP])
 def test_bad_settings_of_the_base_are_named(given):
     with pytest.raises(UsageError, match=f"{given}.*name=value.*inside"):
         Alpha(AlphaConfig(2, 6, 3, "helmholtz", base_settings=given))
+
+
+@pytest.mark.parametrize(
+    ("on", "given", "said"),
+    [
+        ("helmholtz", "inside=0", "--inside is 0: give a number at least 1"),
+        ("helmholtz", "alpha=nan", "--alpha is nan"),
+        ("vision", "model=net", "--model is 'net': choose one of"),
+        ("vision", "preset=gpu", "--base-settings has 'preset=gpu'"),
+        ("faces", "root=faces.npz", "--base-settings has 'root=faces.npz'"),
+    ],
+)
+def test_settings_of_the_base_have_its_bounds_and_neither_preset_nor_place(on, given, said):
+    with pytest.raises(UsageError, match=said):
+        Alpha(AlphaConfig(2, 6, 3, on, base_settings=given))
 
 
 def test_the_data_s_place_is_the_base_s_and_refused_where_none_is_read():
