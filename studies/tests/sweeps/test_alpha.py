@@ -1,5 +1,6 @@
 """Every α trains as its base would with that α, and the claims are counted as they are written."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -108,6 +109,7 @@ def test_the_papers_picture_holds_in_all_its_claims():
     ("claim", "metrics"),
     [
         (0, made_up({**ENDS, 0.5: 2.1, 1.0: 2.1}, {3.0: 0.5})),
+        (0, made_up({**ENDS, 0.5: math.nan, 1.0: 2.1}, {3.0: 0.5})),
         (1, made_up({**ENDS, 0.5: 0.9}, {3.0: 0.5})),
         (2, made_up(ENDS, {1.0: 0.9, 3.0: 0.5})),
         (3, made_up(ENDS)),
@@ -120,3 +122,9 @@ def test_each_claim_can_fail(claim, metrics):
 
 def test_one_alpha_that_loses_is_still_almost_any():
     assert answers(made_up({**ENDS, 0.5: 2.1}, {3.0: 0.5}))[0]
+
+
+def test_an_alpha_that_diverges_is_neither_the_best_nor_one_that_wins():
+    metrics = made_up({**ENDS, 0.5: math.nan, 3.0: math.nan}, {3.0: 0.5})
+    assert answers(metrics)[:2] == [True, True]
+    assert "best α 1.5" in [claim.look(metrics, "T=2").found for claim in Alpha().asked()]
