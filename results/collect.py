@@ -25,6 +25,8 @@ KEPT = ("table.md", "claims.json", "ends.json", "learning_rates.json", "manifest
 
 def take(run: Path) -> None:
     """Copy the small files of one run, and its pictures as `NAME-PICTURE.png`."""
+    if not (run / "table.md").is_file():
+        raise SystemExit(f"{run} holds no finished study: give a folder that `gradnorm reproduce` wrote.")
     folder = RESULTS / run.name
     folder.mkdir(exist_ok=True)
     for name in KEPT:
@@ -87,8 +89,8 @@ def written(text: str, name: str, table: str) -> str:
 
 def main() -> None:
     """Take the runs that are named, and write the tables."""
-    for run in map(Path, sys.argv[1:]):
-        take(run)
+    for run in sys.argv[1:]:
+        take(Path(run).resolve())  # of which the name is known
     page = RESULTS / "README.md"
     text = page.read_text(encoding="utf-8")
     page.write_text(written(written(text, "studies", matrix()), "claims", claims_table()), encoding="utf-8")

@@ -49,6 +49,12 @@ def test_where_an_update_loses_is_said():
     assert "ahead of all" in headline.losing({"p": ends(closed_form=[1.0], b=[2.0])}, LOSS)[0]
 
 
+def test_an_update_that_diverged_is_ahead_of_none():
+    found = headline.losing({"p": ends(gradnorm=[np.nan, 1.0], b=[2.0, 2.0])}, LOSS)
+    assert found == ["GradNorm ends, by the mean of loss, on p with a run that diverged."]
+    assert "ahead of all" in headline.losing({"p": ends(gradnorm=[1.0, 1.0], b=[np.nan, 2.0])}, LOSS)[0]
+
+
 def test_verdicts_are_counted():
     def finding(verdict):
         return Finding("text", "§4", "p", "found", 1.0, 0.1, 3, verdict)

@@ -1,5 +1,6 @@
 """Every α trains as its base would with that α, and the claims are counted as they are written."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -27,10 +28,28 @@ def test_settings_of_the_base_can_be_given():
     assert (base.config.inside, base.config.alpha, base.config.steps) == (32, 0.3, 6)
 
 
-@pytest.mark.parametrize("given", ["insides=3", "inside", "inside=many"])
+OF_THE_SWEEP = ["seeds=9", "steps=9", "record_every=9", "methods=equal"]
+
+
+@pytest.mark.parametrize("given", ["insides=3", "inside", "inside=many", *OF_THE_SWEEP])
 def test_bad_settings_of_the_base_are_named(given):
     with pytest.raises(UsageError, match=f"{given}.*name=value.*inside"):
         Alpha(AlphaConfig(2, 6, 3, "helmholtz", base_settings=given))
+
+
+@pytest.mark.parametrize(
+    ("on", "given", "said"),
+    [
+        ("helmholtz", "inside=0", "--inside is 0: give a number at least 1"),
+        ("helmholtz", "alpha=nan", "--alpha is nan"),
+        ("vision", "model=net", "--model is 'net': choose one of"),
+        ("vision", "preset=gpu", "--base-settings has 'preset=gpu'"),
+        ("faces", "root=faces.npz", "--base-settings has 'root=faces.npz'"),
+    ],
+)
+def test_settings_of_the_base_have_its_bounds_and_neither_preset_nor_place(on, given, said):
+    with pytest.raises(UsageError, match=said):
+        Alpha(AlphaConfig(2, 6, 3, on, base_settings=given))
 
 
 def test_the_data_s_place_is_the_base_s_and_refused_where_none_is_read():
@@ -90,6 +109,7 @@ def test_the_papers_picture_holds_in_all_its_claims():
     ("claim", "metrics"),
     [
         (0, made_up({**ENDS, 0.5: 2.1, 1.0: 2.1}, {3.0: 0.5})),
+        (0, made_up({**ENDS, 0.5: math.nan, 1.0: 2.1}, {3.0: 0.5})),
         (1, made_up({**ENDS, 0.5: 0.9}, {3.0: 0.5})),
         (2, made_up(ENDS, {1.0: 0.9, 3.0: 0.5})),
         (3, made_up(ENDS)),
@@ -102,3 +122,9 @@ def test_each_claim_can_fail(claim, metrics):
 
 def test_one_alpha_that_loses_is_still_almost_any():
     assert answers(made_up({**ENDS, 0.5: 2.1}, {3.0: 0.5}))[0]
+
+
+def test_an_alpha_that_diverges_is_neither_the_best_nor_one_that_wins():
+    metrics = made_up({**ENDS, 0.5: math.nan, 3.0: math.nan}, {3.0: 0.5})
+    assert answers(metrics)[:2] == [True, True]
+    assert "best α 1.5" in [claim.look(metrics, "T=2").found for claim in Alpha().asked()]

@@ -74,6 +74,8 @@ def losing(ends: Mapping[str, Mapping[str, Array]], quantity: Quantity) -> list[
 
 
 def _place(ends: Mapping[str, Array], method: str, quantity: Quantity) -> str:
+    if not np.isfinite(ends[method]).all():
+        return "with a run that diverged"
     sign = 1 if quantity.largest else -1
     means = {name: sign * values.mean() for name, values in ends.items()}
     ahead = [name for name, mean in means.items() if mean > means[method]]

@@ -81,12 +81,12 @@ class Alpha(Sweep[AlphaConfig]):
 
     def _claims(self, rule: str, method: str) -> list[Claim]:
         def almost_any(metrics: Metrics, problem: str) -> Evidence:
-            gains = np.sort(self.gains(metrics, problem, method, INNER), axis=0)
+            gains = np.sort(_ranked(self.gains(metrics, problem, method, INNER)), axis=0)
             beating = (gains > 0).sum(axis=0)
             return Evidence(gains[1], f"of {len(INNER)} α, {_each(beating)} beat it")
 
         def best_near(metrics: Metrics, problem: str) -> Evidence:
-            gains = self.gains(metrics, problem, method)
+            gains = _ranked(self.gains(metrics, problem, method))
             near = np.isin(ALPHAS, NEAR)
             best = np.array(ALPHAS)[gains.argmax(axis=0)]
             return Evidence(gains[near].max(axis=0) - gains[~near].max(axis=0), f"best α {_each(best)}")
@@ -154,6 +154,11 @@ def _label(method: str, alpha: float) -> str:
 def _each(values: NDArray[Any]) -> str:
     """One figure per seed."""
     return ", ".join(f"{value:g}" for value in values)
+
+
+def _ranked(gains: Array) -> Array:
+    """Gains, with those of runs that diverged below all others."""
+    return np.where(np.isnan(gains), -np.inf, gains)
 
 
 def _weights(metrics: Metrics, problem: str, method: str, alpha: float) -> Array:

@@ -15,7 +15,7 @@ from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.control.study import Rl
 from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.experiment import Experiment, Job, Stop
-from gradnorm_studies.engine.settings import Config, setting
+from gradnorm_studies.engine.settings import Config, check, setting
 from gradnorm_studies.engine.study import Study
 from gradnorm_studies.faces.study import FacesStudy
 from gradnorm_studies.helmholtz import PhysicsInformed
@@ -66,12 +66,14 @@ class Sweep(Study[S]):
         own = self.config
         study = BASES[own.on]()
         size: Mapping[str, Any] = {"seeds": own.seeds, "steps": own.steps, "record_every": own.record_every}
-        given = _parsed(own.base_settings, study.config)
+        given = _parsed(own.base_settings, study)
         if own.root and not hasattr(study.config, "root"):
             raise UsageError(f"--root is {own.root}, but {own.on} reads no data: leave it out.")
         if own.root:
             given["root"] = own.root
-        self.base: Study[Any] = type(study)(replace(study.config, **{**given, **size, "methods": self.methods}))
+        config = replace(study.config, **{**given, **size, "methods": self.methods})
+        check(config)
+        self.base: Study[Any] = type(study)(config)
         self.problems, self.metric, self.late = self.base.problems, self.base.metric, self.base.late
         self.gpus = self.base.gpus
 
@@ -92,13 +94,15 @@ class Sweep(Study[S]):
         return self.base.lr(problem, label.split()[0])
 
 
-def _parsed(text: str, config: Config) -> dict[str, Any]:
-    """Settings of a config from a text like `alpha=0.5,batch=32`.
+def _parsed(text: str, study: Study[Any]) -> dict[str, Any]:
+    """Settings of a study from a text like `alpha=0.5,batch=32`, but those that the sweep sets itself.
 
     Raises:
         UsageError: An unknown setting, or a value of another type.
     """
-    known = {field.name: type(getattr(config, field.name)) for field in fields(config)}
+    own = {"methods", study.chooser, *(field.name for field in fields(SweepConfig))}
+    known = {field.name: type(getattr(study.config, field.name)) for field in fields(study.config)}
+    known = {name: kind for name, kind in known.items() if name not in own}
     found = {}
     for item in filter(None, text.split(",")):
         name, _, value = item.partition("=")
