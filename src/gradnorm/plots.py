@@ -309,13 +309,14 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
     to_axes = ax.transAxes.inverted()
     ends = sorted(e for e in ends if np.isfinite(e[0]))
     at = [to_axes.transform(ax.transData.transform((ax.get_xlim()[1], value)))[1] for value, _, _ in ends]
-    gap = 0.065
+    gap = min(0.065, 1 / max(1, len(at)))  # of many, all fit beside the panel
+    size = 8.5 * max(0.4, gap / 0.065)
     for i in range(1, len(at)):
         at[i] = max(at[i], at[i - 1] + gap)
     for i in reversed(range(len(at))):
         at[i] = min(at[i], at[i + 1] - gap if i + 1 < len(at) else 1.0)
     for height, (_, name, color) in zip(at, ends, strict=True):
-        ax.text(1.02, height, name, transform=ax.transAxes, color=color, va="center", fontsize=8.5)
+        ax.text(1.02, height, name, transform=ax.transAxes, color=color, va="center", fontsize=size)
 
 
 def color_at(place: int) -> str:
