@@ -230,7 +230,7 @@ def diagnosis(found: Diagnosis, path: str | Path | None = None) -> Figure:
     with rc_context(STYLE):
         figure, (bars, table) = panels(2, 2, width=4.4, height=1.5 + 0.34 * len(found.tasks))
         norms = found.norms.numpy()
-        bars.barh(range(len(norms)), norms, color=COLORS[0], height=0.62)
+        bars.barh(range(len(norms)), np.where(np.isfinite(norms), norms, 0), color=COLORS[0], height=0.62)
         for row, norm in enumerate(norms):
             bars.text(1.02, row, f"{norm:.3g}", transform=bars.get_yaxis_transform(), va="center")
         bars.set_yticks(range(len(norms)), found.tasks)

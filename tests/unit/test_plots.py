@@ -167,6 +167,13 @@ def test_cosines_of_a_diagnosis_are_drawn_alone():
     assert [text.get_text() for text in ax.texts] == [f"{value:.2f}" for value in found.cosines.flatten().tolist()]
 
 
+def test_a_diagnosis_whose_norms_overflow_is_drawn(tmp_path):
+    losses = Net().losses(batch())
+    found = diagnose({**losses, "b": losses["b"] * 1e25})
+    bars = plots.diagnosis(found, tmp_path / "a.png").axes[0]
+    assert [text.get_text() for text in bars.texts][1] == "inf"
+
+
 # ----------------------------------------------------------------------------------------------- the user's matplotlib
 
 BACKEND = """
