@@ -232,7 +232,7 @@ def diagnosis(found: Diagnosis, path: str | Path | None = None) -> Figure:
     with rc_context(STYLE):
         figure, (bars, table) = panels(2, 2, width=4.4, height=1.5 + 0.34 * len(found.tasks))
         norms = found.norms.numpy()
-        bars.barh(range(len(norms)), norms, color=COLORS[0], height=0.62)
+        bars.barh(range(len(norms)), np.where(np.isfinite(norms), norms, 0), color=COLORS[0], height=0.62)
         for row, norm in enumerate(norms):
             bars.text(1.02, row, f"{norm:.3g}", transform=bars.get_yaxis_transform(), va="center")
         bars.set_yticks(range(len(norms)), found.tasks)
@@ -318,13 +318,14 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
     to_axes = ax.transAxes.inverted()
     ends = sorted(e for e in ends if np.isfinite(e[0]))
     at = [to_axes.transform(ax.transData.transform((ax.get_xlim()[1], value)))[1] for value, _, _ in ends]
-    gap = 0.065
+    gap = min(0.065, 1 / max(1, len(at)))  # of many, all fit beside the panel
+    size = 8.5 * max(0.4, gap / 0.065)
     for i in range(1, len(at)):
         at[i] = max(at[i], at[i - 1] + gap)
     for i in reversed(range(len(at))):
         at[i] = min(at[i], at[i + 1] - gap if i + 1 < len(at) else 1.0)
     for height, (_, name, color) in zip(at, ends, strict=True):
-        ax.text(1.02, height, name, transform=ax.transAxes, color=color, va="center", fontsize=8.5)
+        ax.text(1.02, height, name, transform=ax.transAxes, color=color, va="center", fontsize=size)
 
 
 def color_at(place: int) -> str:

@@ -21,7 +21,7 @@ ONE_PANEL = [plots.weights, plots.gradient_norms, plots.losses, plots.rates]
 
 
 def recorded(steps, value=lambda step, task, field: 1.0 + step, tasks="ab"):
-    history = History(list(tasks), 2000)
+    history = History(list(map(str, tasks)), 2000)
     for step in range(steps):
         table = [[value(step, task, field) for field in FIELDS] for task in range(len(tasks))]
         history.append(StepRecord(step, torch.tensor(table, device="cpu"), None))
@@ -48,6 +48,15 @@ def test_names_beside_curves_neither_overlap_nor_leave_the_panel():
     ordered = sorted(heights.values())
     assert max(ordered) <= 1
     assert min(b - a for a, b in pairwise(ordered)) > 0.06
+
+
+def test_names_of_many_tasks_stay_beside_their_panel(tmp_path):
+    for ax in plots.training(
+        recorded(3, lambda step, task, field: 1.0 + step + task, range(40)), tmp_path / "a.png"
+    ).axes:
+        heights = [text.get_position()[1] for text in ax.texts]
+        assert len(heights) == 40
+        assert 0 <= min(heights) < max(heights) <= 1
 
 
 def test_every_axis_names_its_quantity():
@@ -156,6 +165,13 @@ def test_cosines_of_a_diagnosis_are_drawn_alone():
     found = diagnose(Net().losses(batch()))
     (ax,) = plots.cosines(found).axes
     assert [text.get_text() for text in ax.texts] == [f"{value:.2f}" for value in found.cosines.flatten().tolist()]
+
+
+def test_a_diagnosis_whose_norms_overflow_is_drawn(tmp_path):
+    losses = Net().losses(batch())
+    found = diagnose({**losses, "b": losses["b"] * 1e25})
+    bars = plots.diagnosis(found, tmp_path / "a.png").axes[0]
+    assert [text.get_text() for text in bars.texts][1] == "inf"
 
 
 # ----------------------------------------------------------------------------------------------- the user's matplotlib
