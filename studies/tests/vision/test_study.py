@@ -18,6 +18,7 @@ from gradnorm_studies.cli import build
 from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.executor import reproduce
 from gradnorm_studies.engine.pool import InProcess
+from gradnorm_studies.engine.settings import recorded
 from gradnorm_studies.vision.loading import load
 from gradnorm_studies.vision.module import TOGETHER_STEPS, VisionModule
 from gradnorm_studies.vision.settings import VISION_PRESETS as PRESETS
