@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gradnorm_studies.analysis.claims import verdict
+from gradnorm_studies.analysis.claims import RULES, verdict
 
 RESULTS = Path(__file__).parent
 IMAGES = RESULTS.parent / "docs" / "images"
-UPDATES = {"gradnorm": "Algorithm 1", "closed-form": "the closed form"}
 RIVALS = ("equal", "divided", "uncertainty", "geometric", "dwa", "random", "single")
 WORDS = {"holds": "**better**", "does not hold": "worse", "undecided": "≈", "not enough to say": "?"}
 KEPT = ("table.md", "claims.json", "ends.json", "learning_rates.json", "manifest.json", "config.json")
@@ -65,9 +64,11 @@ def matrix() -> str:
     for path in sorted(RESULTS.glob("*/ends.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         for problem, ends in found["ends"].items():
-            for update in (name for name in UPDATES if name in ends and "divided" in ends):
+            for rule, update in RULES.items():
+                if update not in ends or "divided" not in ends:  # a sweep
+                    continue
                 cells = [_against(ends, update, rival, found) for rival in RIVALS]
-                first = (f"{path.parent.name}: {problem}", found["quantity"], UPDATES[update])
+                first = (f"{path.parent.name}: {problem}", found["quantity"], rule)
                 lines.append("| " + " | ".join((*first, *cells)) + " |")
     return "\n".join(lines)
 
