@@ -38,6 +38,8 @@ from gradnorm_studies.vision.tasks import ERROR, TEST_LOSS, ImageTask
 MODELS: dict[str, Callable[[dict[str, Head], float], Dense]] = {"segnet": SegNet, "fcn": FCN}
 DECAY, DECAYS_AT = 0.2, 0.3
 """The paper's schedule: the learning rate times 0.2 every 6,000 of 20,000 steps."""
+EVALUATED = 4
+"""Batches whose images are evaluated at once: without gradients they need less memory."""
 TOGETHER_STEPS = 200
 """Steps between two checkpoints when several processes train."""
 
@@ -86,7 +88,7 @@ class VisionModule(LightningModule, Experiment):
         train = load(self._images, "train")
         indices = torch.randint(len(train.image), (self.config.batch * self._processes,), generator=generator)
         mine = indices.chunk(self._processes)[self.global_rank if self._trainer else 0]
-        return augment(train.map(lambda values: values[mine]).map(lambda values: values.to(self.device)), generator)
+        return augment(train.map(lambda values: values[mine].to(self.device)), generator)
 
     @property
     def _processes(self) -> int:
@@ -97,8 +99,9 @@ class VisionModule(LightningModule, Experiment):
         whole = load(self._images, split)
         errors = {name: image_task.errors().to(self.device) for name, image_task in self._image_tasks.items()}
         total = torch.zeros(len(self.tasks), device=self.device)
-        for start in range(0, len(whole.image), self.config.batch):
-            part = slice(start, start + self.config.batch)
+        at_once = EVALUATED * self.config.batch
+        for start in range(0, len(whole.image), at_once):
+            part = slice(start, start + at_once)
             truth = whole.map(lambda values: values[part].to(self.device))  # noqa: B023 - called at once
             outputs = self(truth.image)
             total += len(truth.image) * self._losses(outputs, truth)

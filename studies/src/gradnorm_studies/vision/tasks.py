@@ -158,14 +158,17 @@ def _segmentation_loss(predicted: Tensor, truth: Sample) -> Tensor:
     return F.cross_entropy(predicted, truth.segmentation, ignore_index=-1)
 
 
+def _mean(values: Tensor, known: Tensor) -> Tensor:
+    """The mean of those that are known, without waiting for a GPU to count them."""
+    return torch.where(known, values, 0).sum() / known.sum()
+
+
 def _depth_loss(predicted: Tensor, truth: Sample) -> Tensor:
-    known = truth.depth > 0
-    return (predicted - truth.depth)[known].square().mean()
+    return _mean((predicted - truth.depth).square(), truth.depth > 0)
 
 
 def _normal_loss(predicted: Tensor, truth: Sample) -> Tensor:
-    known = truth.normals.square().sum(1) > 0
-    return 1 - F.cosine_similarity(predicted, truth.normals, dim=1)[known].mean()
+    return 1 - _mean(F.cosine_similarity(predicted, truth.normals, dim=1), truth.normals.square().sum(1) > 0)
 
 
 def _keypoint_loss(predicted: Tensor, truth: Sample) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradnorm_studies.vision.data.rooms.layout import MIRROR
-from gradnorm_studies.vision.data.sample import Sample, collate
+from gradnorm_studies.vision.data.sample import Sample
 
 FACTORS = (1.0, 1.2, 1.5)
 """The usual scales for NYUv2."""
@@ -22,14 +23,11 @@ def augment(batch: Sample, generator: torch.Generator) -> Sample:
         batch: A batch, on any device.
         generator: A CPU generator; advances by four numbers per sample.
     """
-    changed = []
-    for index, draws in enumerate(torch.rand(len(batch.image), 4, generator=generator).tolist()):
-        sample = batch.map(lambda values: values[index])  # noqa: B023 - called at once
-        factor, mirrored = FACTORS[int(draws[0] * len(FACTORS))], draws[1] < 0.5
-        if factor > 1:
-            sample = scale(sample, factor, corner=(draws[2], draws[3]))
-        changed.append(flip(sample) if mirrored else sample)
-    return collate(changed)
+    draws = torch.rand(len(batch.image), 4, generator=generator)
+    factors = draws.new_tensor(FACTORS)[(draws[:, 0] * len(FACTORS)).long()]
+    kept = scale(batch, factors, draws[:, 2:])
+    mirrored = (draws[:, 1] < 0.5).to(batch.image.device)
+    return kept.map(lambda old, new: torch.where(mirrored.view(-1, *[1] * (old.dim() - 1)), new, old), flip(kept))
 
 
 def flip(sample: Sample) -> Sample:
@@ -62,7 +60,7 @@ def _flip_boxes(boxes: Tensor, width: int) -> Tensor:
     return torch.where((right > left)[..., None], flipped, boxes)  # padding stays 0
 
 
-def scale(sample: Sample, factor: float, corner: tuple[float, float]) -> Sample:
+def scale(sample: Sample, factor: float | Tensor, corner: Sequence[float] | Tensor) -> Sample:
     """A crop resized to the full size: the view of the same camera of a scene moved closer.
 
     Depth is divided by the factor. This steepens all slopes, so the normals' z is multiplied by the factor, and they
@@ -72,8 +70,9 @@ def scale(sample: Sample, factor: float, corner: tuple[float, float]) -> Sample:
 
     Args:
         sample: One sample, or a batch.
-        factor: Scale, at least 1.
-        corner: Position of the crop: (0, 0) is the upper left, (1, 0) the upper right, (1, 1) the lower right.
+        factor: Scale, at least 1; of a batch, also [B].
+        corner: Position of the crop: (0, 0) is the upper left, (1, 0) the upper right, (1, 1) the lower right; of a
+            batch, also [B, 2].
 
     Raises:
         ValueError: `factor` is below 1, or `corner` outside 0 … 1.
@@ -84,50 +83,42 @@ def scale(sample: Sample, factor: float, corner: tuple[float, float]) -> Sample:
         tensor([[[0.5000, 0.5000],
                  [0.5000, 0.5000]]])
     """
-    if not factor >= 1:
+    if sample.image.dim() == 3:
+        return scale(sample.map(lambda values: values[None]), factor, corner).map(lambda values: values[0])
+    factors, corners = torch.as_tensor(factor), torch.as_tensor(corner)
+    if not (factors >= 1).all():
         raise ValueError(f"factor is {factor}: give at least 1, since nothing is known beyond the border")
-    if not all(0 <= place <= 1 for place in corner):
+    if not ((corners >= 0) & (corners <= 1)).all():
         raise ValueError(f"corner is {corner}: give two places between 0 and 1")
-    left, top = (place * (1 - 1 / factor) for place in corner)
+    count = len(sample.image)  # checked above, so that nothing waits for a GPU
+    factors, corners = factors.to(sample.image).expand(count), corners.to(sample.image).expand(count, 2)
+    shown = 1 / factors[:, None]
+    views = torch.cat([torch.diag_embed(shown.expand(-1, 2)), ((2 * corners - 1) * (1 - shown))[..., None]], dim=-1)
 
-    def nearest(values: Tensor) -> Tensor:
-        for dim, start in ((-2, top), (-1, left)):
-            values = values.index_select(dim, _places(values, dim, factor, start).round().long())
-        return values
+    def seen(values: Tensor, mode: str) -> Tensor:
+        grid = F.affine_grid(views, list(values.shape), align_corners=False)
+        return F.grid_sample(values, grid, mode, padding_mode="border", align_corners=False)
 
-    def linear(values: Tensor) -> Tensor:
-        for dim, start in ((-2, top), (-1, left)):
-            at = _places(values, dim, factor, start)
-            share = (at % 1).view(-1, *[1] * (-1 - dim))
-            low, high = (values.index_select(dim, end.long()) for end in (at.floor(), at.ceil()))
-            values = torch.lerp(low, high, share)
-        return values
-
-    deeper = torch.tensor([1.0, 1.0, factor], device=sample.normals.device)[:, None, None]
+    deeper = torch.stack([torch.ones_like(factors), torch.ones_like(factors), factors], dim=-1)[..., None, None]
     changed = replace(
         sample,
-        image=linear(sample.image),
-        segmentation=nearest(sample.segmentation),
-        depth=nearest(sample.depth) / factor,
-        normals=F.normalize(nearest(sample.normals) * deeper, dim=-3),
-        keypoints=None if sample.keypoints is None else linear(sample.keypoints),
+        image=seen(sample.image, "bilinear"),
+        segmentation=seen(sample.segmentation[:, None].float(), "nearest")[:, 0].long(),
+        depth=seen(sample.depth, "nearest") * shown[..., None, None],
+        normals=F.normalize(seen(sample.normals, "nearest") * deeper, dim=-3),
+        keypoints=None if sample.keypoints is None else seen(sample.keypoints, "bilinear"),
     )
-    return changed if changed.boxes is None else _scale_boxes(changed, factor, (left, top))
+    return changed if changed.boxes is None else _scale_boxes(changed, factors, corners * (1 - shown))
 
 
-def _places(values: Tensor, dim: int, factor: float, start: float) -> Tensor:
-    """Where along `dim` each new pixel's center was, in pixels."""
-    count = values.shape[dim]
-    centers = (torch.arange(count, device=values.device) + 0.5) / factor + start * count
-    return (centers - 0.5).clamp(0, count - 1)
-
-
-def _scale_boxes(sample: Sample, factor: float, start: tuple[float, float]) -> Sample:
-    assert sample.boxes is not None
-    size = sample.boxes.new_tensor(sample.image.shape[:-3:-1]).repeat(2)
-    boxes = ((sample.boxes - sample.boxes.new_tensor(start).repeat(2) * size) * factor).clamp(min=0).minimum(size)
+def _scale_boxes(batch: Sample, factors: Tensor, starts: Tensor) -> Sample:
+    """Boxes under factors [B], where the crops start at [B, 2]."""
+    assert batch.boxes is not None
+    size = batch.boxes.new_tensor(batch.image.shape[:-3:-1]).repeat(2)
+    corners = (batch.boxes - (starts.repeat(1, 2) * size)[:, None]) * factors[:, None, None]
+    boxes = corners.clamp(min=0).minimum(size)
     seen = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
     order = (~seen).sort(dim=-1, stable=True).indices
     boxes = torch.where(seen[..., None], boxes, 0).gather(-2, order[..., None].expand_as(boxes))
-    labels = None if sample.labels is None else torch.where(seen, sample.labels, -1).gather(-1, order)
-    return replace(sample, boxes=boxes, labels=labels)
+    labels = None if batch.labels is None else torch.where(seen, batch.labels, -1).gather(-1, order)
+    return replace(batch, boxes=boxes, labels=labels)

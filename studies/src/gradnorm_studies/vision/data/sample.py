@@ -61,10 +61,16 @@ class Sample:
     room: Tensor | None = None
     """[] int64: the kind of room."""
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Sample:
-        """Apply a function to every tensor that is present: `sample.map(lambda x: x.to("cuda"))`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {name: None if v is None else change(v) for name, v in values.items()}
+    def map(self, change: Callable[..., Tensor], *others: Sample) -> Sample:
+        """Apply a function to every tensor that is present, with those of others that have the same.
+
+        Examples:
+            >>> one = Sample(torch.zeros(3, 8, 8), torch.zeros(2, 2).long(), torch.ones(1, 2, 2), torch.zeros(3, 2, 2))
+            >>> one.map(lambda values: values[None]).depth.shape
+            torch.Size([1, 1, 2, 2])
+        """
+        columns = {f.name: [getattr(sample, f.name) for sample in (self, *others)] for f in fields(self)}
+        changed: dict[str, Any] = {name: None if v[0] is None else change(*v) for name, v in columns.items()}
         return Sample(**changed)
 
 
@@ -76,6 +82,4 @@ def collate(samples: Sequence[Sample]) -> Sample:
         >>> collate([one, one]).depth.shape
         torch.Size([2, 1, 2, 2])
     """
-    columns = {f.name: [getattr(sample, f.name) for sample in samples] for f in fields(Sample)}
-    stacked: dict[str, Any] = {name: None if v[0] is None else torch.stack(v) for name, v in columns.items()}
-    return Sample(**stacked)
+    return samples[0].map(lambda *values: torch.stack(values), *samples[1:])
