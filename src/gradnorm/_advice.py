@@ -25,6 +25,8 @@ CONFLICT = -0.3
 """Cosine below which two tasks conflict."""
 ENOUGH = 20
 """Minimum number of recorded steps for a trend."""
+SETTLED = 0.1
+"""Largest relative change of a weight that has converged."""
 STUCK = 0.9
 """Ratio to the first loss above which a loss has not fallen."""
 FALLEN = 0.7
@@ -268,15 +270,16 @@ def _settled(traces: Series, training: Training, findings: list[str], advice: li
     moved = max(moves, key=lambda task: abs(moves[task]))
     off = {task: _recent(trace["norm"]) / (_recent(trace["target"]) or math.nan) for task, trace in traces.items()}
     far = {task: ratio for task, ratio in off.items() if not 1 / EVEN < ratio < EVEN and math.isfinite(ratio)}
-    if abs(moves[moved]) > 0.1:
+    if abs(moves[moved]) > SETTLED:
         findings.append(
-            f"The weights are still changing: {moved}'s by {moves[moved]:+.0%} over the last tenth of the recorded "
-            "steps."
+            f"The weights are still changing: {moved}'s by {moves[moved]:+.0%} from the third quarter of the recorded "
+            "steps to the last."
         )
     elif not far and all(map(math.isfinite, off.values())):
+        furthest = max(off.values(), key=lambda ratio: abs(math.log(ratio)))
         findings.append(
-            "The weights have converged: over the last tenth of the recorded steps none has changed by more than 10%, "
-            "and gradient norms are near their targets."
+            f"The weights have converged: from the third quarter of the recorded steps to the last none has changed by "
+            f"more than {SETTLED:.0%}, and gradient norms are within {abs(furthest - 1):.0%} of their targets."
         )
     elif far and training.min_weight > 0:
         task = max(far, key=lambda task: abs(math.log(far[task])) if far[task] > 0 else math.inf)
@@ -349,9 +352,9 @@ def _recent(trace: Sequence[float]) -> float:
 
 
 def _move(trace: Sequence[float]) -> float:
-    """The relative change between the means of the last two tenths."""
-    tenth = len(trace) // 10
-    last, before = sum(trace[-tenth:]) / tenth, sum(trace[-2 * tenth : -tenth]) / tenth
+    """The relative change from the mean of the third quarter to that of the last: a slow drift shows, too."""
+    quarter = len(trace) // 4
+    last, before = sum(trace[-quarter:]) / quarter, sum(trace[-2 * quarter : -quarter]) / quarter
     return last / before - 1
 
 

@@ -237,6 +237,13 @@ def test_a_report_says_whether_the_weights_have_settled():
     assert even.advice == []
 
 
+def test_a_slow_drift_is_no_convergence():
+    drifting = constant(60, lambda step: [0.97**step, 1.0, 1.0], Descent(0.007), alpha=1.0)
+    weights = [row["weight"] for row in drifting.history.rows() if row["task"] == "a"]
+    assert 0.9 < sum(weights[-6:]) / sum(weights[-12:-6]) < 1, "a tenth does not show it"
+    assert any("weights are still changing: a's by -" in line for line in drifting.report().findings)
+
+
 def test_nothing_has_settled_before_it_was_balanced():
     waiting = constant(30, initial_losses=200, alpha=1.0).report()
     assert "settled" not in waiting
