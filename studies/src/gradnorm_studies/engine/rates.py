@@ -1,7 +1,7 @@
 """The learning rates that `gradnorm reproduce STUDY --search` chose, on validation data and seeds of its own.
 
 One file per study in `learning_rates`, written by that command: steps → problem → label → rate. A study of another
-length takes the rates of the nearest length.
+length takes the rates of the nearest length at which its problem was searched.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from importlib.resources import files
 
 def chosen(study: str, steps: int, problem: str, label: str) -> float | None:
     """The rate of a method, by its label; `None` if it was never searched."""
-    lengths = _searched(study)
+    lengths = {int(length): rates[problem] for length, rates in _searched(study).items() if problem in rates}
     if not lengths:
         return None
-    nearest = min(lengths, key=lambda length: abs(math.log(int(length) / steps)))
-    return lengths[nearest].get(problem, {}).get(label)
+    nearest = min(lengths, key=lambda length: abs(math.log(length / steps)))
+    return lengths[nearest].get(label)
 
 
 @cache
