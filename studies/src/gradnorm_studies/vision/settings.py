@@ -143,7 +143,7 @@ NYUV2: Mapping[str, Any] = {
     "image_width": 128,
     "batch": 24,
     "steps": 3000,
-    "record_every": 150,
+    "record_every": 300,
     "train_images": 715,
     "validation_images": 80,
     "test_images": 654,
