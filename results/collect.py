@@ -19,6 +19,8 @@ RESULTS = Path(__file__).parent
 IMAGES = RESULTS.parent / "docs" / "images"
 RIVALS = ("equal", "divided", "uncertainty", "geometric", "dwa", "random", "single")
 WORDS = {"holds": "**better**", "does not hold": "worse", "undecided": "≈", "not enough to say": "?"}
+SHOWS_IMAGES = "pictures.png"
+"""The picture that shows images of the data set, which are not ours to publish if they are NYUv2's."""
 KEPT = ("table.md", "claims.json", "ends.json", "learning_rates.json", "manifest.json", "config.json")
 
 
@@ -31,7 +33,10 @@ def take(run: Path) -> None:
     for name in KEPT:
         if (run / name).exists():
             shutil.copyfile(run / name, folder / name)
+    is_theirs = json.loads((run / "config.json").read_text(encoding="utf-8")).get("data") == "nyuv2"
     for picture in (run / "figures").glob("*.png"):
+        if is_theirs and picture.name == SHOWS_IMAGES:
+            continue
         shutil.copyfile(picture, IMAGES / f"{run.name}-{picture.name}")
 
 

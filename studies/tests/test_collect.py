@@ -10,7 +10,7 @@ PAGE = "".join(f"<!-- {name}: written by collect.py -->\n<!-- end of {name} -->\
 
 
 def collected(folder, run, where=None):
-    (folder / "results").mkdir()
+    (folder / "results").mkdir(parents=True)
     (folder / "docs/images").mkdir(parents=True)
     shutil.copyfile(COLLECT, folder / "results/collect.py")
     (folder / "results/README.md").write_text(PAGE)
@@ -29,7 +29,21 @@ def test_a_run_is_taken_by_its_name_from_wherever_it_is_called(tmp_path):
     run = tmp_path / "runs/toy"
     (run / "figures").mkdir(parents=True)
     (run / "table.md").write_text("# Toy")
+    (run / "config.json").write_text("{}")
     (run / "figures/gain.png").write_bytes(b"")
     assert collected(tmp_path, ".", where=run).returncode == 0
     assert (tmp_path / "results/toy/table.md").read_text() == "# Toy"
     assert (tmp_path / "docs/images/toy-gain.png").exists()
+
+
+def test_images_of_nyuv2_are_left_where_they_are(tmp_path):
+    for name, data in (("rooms", "rooms"), ("nyuv2", "nyuv2")):
+        run = tmp_path / "runs" / name
+        (run / "figures").mkdir(parents=True)
+        (run / "table.md").write_text("")
+        (run / "config.json").write_text(f'{{"data": "{data}"}}')
+        for picture in ("pictures.png", "losses.png"):
+            (run / "figures" / picture).write_bytes(b"")
+        assert collected(tmp_path / name, str(run)).returncode == 0
+    taken = {path.name for path in tmp_path.glob("*/docs/images/*.png")}
+    assert taken == {"rooms-pictures.png", "rooms-losses.png", "nyuv2-losses.png"}

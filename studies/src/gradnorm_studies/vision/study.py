@@ -47,8 +47,8 @@ REGULARIZED = ("equal", *RULES.values())
 """Methods whose training and test losses are drawn side by side, as in the paper's fig. 3."""
 LIGHT = 0.1
 """The paper's weight of depth falls below this at α = 1.5."""
-SMOOTHED = 5
-"""A training loss is drawn as the mean over so many records: each is of one batch."""
+SMOOTHED = 0.1
+"""A training loss is drawn as the mean over this part of the records: each is of one batch."""
 
 I = TypeVar("I", bound=ImageConfig)  # noqa: E741 - of images
 
@@ -168,8 +168,10 @@ def _loss_panels(metrics: Metrics, problem: str, methods: Sequence[str], task: s
 
 
 def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[seeds, R], the mean over the last `SMOOTHED` records."""
-    return np.stack([values[:, max(0, i + 1 - SMOOTHED) : i + 1].mean(axis=1) for i in range(values.shape[1])], axis=1)
+    """[seeds, R], the mean over the last `SMOOTHED` of the records."""
+    count = values.shape[1]
+    window = max(1, round(SMOOTHED * count))
+    return np.stack([values[:, max(0, i + 1 - window) : i + 1].mean(axis=1) for i in range(count)], axis=1)
 
 
 def _claims(own: Sequence[Quantity], tasks: tuple[str, ...]) -> tuple[Claim, ...]:
