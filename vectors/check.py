@@ -3,7 +3,8 @@
     python vectors/check.py ADAPTER.py [--source PATH] [--only NAME …] [--tolerance 1e-9] [--mean]
 
 An adapter is a file with a function `run(settings, steps, source)`; README.md says what it is given and what it gives
-back. This file needs Python alone. The exit status is the number of vectors of Algorithm 1 that differ.
+back. This file needs Python alone. The exit status is the number of vectors of Algorithm 1 that differ, and 1 where
+none could be run.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ def check(
             raise ValueError(f"run() reports {', '.join(sorted(unknown))}; a step has {', '.join(FIELDS)}")
         if "weights" not in found:
             raise ValueError("run() must report the weights of each step")
+        if unsaid := set(vector["needs"]) - set(found):
+            return Outcome("cannot run", f"reports no {', '.join(sorted(unsaid))}, which this vector is about")
         for field in fields:
             if field in found and field in wanted and not _close(found[field], wanted[field], tolerance):
                 numbers = f"{_shown(found[field])}, expected {_shown(wanted[field])}"
@@ -136,12 +139,16 @@ def main() -> int:
     arguments = parser.parse_args()
     run, vectors = load(arguments.adapter), read(arguments.only)
     width = max(map(len, vectors))
-    failures = 0
+    failures, has_run = 0, False
     for name, vector in vectors.items():
-        outcome = check(vector, run, arguments.source, arguments.tolerance, arguments.mean)
+        try:
+            outcome = check(vector, run, arguments.source, arguments.tolerance, arguments.mean)
+        except ValueError as error:
+            raise SystemExit(f"{arguments.adapter}: {error}") from None
+        has_run |= outcome.verdict != "cannot run"
         failures += outcome.verdict == "differs" and vector["source"] == "Algorithm 1"
         print(f"{name:{width}}  {outcome.verdict:10}  {outcome.why}".rstrip(), flush=True)
-    return failures
+    return failures if has_run else 1
 
 
 if __name__ == "__main__":

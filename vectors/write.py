@@ -21,6 +21,8 @@ from tests.oracle.literal import Literal, LiteralClosedForm  # noqa: E402
 
 from adapters._pytorch import batch_losses, layer, network_gradient  # noqa: E402
 
+NEEDS = {"network-gradient": ["network_gradient"]}
+"""What a report must have, beside the weights, to say anything about a vector."""
 PAPER = "Algorithm 1"
 OURS = "extension"
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
@@ -235,6 +237,7 @@ def written() -> dict[str, dict[str, Any]]:
         name: {
             "about": about,
             "source": source,
+            "needs": NEEDS.get(name, []),
             "settings": settings,
             "steps": [
                 {"batches": batches, "expected": numbers}
@@ -248,7 +251,7 @@ def written() -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Write `NAME.json` for each vector, one line a step."""
     for name, vector in written().items():
-        head = {key: vector[key] for key in ("about", "source", "settings")}
+        head = {key: vector[key] for key in ("about", "source", "needs", "settings")}
         lines = ",\n".join(f"    {json.dumps(step)}" for step in vector["steps"])
         text = json.dumps(head, indent=2)[:-2] + f',\n  "steps": [\n{lines}\n  ]\n}}\n'
         (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")

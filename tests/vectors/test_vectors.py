@@ -36,7 +36,7 @@ def test_the_files_are_what_the_literal_updates_compute(scripts):
     stored, written = check.read(), write.written()
     assert sorted(stored) == sorted(written) == NAMES
     for name, vector in written.items():
-        head = {key: vector[key] for key in ("about", "source", "settings")}
+        head = {key: vector[key] for key in ("about", "source", "needs", "settings")}
         assert {key: stored[name][key] for key in head} == head
         for mine, theirs in zip(vector["steps"], stored[name]["steps"], strict=True):
             assert mine["batches"] == theirs["batches"]
@@ -139,6 +139,29 @@ def test_a_report_that_does_not_fit_is_refused(scripts):
         check.read(["first"])
     with pytest.raises(SystemExit, match="is no Python file"):
         check.load("nowhere.py")
+
+
+def test_what_is_not_reported_is_not_passed(scripts):
+    check, _ = scripts
+    run = check.load(str(ROOT / OURS))
+    vector = check.read(["network-gradient"])["network-gradient"]
+    silent = check.check(vector, lambda *given: [{"weights": step["weights"]} for step in run(*given)])
+    assert silent == check.Outcome("cannot run", "reports no network_gradient, which this vector is about")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise NotImplementedError('nothing')", "first-step  cannot run  nothing"),
+        ("return [{'weight': [1.0] * 3}]", "adapter.py: run() reports weight; a step has"),
+    ],
+)
+def test_an_adapter_that_does_nothing_fails(tmp_path, body, said):
+    (tmp_path / "adapter.py").write_text(f"def run(settings, steps, source):\n    {body}\n")
+    found = run_check(str(tmp_path / "adapter.py"), "--only", "first-step")
+    assert found.returncode == 1
+    assert said in found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
 
 
 def test_the_runner_needs_python_alone():

@@ -187,12 +187,15 @@ class Toy(Study[ToyConfig]):
 
     def lead(self) -> str:
         config = self.config
+        picked = (
+            f" {BEST.capitalize()} is picked on validation data among {len(GRID) + 1} pairs of static weights, equal "
+            f"ones among them."
+        )
         return (
             f"Every task is the same kind of regression, f_i(x) = σ_i tanh((B + ε_i) x); only the scale σ_i differs. "
             f"The metric is the sum over tasks of test loss over initial test loss: T at the start, lower is better. "
             f"All methods with a seed start from the same initial values and see the same batches, for "
-            f"{config.steps:,} steps. {BEST.capitalize()} is picked on validation data among {len(GRID) + 1} pairs of "
-            f"static weights, equal ones among them."
+            f"{config.steps:,} steps.{picked if any(job.label for job in self.jobs()) else ''}"
         )
 
     def derive(self, metrics: Metrics) -> Metrics:

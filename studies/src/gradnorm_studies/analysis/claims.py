@@ -206,6 +206,16 @@ def spread(values: Array) -> str:
     return f"{values.mean():.3g} ± {values.std(ddof=1):.2g}"
 
 
+def paired(mean: str, error: float) -> str:
+    """A mean paired difference and its standard error, which a single seed has not.
+
+    Examples:
+        >>> paired("+0.2", 0.13), paired("+0.2", math.nan)
+        ('+0.2 ± 0.1', '+0.2')
+    """
+    return mean if math.isnan(error) else f"{mean} ± {error:.1g}"
+
+
 def examine(
     claims: Iterable[Claim], metrics: Metrics, problems: Sequence[str], is_short: bool = False
 ) -> list[Finding]:
@@ -241,18 +251,27 @@ OURS = "What we asked, and what we found", ("we asked whether", "from")
 
 
 def tables(findings: Sequence[Finding], is_papers: bool = True) -> list[Table]:
-    """One row per finding: the sentence, our figures, the mean margin, the verdict; no table without findings."""
+    """One row per finding: the sentence, our figures, the mean margin, the verdict; no table without findings.
+
+    A terminal shows it if anything has been decided.
+    """
     if not findings:
         return []
     title, (sentence, source) = PAPERS if is_papers else OURS
     rows = [
-        (f.text, f.verdict, f.problem, f.found, f"{f.margin:.2g} ± {f.standard_error:.1g}", str(f.seeds), f.source)
+        (f.text, f.verdict, f.problem, f.found, paired(f"{f.margin:.2g}", f.standard_error), str(f.seeds), f.source)
         for f in findings
     ]
     header = (sentence, "verdict", "on", "we found", "margin ± s.e.", "seeds", source)
-    note = (
-        "The margin is the mean over seeds of how far the paired runs are on the side of the claim, with its standard "
-        "error: holds above two standard errors, does not hold below minus two, undecided between. Fewer than "
+    rule = (
+        "holds above two standard errors, does not hold below minus two, undecided between. Fewer than "
         f"{FEWEST_SEEDS} seeds, or fewer steps than the study's own: not enough to say."
     )
-    return [Table(title, header, rows, note, terminal=(sentence, "verdict", "on", "seeds"))]
+    note = (
+        "The margin is the mean over seeds of how far the paired runs are on the side of the claim, with its standard "
+        f"error: {rule}"
+    )
+    short = f"By the mean over seeds of paired differences: {rule}"
+    is_decided = any(finding.verdict != "not enough to say" for finding in findings)
+    shown = (sentence, "verdict", "on", "seeds") if is_decided else None
+    return [Table(title, header, rows, note, terminal=shown, terminal_note=short)]

@@ -65,6 +65,8 @@ class Table:
     note: str = ""
     terminal: tuple[str, ...] | None = ()
     """The columns shown in a terminal. Default: all. `None`: the table is not shown there."""
+    terminal_note: str | None = None
+    """The note there, where columns are left out. Default: `note`."""
 
     def markdown(self) -> str:
         """The table in Markdown, under its title.
@@ -104,7 +106,7 @@ class Table:
         for row in self.rows:
             table.add_row(*(Text(row[i], style=colors.get(row[i], "")) for i in columns))
         console.print(table)
-        console.print(Text(self.note, style="dim"))
+        console.print(Text(self.note if self.terminal_note is None else self.terminal_note, style="dim"))
 
 
 @dataclass(frozen=True)

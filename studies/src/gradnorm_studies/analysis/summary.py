@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradnorm_studies.analysis.claims import spread, standard_error
+from gradnorm_studies.analysis.claims import paired, spread, standard_error
 from gradnorm_studies.analysis.metrics import Metrics, MissingRunError, Quantity
 from gradnorm_studies.analysis.report import Figure, Table
 from gradnorm_studies.weightings import MOVING
@@ -44,9 +44,14 @@ def _ends(title: str, metrics: Metrics, problem: str, shown: Sequence[Quantity],
         rows.append((method, f"{rate(problem, method):g}", *values, _difference(metrics, problem, method, shown[0])))
     names = [f"{quantity.name} {'↑' if quantity.largest else '↓'}" for quantity in _known(metrics, problem, shown)]
     difference = f"{shown[0].name}: less equal's"
-    note = f"Mean ± standard deviation over seeds; ↓ lower is better. {difference}: paired, mean ± standard error."
+    note = "Mean ± standard deviation over seeds; ↓ lower is better."
     return Table(
-        title, ("method", "lr", *names, difference), rows, note, terminal=("method", *names[:MOST_IN_TERMINAL])
+        title,
+        ("method", "lr", *names, difference),
+        rows,
+        f"{note} {difference}: paired, mean ± standard error.",
+        terminal=("method", *names[:MOST_IN_TERMINAL]),
+        terminal_note=note,
     )
 
 
@@ -63,7 +68,7 @@ def _difference(metrics: Metrics, problem: str, method: str, quantity: Quantity)
         found = metrics.final(problem, method, quantity.name) - metrics.final(problem, "equal", quantity.name)
     except (MissingRunError, ValueError):  # not run, or on other seeds
         return ""
-    return f"{found.mean():+.3g} ± {standard_error(found):.1g}"
+    return paired(f"{found.mean():+.3g}", standard_error(found))
 
 
 def weights(metrics: Metrics, problem: str, tasks: Sequence[str]) -> Table:
