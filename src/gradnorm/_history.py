@@ -291,7 +291,15 @@ def _write_csv(path: Path, rows: list[Row]) -> None:
 
 
 def _write_jsonl(path: Path, rows: list[Row]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = (json.dumps({name: _jsonable(value) for name, value in row.items()}, allow_nan=False) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _jsonable(value: float | str) -> float | str | None:
+    """JSON has no NaN and no infinity: null, and a text that `float` reads."""
+    if isinstance(value, str) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
 
 
 def _write_parquet(path: Path, rows: list[Row]) -> None:
@@ -329,7 +337,9 @@ def _tables(rows: list[Any]) -> dict[int, dict[str, list[float]]]:
     """
     tables: dict[int, dict[str, list[float]]] = {}
     for row in rows:
-        tables.setdefault(int(row["step"]), {})[str(row["task"])] = [float(row[field]) for field in FIELDS]
+        values = (row[field] for field in FIELDS)
+        numbers = [math.nan if value is None else float(value) for value in values]
+        tables.setdefault(int(row["step"]), {})[str(row["task"])] = numbers
     for step, table in tables.items():
         if list(table) != list(tables[next(iter(tables))]):
             raise ValueError(f"step {step} has other tasks than the first")

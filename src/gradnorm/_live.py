@@ -1,6 +1,6 @@
-"""`live`: the weights of a balancer while it trains, drawn again in one place of a notebook or a terminal.
+"""`live`: the weights of a balancer while it trains, drawn again in one place of a notebook, or line by line.
 
-It hooks the calls of the balancer, so that no training loop changes. Where output is piped it prints plain lines.
+It hooks the calls of the balancer, so that no training loop changes.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch.distributed as dist
 from torch.utils.hooks import RemovableHandle
 
 from ._advice import cells
 from ._arguments import parse_count
 from ._balancer import GradNorm
 
-WIDEST = 30
-"""Characters of the largest weight's bar."""
+BARS = "▁▂▃▄▅▆▇█"
+"""Beside a weight in a terminal, by its part of the largest."""
 
 
 def live(balancer: GradNorm, every: int = 50) -> RemovableHandle:
-    """Show the weights every `every` steps: a table in a notebook, bars in a terminal, or a plain line.
+    """Show the weights after the first step and every `every` steps: a table in a notebook, elsewhere a line.
 
-    Reading the weights synchronizes with the device. Not for a balancer within `torch.compile`.
+    Of several processes the first shows them. Reading the weights synchronizes with the device. Not for a balancer
+    within `torch.compile`.
 
     Args:
         balancer: The balancer, before it is trained.
@@ -42,12 +44,12 @@ def live(balancer: GradNorm, every: int = 50) -> RemovableHandle:
         >>> for _ in range(3):  # doctest: +ELLIPSIS
         ...     balancer([head(trunk(torch.randn(16, 8))).square().mean() for head in heads]).backward()
         ...     balancer.step()
-        step 0  near 1  far 1
+        step 1  near ...  far ...
         step 2  near ...  far ...
         >>> view.remove()
     """
     every = parse_count("every", every, low=1)
-    show = _notebook(balancer) or (_Terminal() if sys.stdout.isatty() else _write_line)
+    show = _notebook(balancer) or _write_line
     return balancer.register_forward_pre_hook(_View(every, show))
 
 
@@ -59,7 +61,8 @@ class _View:
 
     def __call__(self, balancer: GradNorm, _: object) -> None:
         steps = balancer._steps
-        if self._show is not None and balancer.training and steps != self._shown and steps % self._every == 0:
+        is_due = steps == 1 or (steps > 0 and steps % self._every == 0)
+        if self._show is not None and balancer.training and is_due and steps != self._shown and _is_first():
             self._shown = steps
             self._show(balancer)
 
@@ -77,21 +80,16 @@ def _notebook(balancer: GradNorm) -> Callable[[GradNorm], Any] | None:
     return display(balancer, display_id=True).update
 
 
+def _is_first() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def _write_line(balancer: GradNorm) -> None:
-    weights = "".join(f"  {task} {cell}" for task, cell in zip(balancer.tasks, cells(balancer.weights), strict=True))
-    print(f"step {balancer._steps:,}{weights}", flush=True)
+    weights = balancer.weights.tolist()
+    bars = [f" {_bar(weight / max(weights))}" if sys.stdout.isatty() else "" for weight in weights]
+    shown = zip(balancer.tasks, cells(balancer.weights), bars, strict=True)
+    print(f"step {balancer._steps:,}{''.join(f'  {task} {cell}{bar}' for task, cell, bar in shown)}", flush=True)
 
 
-class _Terminal:
-    """Draws a line per task over those that it drew before."""
-
-    _height = 0
-
-    def __call__(self, balancer: GradNorm) -> None:
-        width, weights = max(map(len, balancer.tasks)), balancer.weights.tolist()
-        bars = ("█" * round(WIDEST * weight / max(weights)) for weight in weights)
-        rows = zip(balancer.tasks, cells(balancer.weights), bars, strict=True)
-        lines = [f"step {balancer._steps:,}", *(f"{task:<{width}}  {cell}  {bar}" for task, cell, bar in rows)]
-        up = f"\x1b[{self._height}F" if self._height else ""
-        self._height = len(lines)
-        print(up + "\n".join(f"{line}\x1b[K" for line in lines), flush=True)
+def _bar(part: float) -> str:
+    return BARS[round((len(BARS) - 1) * part)]

@@ -56,6 +56,8 @@ FORMATS = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 """The formats to save, by suffix, with metadata by which the same figure gives the same file."""
 SMOOTHED = 40
 """Running medians are over this part of a curve."""
+WIDE = 30
+"""Weights and rates whose largest is so many times the smallest are drawn on a logarithmic axis."""
 
 
 class StyledFigure(Figure):
@@ -161,7 +163,8 @@ def _one_panel(draw: Any, balancer: GradNorm | History, path: str | Path | None,
 
 
 def _draw_weights(ax: Axes, run: _Run) -> None:
-    _draw(ax, run, "Loss weights", "weight $w_i$", run.values["weight"])
+    found = run.values["weight"]
+    _draw(ax, run, "Loss weights", "weight $w_i$", found, log=_is_wide(found))
 
 
 def _draw_norms(ax: Axes, run: _Run) -> None:
@@ -180,7 +183,13 @@ def _draw_losses(ax: Axes, run: _Run) -> None:
 
 
 def _draw_rates(ax: Axes, run: _Run) -> None:
-    _draw(ax, run, "Training rates (above 1: lags)", "inverse training rate $r_i$", run.values["rate"])
+    found = run.values["rate"]
+    _draw(ax, run, "Training rates (above 1: lags)", "inverse training rate $r_i$", found, log=_is_wide(found))
+
+
+def _is_wide(values: Array) -> bool:
+    found = values[np.isfinite(values)]
+    return len(found) > 0 and found.min() > 0 and found.max() > WIDE * found.min()
 
 
 _PANELS = (_draw_weights, _draw_norms, _draw_losses, _draw_rates)
@@ -235,7 +244,7 @@ def diagnosis(found: Diagnosis, path: str | Path | None = None) -> Figure:
         bars.barh(range(len(norms)), np.where(np.isfinite(norms), norms, 0), color=COLORS[0], height=0.62)
         for row, norm in enumerate(norms):
             bars.text(1.02, row, f"{norm:.3g}", transform=bars.get_yaxis_transform(), va="center")
-        bars.set_yticks(range(len(norms)), found.tasks)
+        bars.set_yticks(range(len(norms)), [*map(_plain, found.tasks)])
         bars.invert_yaxis()
         if (norms > 0).any():
             bars.set_xscale("log")
@@ -264,14 +273,14 @@ def cosines(found: Diagnosis | Report | GradNorm, path: str | Path | None = None
 
 
 def _draw_cosines(ax: Axes, tasks: Sequence[str], cosines: Tensor) -> None:
-    places = range(len(tasks))
+    places, names = range(len(tasks)), [*map(_plain, tasks)]
     ax.imshow(cosines.cpu().numpy(), cmap="RdBu", vmin=-1, vmax=1)
     for i in places:
         for j in places:
             value = cosines[i, j].item()
             ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else "#222222")
-    ax.set_xticks(places, tasks, rotation=30, ha="right")
-    ax.set_yticks(places, tasks)
+    ax.set_xticks(places, names, rotation=30, ha="right")
+    ax.set_yticks(places, names)
     ax.set_title("Cosine between gradients")
     ax.set_xlabel("task")
     ax.set_ylabel("task")
@@ -325,7 +334,12 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
     for i in reversed(range(len(at))):
         at[i] = min(at[i], at[i + 1] - gap if i + 1 < len(at) else 1.0)
     for height, (_, name, color) in zip(at, ends, strict=True):
-        ax.text(1.02, height, name, transform=ax.transAxes, color=color, va="center", fontsize=size)
+        ax.text(1.02, height, _plain(name), transform=ax.transAxes, color=color, va="center", fontsize=size)
+
+
+def _plain(name: str) -> str:
+    """A name in which matplotlib sees no formula."""
+    return name.replace("$", r"\$")
 
 
 def color_at(place: int) -> str:

@@ -71,9 +71,12 @@ class GradNormTrainer(Trainer):
     # What compute_loss returns is a mean over one micro-batch: Trainer is to divide it by their number.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, balancer: GradNorm, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, balancer: GradNorm | None = None, **kwargs: Any) -> None:
         if not isinstance(balancer, GradNorm):
-            raise ArgumentError(f"balancer must be a GradNorm, got {type(balancer).__name__}")
+            raise ArgumentError(
+                f"balancer must be a GradNorm, got {type(balancer).__name__}: give balancer=GradNorm([…]), or a "
+                "gradnorm.monitor([…])"
+            )
         super().__init__(*args, **kwargs)
         self.balancer = balancer
         _check_usable(self)

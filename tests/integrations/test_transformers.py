@@ -336,6 +336,8 @@ def test_errors_name_the_remedy(tmp_path):
 
     with pytest.raises(ArgumentError, match="balancer must be a GradNorm, got list"):
         trainer_of(seeded("module"), ["near", "far"], tmp_path, data)
+    with pytest.raises(ArgumentError, match=r"balancer must be a GradNorm, got NoneType: give balancer=GradNorm"):
+        GradNormTrainer(model=seeded("module"))
     with pytest.raises(ArgumentError, match=r"'losses', got the keys near, far; .*override compute_losses"):
         of(WithoutLosses()).train()
     with pytest.raises(ArgumentError, match=r"label_smoothing_factor=0\.1 has no effect"):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -159,13 +160,15 @@ def test_a_saved_history_is_loaded_as_it_was(suffix, tmp_path):
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
     history = filled(3, capacity=3)
-    absent = torch.tensor([[0.1, 1.0, 2.0, 3.0, 4.0], [torch.nan] * 5])
+    absent = torch.tensor([[0.1, 1.0, 2.0, torch.inf, -torch.inf], [torch.nan] * 5])
     history.append(StepRecord(7, absent, None))
     history.save(tmp_path / f"h.{suffix}")
     loaded = History.load(tmp_path / f"h.{suffix}")
     assert loaded.tasks == history.tasks
     assert str(loaded.rows()) == str(history.rows())  # as text, since NaN is not equal to itself
     assert len(loaded) == 3
+    if suffix == "jsonl":
+        assert not {"NaN", "Infinity"} & set(re.findall(r"(?<!\")\b\w+\b(?!\")", (tmp_path / "h.jsonl").read_text()))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

@@ -29,8 +29,7 @@ def trained(every, steps=STEPS, **kwargs):
 def test_where_output_is_piped_it_is_a_line_each_time(capsys):
     _, balancer, _ = trained(every=3)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["0", "3", "6"]
-    assert lines[0] == "step 0  a 1  b 1  c 1"
+    assert [line.split()[1] for line in lines] == ["1", "3", "6"]
     for line in lines:
         step, *weights = map(float, re.findall(r"-?\d+(?:\.\d+)?", line))
         row = [r["weight"] for r in balancer.history.rows() if r["step"] == step]
@@ -40,7 +39,7 @@ def test_where_output_is_piped_it_is_a_line_each_time(capsys):
 @cpu_only
 def test_nothing_is_shown_after_remove_in_eval_or_twice_in_one_step(capsys):
     net, balancer, view = trained(every=1, steps=1)
-    capsys.readouterr()
+    assert capsys.readouterr().out == ""
     for _ in range(3):  # accumulation: calls without a step
         balancer(net.losses(batch()))
     balancer.eval()(net.losses(batch()))
@@ -63,20 +62,41 @@ def test_a_copy_is_not_shown(copied, capsys):
 
 
 @cpu_only
-def test_a_terminal_draws_bars_in_one_place(capsys, monkeypatch):
+def test_the_first_line_shows_what_was_balanced_and_not_the_ones_before(capsys):
+    _, balancer, _ = trained(every=50, steps=2, update="closed-form")
+    (line,) = capsys.readouterr().out.splitlines()
+    shown = [float(cell) for cell in line.split()[3::2]]
+    assert shown != [1.0] * 3
+    assert shown == pytest.approx([row["weight"] for row in balancer.history.rows()[-3:]], rel=1e-2)
+
+
+@cpu_only
+def test_of_several_processes_the_first_shows_them(capsys, monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("gradnorm._live.dist.get_rank", lambda: 1)
+    view = gradnorm.live(balancer := GradNorm(2, shared=torch.nn.Linear(2, 2)), every=1)
+    balancer._steps = 1
+    (hook,) = balancer._forward_pre_hooks.values()
+    hook(balancer, None)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("gradnorm._live.dist.get_rank", lambda: 0)
+    hook(balancer, None)
+    assert capsys.readouterr().out.startswith("step 1")
+    view.remove()
+
+
+@cpu_only
+def test_a_terminal_shows_bars_and_keeps_what_else_is_printed(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    _, balancer, _ = trained(every=3)
-    first, *others = re.split(r"\x1b\[4F", capsys.readouterr().out)
-    assert len(others) == 2
-    for drawn in (first, *others):
-        title, *rows = drawn.splitlines()
-        assert title.startswith("step ")
-        assert [row.split()[0] for row in rows] == ["a", "b", "c"]
-        assert all(row.endswith("\x1b[K") for row in (title, *rows))
-    lengths = [row.count("█") for row in others[-1].splitlines()[1:]]
-    assert max(lengths) == 30
-    recorded = torch.tensor([row["weight"] for row in balancer.history.rows()[-3:]])
-    assert lengths == (30 * recorded / recorded.max()).round().int().tolist()
+    trained(every=3)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    for line in said.splitlines():
+        found = re.findall(r"[abc] ([\d.]+) ([▁▂▃▄▅▆▇█])", line)
+        heights = ["▁▂▃▄▅▆▇█".index(bar) for _, bar in found]
+        largest = max(float(weight) for weight, _ in found)
+        assert max(heights) == 7
+        assert heights == pytest.approx([7 * float(weight) / largest for weight, _ in found], abs=0.6)
 
 
 @cpu_only
@@ -94,12 +114,12 @@ def test_a_notebook_updates_one_display(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython.display", module)
     _, balancer, _ = trained(every=2)
     assert displayed == [(balancer, True)]
-    assert len(updated) == 4
+    assert len(updated) == 4  # after steps 1, 2, 4, 6
     assert len(set(updated)) == 4
     assert capsys.readouterr().out == ""
     notebook.get_ipython = lambda: SimpleNamespace()  # IPython in a terminal
     trained(every=STEPS)
-    assert capsys.readouterr().out.startswith("step 0")
+    assert capsys.readouterr().out.startswith("step 1")
 
 
 def test_it_changes_nothing_of_the_run(capsys):

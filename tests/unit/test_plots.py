@@ -74,6 +74,20 @@ def test_every_axis_names_its_quantity():
 # ------------------------------------------------------------------------------------------------------ what is drawn
 
 
+@pytest.mark.parametrize("draw", [plots.weights, plots.rates])
+@pytest.mark.parametrize(("ratio", "scale"), [(20, "linear"), (1000, "log"), (0, "linear")])
+def test_weights_and_rates_decades_apart_are_drawn_on_a_log_axis(draw, ratio, scale):
+    history = recorded(3, lambda step, task, field: 1.0 if task else float(ratio))
+    assert draw(history).axes[0].get_yscale() == scale
+
+
+def test_names_of_tasks_are_no_formulas(tmp_path):
+    tasks = ["$\\frac$", "a$b", "c"]
+    run = recorded(3, tasks=tasks)
+    drawn = plots.training(run, tmp_path / "a.svg")
+    assert {text.get_text().replace("\\$", "$") for text in drawn.axes[0].texts} == {*tasks}
+
+
 def test_the_whole_run_is_drawn():
     history = recorded(5000)
     figure = plots.training(history)
