@@ -87,20 +87,12 @@ class Report(str):
     skipped: int
     findings: list[str]
     advice: list[str]
+    _columns: dict[str, list[str]]
+    """The table's, as text."""
 
     def _repr_html_(self) -> str:
-        columns = {
-            "task": self.tasks,
-            "weight": cells(self.weights),
-            "average": cells(self.averaged_weights),
-            "loss": cells(self.losses),
-            "norm": cells(self.norms),
-            "target": cells(self.targets),
-            "rate": cells(self.rates),
-            "÷L(0)": cells(self.loss_ratios, percent=True),
-        }
         beside = {"weight": _html.bars(self.weights.tolist()), "norm": _html.bars(self.norms.tolist())}
-        parts = [_html.table(columns, beside)]
+        parts = [_html.table({"task": self.tasks, **self._columns}, beside)]
         if self.cosines is not None:
             parts.append(_html.matrix("cosine", self.tasks, self.cosines.tolist()))
         title = f"{self.steps:,} steps; shared layer: {self.layer}"
@@ -148,6 +140,8 @@ def describe(history: History, training: Training) -> Report:
         **{name: cells(last[name]) for name in ("loss", "norm", "target", "rate")},
         "÷L(0)": cells(ratios, percent=True),
     }
+    if training.is_constant:
+        columns = {name: column for name, column in columns.items() if name not in ("weight", "average", "target")}
     lines = [
         f"Shared layer: {training.layer}",
         f"{training.steps:,} steps, of which {len(history):,} are recorded",
@@ -156,7 +150,7 @@ def describe(history: History, training: Training) -> Report:
     findings, advice = _progress(tasks, series, training)
     advice += [*_floor(history, training), *_stuck(tasks, series, training), *conflicts(tasks, table)]
     report = Report(page(lines, tasks, columns, table, [*advice, *findings]))
-    report.tasks, report.layer, report.steps = tasks, training.layer, training.steps
+    report.tasks, report.layer, report.steps, report._columns = tasks, training.layer, training.steps, columns
     report.weights, report.averaged_weights = training.weights, training.averaged_weights
     report.losses, report.loss_ratios, report.norms = last["loss"], ratios, last["norm"]
     report.targets, report.rates, report.cosines = last["target"], last["rate"], table

@@ -344,14 +344,18 @@ class GradNorm(SealedModule):
         return self.freeze(False)
 
     def reset(self) -> Self:
-        """Discard the measurements since the last step, as when that step is skipped on purpose; weights are kept."""
+        """Discard the measurements since the last step, as when that step is skipped on purpose; weights are kept.
+
+        `reset_parameters` is what goes back to the start.
+        """
         self._forget()
         return self
 
     def reset_parameters(self) -> None:
         """Reset to the initial state: weights, `L(0)`, the optimizer's state, averages, counters, an empty history.
 
-        Called by tools that build a model on the meta device. A detected layer and `freeze()` are kept.
+        Called by tools that build a model on the meta device. A detected layer and `freeze()` are kept. `reset` only
+        discards what was measured since the last step.
         """
         frozen = self._frozen
         super().reset_parameters()

@@ -173,7 +173,7 @@ class History:
                 each = [max((value for value in curve if math.isfinite(value)), default=0.0) for curve in curves]
                 most = each if field == "loss" else [max(each)] * len(each)  # losses have units of their own
                 beside[field] = [_html.trace(curve, top) for curve, top in zip(curves, most, strict=True)]
-        return _html.document(title, [_html.table(columns, beside)])
+        return _html.document(f"{title}; weights are those that a step trained with", [_html.table(columns, beside)])
 
     def save(self, path: str | Path) -> None:
         """Write `rows()` to a `.csv`, `.jsonl` or `.parquet` file.

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from . import _html
 from . import functional as rule
+from ._advice import cells
 from ._balancer import GradNorm
+from ._history import FIELDS
 from ._types import Shared
 from ._updates import Measured, Update
 from .capture import At
@@ -28,6 +31,17 @@ class Monitor(GradNorm):
 
     `attach`, `step`, `report`, `history` and everything else are those of `GradNorm`.
     """
+
+    def extra_repr(self) -> str:
+        """When and where it measures, `W` and the tasks, for `print`."""
+        return "\n".join([f"every={self.every}, at={self.at!r}", f"W: {self._described}", *self.tasks])
+
+    def _repr_html_(self) -> str:
+        columns = {"task": self.tasks}
+        if self._last is not None:
+            last = self._last.cpu()
+            columns |= {name: cells(last[:, FIELDS.index(name)]) for name in ("loss", "norm")}
+        return _html.document(f"Monitor of {self._described}; {self._steps:,} steps", [_html.table(columns)])
 
     def log_dict(self, prefix: str = "gradnorm/") -> dict[str, float]:
         """The last measured step as floats for a logger; synchronizes with the device.

@@ -10,7 +10,7 @@ checkpoint.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
@@ -155,23 +155,32 @@ def _watch(
     return watched(losses)
 
 
-_WATCHED: WeakKeyDictionary[LightningModule, tuple[Monitor, ReferenceType[Optimizer], RemovableHandle]] = (
-    WeakKeyDictionary()
-)
-"""The monitor of each module that is watched, and the optimizer it is attached to: a new one in each `fit`."""
+class _Watched(NamedTuple):
+    """What watches a module: its monitor, the plain options that made it, and the optimizer of this `fit`."""
+
+    monitor: Monitor
+    plain: dict[str, Any]
+    optimizer: ReferenceType[Optimizer]
+    handle: RemovableHandle
+
+
+_WATCHED: WeakKeyDictionary[LightningModule, _Watched] = WeakKeyDictionary()
 
 
 def _watched(
     module: LightningModule, losses: Mapping[str, Tensor | None], index: int | None, options: dict[str, Any]
 ) -> Monitor:
     optimizer = _find_optimizer(module.trainer.optimizers, index)
-    known, attached, handle = _WATCHED.get(module, (None, None, None))
-    if known is None or attached is None or attached() is not optimizer:
-        if handle is not None:
-            handle.remove()
-        known = known or monitor(losses, model=module, **options)
-        _WATCHED[module] = known, ref(optimizer), known.attach(optimizer)
-    return known
+    known = _WATCHED.get(module)
+    if known is not None and known.optimizer() is optimizer:
+        return known.monitor
+    if known is not None:
+        known.handle.remove()
+    plain = {name: value for name, value in options.items() if isinstance(value, int | float | str)}
+    is_same = known is not None and known.plain == plain
+    watcher = known.monitor if known is not None and is_same else monitor(losses, model=module, **options)
+    _WATCHED[module] = _Watched(watcher, plain, ref(optimizer), watcher.attach(optimizer))
+    return watcher
 
 
 def _find_balancer(module: LightningModule, wanted: GradNorm | str | None) -> GradNorm:

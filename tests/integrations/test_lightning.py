@@ -112,7 +112,7 @@ class Watched(Net):
         self.options = options
 
     def training_step(self, x, batch_idx):
-        return watch(self, self.losses(x), every=2, **self.options)
+        return watch(self, self.losses(x), **{"every": 2, **self.options})
 
     validation_step = training_step
 
@@ -124,7 +124,7 @@ class Summed(Net):
 
 def fit_watched(net, logger=False):
     trainer_of(callback=Callback(), logger=logger).fit(net, loader(), loader())
-    return _WATCHED[net][0]
+    return _WATCHED[net].monitor
 
 
 def test_a_watched_module_trains_and_is_saved_as_one_that_returns_the_sum():
@@ -152,6 +152,16 @@ def test_another_fit_continues_with_the_same_monitor_and_one_optimizer():
     assert fit_watched(net) is first
     assert len(first.history) == STEPS
     assert copy.deepcopy(net) not in _WATCHED
+
+
+def test_another_fit_with_other_options_has_a_monitor_of_its_own():
+    net = Watched()
+    first = fit_watched(net)
+    net.options = {**net.options, "every": 3}
+    second = fit_watched(net)
+    assert (first.every, second.every) == (2, 3)
+    assert second.history.steps == list(range(0, STEPS, 3))
+    assert first.history.steps == list(range(0, STEPS, 2))
 
 
 def test_a_task_that_a_batch_lacks_is_watched_as_absent():
@@ -182,7 +192,7 @@ def test_a_compiled_module_is_watched_in_every_step():
     torch._dynamo.reset()
     net = Watched()
     trainer_of(callback=Callback(), logger=False).fit(torch.compile(net, backend="eager"), loader(), loader())
-    assert _WATCHED[net][0].history.steps == list(range(0, STEPS, 2))
+    assert _WATCHED[net].monitor.history.steps == list(range(0, STEPS, 2))
 
 
 def test_watching_asks_for_the_optimizer_where_there_are_several():
