@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 STYLE = """
-:root { color-scheme: light dark; --page: #fbfaf8; --text: #22252a; --quiet: #5f636b; --line: #e4e0d8; --tint: #efece6;
+:root { color-scheme: light dark; --page: #fbfaf8; --text: #22252a; --quiet: #5f636b; --line: #e4e0d8; --tint: #efece6; --shade: #0003;
   --holds: #00664c; --fails: #a03c00; --open: #7a5a00; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #17191d; --text: #e3e4e6; --quiet: #a2a7b0; --line: #33373e; --tint: #262a30;
+  :root { --page: #17191d; --text: #e3e4e6; --quiet: #a2a7b0; --line: #33373e; --tint: #262a30; --shade: #000a;
     --holds: #5fd0ad; --fails: #ff9d66; --open: #e0b84a; }
 }
 * { box-sizing: border-box; }
@@ -31,7 +31,11 @@ p, ul { margin: 0 0 1rem; max-width: 46rem; }
 .summary li { margin-bottom: 0.35rem; }
 code { font: 0.82em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   background: var(--tint); padding: 0.1em 0.35em; border-radius: 3px; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; background: /* a shade where more is beyond the edge; covers scroll along, shades do not */
+  linear-gradient(90deg, var(--page) 40%, transparent) left / 2.5rem 100% no-repeat local,
+  linear-gradient(270deg, var(--page) 40%, transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(90deg, var(--shade), transparent) left / 0.9rem 100% no-repeat scroll,
+  linear-gradient(270deg, var(--shade), transparent) right / 0.9rem 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font: 0.82rem/1.45 system-ui, "Segoe UI", "DejaVu Sans", sans-serif;
   font-variant-numeric: tabular-nums; border-top: 2px solid var(--text); border-bottom: 2px solid var(--text); }
 th { text-align: left; font-weight: 600; border-bottom: 1px solid var(--text); }
