@@ -142,9 +142,8 @@ def test_end_to_end_it_writes_its_folder_and_a_second_start_computes_nothing(stu
     assert rows[0] == "problem,method,seed,step,quantity,value"
     assert {int(line.split(",")[3]) for line in rows[1:]} >= {0, study.config.steps}
     assert all(math.isfinite(float(line.rsplit(",", 1)[1])) for line in rows[1:])
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".csv", ".md", ".html")}
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     run(study, tmp_path)
-    assert json.loads((tmp_path / "manifest.json").read_text())["runs_computed_by_the_last_start"] == 0
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
 

@@ -96,7 +96,7 @@ def test_a_second_start_computes_only_what_is_missing(tmp_path):
     del kept[lost]
     lost.unlink()
     run(TOY, tmp_path)
-    assert json.loads((tmp_path / "manifest.json").read_text())["runs_computed_by_the_last_start"] == 1
+    assert json.loads((tmp_path / "manifest.json").read_text())["runs"] == len(kept) + 2, "all, and one of them again"
     assert lost.read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert (tmp_path / "table.md").read_bytes() == table
@@ -115,7 +115,7 @@ def test_the_report_tells_when_its_runs_were_trained_and_not_when_it_was_written
     assert re.search(r"Trained 2026-01-01 in \d+ s; commit abc; Linux, 2 CPUs", page)
     assert first["seconds"] > 0
     monkeypatch.setattr(results, "_facts", lambda: facts("2026-01-02", "def"))
-    assert start() == (page, {**first, "runs_computed_by_the_last_start": 0})
+    assert start() == (page, first)
     (tmp_path / "runs" / "T-2_equal_0.json").unlink()
     page, second = start()
     assert "Trained 2026-01-01 and 2026-01-02 in" in page

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 STYLE = """
-:root { color-scheme: light dark; --page: #fbfaf8; --text: #22252a; --quiet: #5f636b; --line: #e4e0d8; --tint: #efece6; --shade: #0003;
-  --holds: #00664c; --fails: #a03c00; --open: #7a5a00; }
+:root { color-scheme: light dark; --page: #fbfaf8; --text: #22252a; --quiet: #5f636b; --line: #e4e0d8; --tint: #efece6;
+  --shade: #0003; --holds: #00664c; --fails: #a03c00; --open: #7a5a00; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #17191d; --text: #e3e4e6; --quiet: #a2a7b0; --line: #33373e; --tint: #262a30; --shade: #000a;
     --holds: #5fd0ad; --fails: #ff9d66; --open: #e0b84a; }

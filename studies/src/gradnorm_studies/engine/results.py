@@ -90,8 +90,8 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 class Manifest:
     """When, where and by what code the runs were trained: `manifest.json`, written after each of them.
 
-    Facts of several starts stand together, and their wall times are added up; a start that trains nothing changes
-    neither, so that a report tells of its runs and not of when it was written.
+    Facts of several starts stand together, runs and wall times are added up; a start that trains nothing changes
+    none of it, so that a report tells of its runs and not of when it was written.
 
     Args:
         out: The study's folder.
@@ -113,7 +113,7 @@ class Manifest:
         """Write the file; returns its content."""
         facts: dict[str, Any] = {name: self._joined(name) for name in self._now}
         facts["seconds"] = round(self._earlier.get("seconds", 0.0) + self._seconds, 3)
-        facts["runs_computed_by_the_last_start"] = self._computed
+        facts["runs"] = self._earlier.get("runs", 0) + self._computed
         write_whole(self._path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
         return facts
 
