@@ -18,6 +18,7 @@ import methods
 import models
 import overhead
 import report
+import physics
 import rooms
 
 TINY = {
@@ -165,3 +166,17 @@ def test_rooms_are_counted_by_the_second(monkeypatch):
 
 def test_the_rooms_table_names_device_and_size():
     assert "| cpu | 32×32 → 8×8 | 1500 | 210 |" in rooms.table([("cpu", 32, 8, 1500.4, 210.3)], rounds=3)
+
+
+def test_the_cost_of_physics_is_paired_and_leaves_out_the_first_round(monkeypatch):
+    clock = [0.0]
+    costs = {"equal": iter([50.0, 1.0, 2.0, 4.0]), "gradnorm": iter([900.0, 2.0, 4.0, 8.0])}
+    monkeypatch.setattr(physics.time, "perf_counter", lambda: clock[0])
+
+    def work(method):
+        return lambda: clock.__setitem__(0, clock[0] + next(costs[method]))
+
+    found = physics.ratios({method: work(method) for method in costs}, rounds=3)
+    assert found == {"equal": (100.0, 1.0), "gradnorm": (200.0, 2.0)}
+    shown = dict.fromkeys(physics.METHODS, (3.21, 1.5))
+    assert "| Helmholtz | 5 | 3.2 ms | 1.50 | 1.50 | 1.50 |" in physics.table({"Helmholtz": shown}, rounds=3)
