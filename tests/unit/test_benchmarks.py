@@ -17,8 +17,8 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import methods
 import models
 import overhead
-import report
 import physics
+import report
 import rooms
 
 TINY = {
