@@ -57,7 +57,7 @@ FORMATS = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 SMOOTHED = 40
 """Running medians are over this part of a curve."""
 WIDE = 30
-"""Weights and rates whose largest is so many times the smallest are drawn on a logarithmic axis."""
+"""Values whose largest is so many times the smallest are drawn on a logarithmic axis."""
 
 
 class StyledFigure(Figure):
@@ -164,7 +164,7 @@ def _one_panel(draw: Any, balancer: GradNorm | History, path: str | Path | None,
 
 def _draw_weights(ax: Axes, run: _Run) -> None:
     found = run.values["weight"]
-    _draw(ax, run, "Loss weights", "weight $w_i$", found, log=_is_wide(found))
+    _draw(ax, run, "Loss weights", "weight $w_i$", found, log=is_wide(found))
 
 
 def _draw_norms(ax: Axes, run: _Run) -> None:
@@ -184,10 +184,11 @@ def _draw_losses(ax: Axes, run: _Run) -> None:
 
 def _draw_rates(ax: Axes, run: _Run) -> None:
     found = run.values["rate"]
-    _draw(ax, run, "Training rates (above 1: lags)", "inverse training rate $r_i$", found, log=_is_wide(found))
+    _draw(ax, run, "Training rates (above 1: lags)", "inverse training rate $r_i$", found, log=is_wide(found))
 
 
-def _is_wide(values: Array) -> bool:
+def is_wide(values: Array) -> bool:
+    """Whether values of any shape ask for a logarithmic axis: all positive, the largest `WIDE` times the smallest."""
     found = values[np.isfinite(values)]
     return len(found) > 0 and found.min() > 0 and found.max() > WIDE * found.min()
 

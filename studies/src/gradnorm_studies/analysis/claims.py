@@ -210,10 +210,10 @@ def paired(mean: str, error: float) -> str:
     """A mean paired difference and its standard error, which a single seed has not.
 
     Examples:
-        >>> paired("+0.2", 0.13), paired("+0.2", math.nan)
-        ('+0.2 ± 0.1', '+0.2')
+        >>> paired("+0.2", 0.13), paired("+41", 28.0), paired("+0.2", math.nan)
+        ('+0.2 ± 0.1', '+41 ± 28', '+0.2')
     """
-    return mean if math.isnan(error) else f"{mean} ± {error:.1g}"
+    return mean if math.isnan(error) else f"{mean} ± {error:{'.1g' if error < 9.5 else '.0f'}}"
 
 
 def examine(

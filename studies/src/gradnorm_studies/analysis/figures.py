@@ -16,7 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
-from gradnorm.plots import STYLE, Curves, StyledFigure, draw_curves, panels, save
+from gradnorm.plots import STYLE, Curves, StyledFigure, draw_curves, is_wide, panels, save
 
 Array = NDArray[np.float64]
 
@@ -128,6 +128,8 @@ def finals(path: Path, shown: Sequence[Ends], columns: int = 4) -> Path:
 
 
 def _draw_ends(ax: Axes, panel: Ends) -> None:
+    if is_wide(np.concatenate([*panel.values.values()])):
+        ax.set_xscale("log")
     for row, (name, values) in enumerate(panel.values.items()):
         color, weight = color_of(name, panel.values), "bold" if name in LEADING else "normal"
         ax.plot(values, np.full(len(values), row), "o", color=color, markersize=4.5, alpha=0.55, markeredgewidth=0)
@@ -143,6 +145,8 @@ def _draw_ends(ax: Axes, panel: Ends) -> None:
     ax.grid(axis="y", color="#eeeeee")
     ax.set_axisbelow(True)
     ax.margins(x=0.06)
+    if ax.get_xscale() == "log":
+        ax.xaxis.set_major_formatter(PlainLog(labelOnlyBase=True))
     ax.set_title(panel.title)
     ax.set_xlabel(panel.xlabel)
 

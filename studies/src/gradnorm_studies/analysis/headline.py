@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gradnorm_studies.analysis.claims import RULES, Array, Finding, Verdict, standard_error, verdict
+from gradnorm_studies.analysis.claims import RULES, Array, Finding, Verdict, paired, standard_error, verdict
 from gradnorm_studies.analysis.metrics import Quantity
 
 MOST_NAMED = 6
@@ -96,7 +96,7 @@ def _margin(name: str, margins: Array) -> str:
     if len(margins) == 1:
         return f"{name} by {margins[0]:.2g} (one seed)"
     clear = "" if verdict(margins) == "holds" else f" ({verdict(margins)})"
-    return f"{name} by {margins.mean():.2g} ± {standard_error(margins):.1g}{clear}"
+    return f"{name} by {paired(f'{margins.mean():.2g}', standard_error(margins))}{clear}"
 
 
 def _count(number: int, noun: str) -> str:

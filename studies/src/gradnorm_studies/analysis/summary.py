@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gradnorm_studies.analysis.claims import paired, spread, standard_error
 from gradnorm_studies.analysis.metrics import Metrics, MissingRunError, Quantity
 from gradnorm_studies.analysis.report import Figure, Table
@@ -124,7 +126,8 @@ def _curves(metrics: Metrics, problem: str, quantity: Quantity):
     steps = metrics.steps(problem, methods[0], quantity.name)
     late = slice(round(BURN_IN * len(steps)), None)
     series = {m: metrics.series(problem, m, quantity.name)[:, late] for m in drawn}
-    return draw.Curves(problem, steps[late], series, quantity.label, xlabel=draw.STEP)
+    log = draw.is_wide(np.stack([values.mean(axis=0) for values in series.values()]))
+    return draw.Curves(problem, steps[late], series, quantity.label, log, xlabel=draw.STEP)
 
 
 def _weights(metrics: Metrics, problem: str, tasks: Sequence[str]) -> list[Any]:
