@@ -3,7 +3,7 @@
     python results/collect.py runs/units runs/toy   # folders of `gradnorm reproduce`; none: only the tables again
 
 Of each run: `table.md`, `claims.json` and `ends.json` (or a search's `learning_rates.json`), `config.json` and
-`manifest.json`, in a folder of the same name; its pictures into `docs/images`.
+`manifest.json`, in a folder of the same name; its pictures, SVG and PNG, into `docs/images`.
 """
 
 import json
@@ -34,10 +34,9 @@ def take(run: Path) -> None:
         if (run / name).exists():
             shutil.copyfile(run / name, folder / name)
     is_theirs = json.loads((run / "config.json").read_text(encoding="utf-8")).get("data") == "nyuv2"
-    for picture in (run / "figures").glob("*.png"):
-        if is_theirs and picture.name == SHOWS_IMAGES:
-            continue
-        shutil.copyfile(picture, IMAGES / f"{run.name}-{picture.name}")
+    for picture in (run / "figures").glob("*.*g"):
+        if not (is_theirs and picture.name == SHOWS_IMAGES):
+            shutil.copyfile(picture, IMAGES / f"{run.name}-{picture.name}")
 
 
 def claims_table() -> str:

@@ -7,6 +7,7 @@ curves: `Curves`, `panels`, `draw_curves` and `save` draw other figures in this 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -363,6 +364,8 @@ def panels(count: int, columns: int, width: float, height: float) -> tuple[Figur
 def save(figure: Figure, path: str | Path, few_colors: bool = True) -> Path:
     """Write a figure, in the format of the suffix: `.png`, or with all lines and text as vectors `.svg`, `.pdf`.
 
+    An SVG has its coordinates to a hundredth of a point.
+
     Args:
         figure: The figure.
         path: Where to.
@@ -375,14 +378,21 @@ def save(figure: Figure, path: str | Path, few_colors: bool = True) -> Path:
     path = _checked(path)
     suffix = path.suffix[1:].lower()
     with rc_context(STYLE):
-        if suffix != "png":
-            figure.savefig(path, format=suffix, metadata=FORMATS[suffix])
-            return path
         buffer = BytesIO()
+        if suffix != "png":
+            figure.savefig(buffer, format=suffix, metadata=FORMATS[suffix])
+            written = buffer.getvalue()
+            path.write_bytes(re.sub(rb"<[^>]*>", _shortened, written) if suffix == "svg" else written)
+            return path
         figure.savefig(buffer, format="png")
     picture = Image.open(buffer).convert("RGB")
     (picture.quantize(128) if few_colors else picture).save(path, optimize=True)
     return path
+
+
+def _shortened(tag: re.Match[bytes]) -> bytes:
+    """A tag of an SVG with its coordinates cut to two decimals; what is between tags may be a figure to read."""
+    return re.sub(rb"(?<=\d\.\d\d)\d+", b"", tag[0])
 
 
 def _checked(path: str | Path) -> Path:

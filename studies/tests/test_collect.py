@@ -30,10 +30,10 @@ def test_a_run_is_taken_by_its_name_from_wherever_it_is_called(tmp_path):
     (run / "figures").mkdir(parents=True)
     (run / "table.md").write_text("# Toy")
     (run / "config.json").write_text("{}")
-    (run / "figures/gain.png").write_bytes(b"")
+    (run / "figures/gain.svg").write_bytes(b"")
     assert collected(tmp_path, ".", where=run).returncode == 0
     assert (tmp_path / "results/toy/table.md").read_text() == "# Toy"
-    assert (tmp_path / "docs/images/toy-gain.png").exists()
+    assert (tmp_path / "docs/images/toy-gain.svg").exists()
 
 
 def test_images_of_nyuv2_are_left_where_they_are(tmp_path):
@@ -42,8 +42,8 @@ def test_images_of_nyuv2_are_left_where_they_are(tmp_path):
         (run / "figures").mkdir(parents=True)
         (run / "table.md").write_text("")
         (run / "config.json").write_text(f'{{"data": "{data}"}}')
-        for picture in ("pictures.png", "losses.png"):
+        for picture in ("pictures.png", "losses.svg"):
             (run / "figures" / picture).write_bytes(b"")
         assert collected(tmp_path / name, str(run)).returncode == 0
-    taken = {path.name for path in tmp_path.glob("*/docs/images/*.png")}
-    assert taken == {"rooms-pictures.png", "rooms-losses.png", "nyuv2-losses.png"}
+    taken = {path.name for path in tmp_path.glob("*/docs/images/*")}
+    assert taken == {"rooms-pictures.png", "rooms-losses.svg", "nyuv2-losses.svg"}

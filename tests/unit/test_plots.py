@@ -1,5 +1,6 @@
 """Figures: what they say, in every format, and nothing of the user's matplotlib changed."""
 
+import re
 import subprocess
 import sys
 from io import BytesIO
@@ -86,6 +87,16 @@ def test_names_of_tasks_are_no_formulas(tmp_path):
     run = recorded(3, tasks=tasks)
     drawn = plots.training(run, tmp_path / "a.svg")
     assert {text.get_text().replace("\\$", "$") for text in drawn.axes[0].texts} == {*tasks}
+
+
+def test_an_svg_is_short_in_its_coordinates_and_whole_in_its_text(tmp_path):
+    figure, (ax,) = plots.panels(1, 1, width=3, height=2)
+    ax.plot(np.sqrt(np.arange(50.0)))
+    ax.set_title("0.5678 m")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        written = plots.save(figure, tmp_path / "a.svg").read_text()
+    assert "0.5678 m</text>" in written
+    assert not re.search(r"\d\.\d{3}", re.sub(r">[^<]*<", "><", written))
 
 
 def test_the_whole_run_is_drawn():

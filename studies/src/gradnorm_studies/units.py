@@ -261,7 +261,7 @@ class Units(Study[UnitsConfig]):
                     xlabel="k: one loss is multiplied by $10^k$",
                 )
             )
-        path = figures.over_time(folder / "units.png", panels, columns=2)
+        path = figures.over_time(folder / "units.svg", panels, columns=2)
         return [
             Figure(path, "Scores with one loss multiplied by 10^k: means over seeds, their range; cut off at −20 %.")
         ]

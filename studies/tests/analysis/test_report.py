@@ -37,7 +37,7 @@ def report(tmp_path: Path) -> StudyReport:
     panel = figures.Curves("T=2", np.arange(3.0), {"equal": np.ones((2, 3)), "gradnorm": np.zeros((2, 3))}, "loss")
     ends = figures.Ends("T=2", {"equal": np.ones(2), "other": np.zeros(2)}, "loss")
     pictures = [
-        Figure(figures.over_time(tmp_path / "a.png", [panel]), "over time <1>"),
+        Figure(figures.over_time(tmp_path / "a.svg", [panel]), "over time <1>"),
         Figure(figures.finals(tmp_path / "b.png", [ends, ends]), "ends"),
         Figure(figures.images(tmp_path / "c.png", {"row": [np.eye(4), np.eye(4)]}), "samples"),
     ]
@@ -56,7 +56,10 @@ def test_html_refers_to_nothing_outside_itself(report: StudyReport):
     assert "url(" not in page
     assert "http" not in page
     assert "<script" not in page
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/svg+xml;base64,") == 1
+    sizes = [tuple(map(int, size)) for size in re.findall(r'width="(\d+)" height="(\d+)"', page)]
+    assert sizes[0] == (506, 352)  # 4.6 by 3.2 inches
 
 
 def test_html_is_well_formed_and_escaped(report: StudyReport):
@@ -143,7 +146,7 @@ def test_ticks_of_a_logarithmic_axis_are_plain_numbers(tmp_path: Path, monkeypat
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
     panel = figures.Curves("w", np.arange(3.0), {"a": np.array([[0.2, 1.0, 5.0]])}, "weight", log=True)
-    figures.over_time(tmp_path / "a.png", [panel])
+    figures.over_time(tmp_path / "a.svg", [panel])
     (ax,) = drawn[0].axes
     ax.figure.canvas.draw()
     labels = [label.get_text() for label in ax.get_yticklabels(which="both")]

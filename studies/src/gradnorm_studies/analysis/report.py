@@ -55,6 +55,8 @@ figure img { width: 100%; height: auto; display: block; background: #fff; border
 }
 """
 
+PIXELS = 110 / 72
+"""Of a point, at the resolution of the figures that are pixels."""
 VERDICTS = {"holds": "holds", "does not hold": "fails", "undecided": "open", "not enough to say": "open"}
 """CSS class by verdict; the word itself is always shown, so color is redundant."""
 
@@ -122,14 +124,24 @@ class Figure:
 
     def html(self) -> str:
         """The figure with its image inlined."""
+        data = base64.b64encode(self.path.read_bytes()).decode()
+        width, height = self._size()
+        kind = "svg+xml" if self.path.suffix == ".svg" else "png"
+        caption, size = html.escape(self.caption), f'width="{width}" height="{height}" style="--width: {width}px"'
+        image = f'<div class="wide"><img alt="{caption}" {size} src="data:image/{kind};base64,{data}"></div>'
+        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+    def _size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        if self.path.suffix == ".svg":
+            found = re.search(r'<svg [^>]*?width="([\d.]+)pt"[^>]*? height="([\d.]+)pt"', self.path.read_text("utf-8"))
+            assert found is not None
+            width, height = (round(float(points) * PIXELS) for points in found.groups())
+            return width, height
         from PIL import Image
 
-        data = base64.b64encode(self.path.read_bytes()).decode()
         with Image.open(self.path) as image:
-            width, height = image.size
-        caption, size = html.escape(self.caption), f'width="{width}" height="{height}" style="--width: {width}px"'
-        image = f'<div class="wide"><img alt="{caption}" {size} src="data:image/png;base64,{data}"></div>'
-        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+            return image.size
 
 
 @dataclass(frozen=True)

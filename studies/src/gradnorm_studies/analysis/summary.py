@@ -98,13 +98,13 @@ def figures(metrics: Metrics, shown: Shown, tasks: Mapping[str, Sequence[str]], 
         f"All quantities over time: means over seeds, and their range, without the first {BURN_IN:.0%} of each run, "
         f"which would set the scale."
     )
-    found = [Figure(draw.finals(folder / "ends.png", first, columns=2), ends)]
-    found.append(Figure(draw.over_time(folder / "metric.png", curves, columns=2), over_time))
+    found = [Figure(draw.finals(folder / "ends.svg", first, columns=2), ends)]
+    found.append(Figure(draw.over_time(folder / "metric.svg", curves, columns=2), over_time))
     if rest:
-        found.append(Figure(draw.finals(folder / "finals.png", rest, columns=2), "The other quantities at the end."))
+        found.append(Figure(draw.finals(folder / "finals.svg", rest, columns=2), "The other quantities at the end."))
     if weights:
         caption = "The weights over time: means over seeds, and their range."
-        found.append(Figure(draw.over_time(folder / "weights.png", weights, columns=3), caption))
+        found.append(Figure(draw.over_time(folder / "weights.svg", weights, columns=3), caption))
     return found
 
 

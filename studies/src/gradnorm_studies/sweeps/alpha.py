@@ -142,8 +142,8 @@ class Alpha(Sweep[AlphaConfig]):
                 weights += _weight_panels(metrics, problem, method)
         caption = "Gain over equal weights: means over seeds, their range."
         return [
-            Figure(figures.over_time(folder / "gain.png", gained), caption),
-            Figure(figures.over_time(folder / "weights.png", weights, columns=3), "The weights over time, at each α."),
+            Figure(figures.over_time(folder / "gain.svg", gained), caption),
+            Figure(figures.over_time(folder / "weights.svg", weights, columns=3), "The weights over time, at each α."),
         ]
 
 

@@ -175,7 +175,7 @@ class Grid(Sweep[GridConfig]):
             "Each point is a network with fixed weights: how far they are from GradNorm's time-averaged ones, and how "
             "much better than GradNorm it ends. Below the line, GradNorm is better."
         )
-        return [Figure(figures.scatter(folder / "grid.png", panels), caption)]
+        return [Figure(figures.scatter(folder / "grid.svg", panels), caption)]
 
 
 def _label(place: int) -> str:

@@ -128,7 +128,7 @@ class ImageStudy(Study[I]):
                 "batches are augmented, and scaling brings them closer, so that losses of depth are lower there: "
                 "compare how both change."
             )
-            found.append(Figure(self._losses(metrics, compared, folder / "losses.png"), caption))
+            found.append(Figure(self._losses(metrics, compared, folder / "losses.svg"), caption))
         if {*DRAWN} <= {*methods}:
             caption = "The first test images: ground truth, and predictions of the first seed."
             found.append(Figure(self._pictures(folder), caption))
