@@ -34,7 +34,7 @@ def take(run: Path) -> None:
         if (run / name).exists():
             shutil.copyfile(run / name, folder / name)
     is_theirs = json.loads((run / "config.json").read_text(encoding="utf-8")).get("data") == "nyuv2"
-    for picture in (run / "figures").glob("*.*g"):
+    for picture in [*(run / "figures").glob("*.svg"), *(run / "figures").glob("*.png")]:
         if not (is_theirs and picture.name == SHOWS_IMAGES):
             shutil.copyfile(picture, IMAGES / f"{run.name}-{picture.name}")
 

@@ -34,6 +34,10 @@ UNSCALED = tuple(field for field in FIELDS if field not in ("gradnorm_loss", "we
 Run = Callable[[dict[str, Any], list[Any], str | None], Sequence[dict[str, Any]]]
 
 
+class ReportError(ValueError):
+    """A report is not what README.md asks for."""
+
+
 class Outcome(NamedTuple):
     """What an implementation does on a vector.
 
@@ -82,9 +86,9 @@ def check(
         return Outcome("differs", f"{len(reported)} steps reported of {len(expected)}")
     for number, (found, wanted) in enumerate(zip(reported, expected, strict=True)):
         if unknown := set(found) - set(FIELDS):
-            raise ValueError(f"run() reports {', '.join(sorted(unknown))}; a step has {', '.join(FIELDS)}")
+            raise ReportError(f"run() reports {', '.join(sorted(unknown))}; a step has {', '.join(FIELDS)}")
         if "weights" not in found:
-            raise ValueError("run() must report the weights of each step")
+            raise ReportError("run() must report the weights of each step")
         if unsaid := set(vector["needs"]) - set(found):
             return Outcome("cannot run", f"reports no {', '.join(sorted(unsaid))}, which this vector is about")
         for field in fields:
@@ -143,7 +147,7 @@ def main() -> int:
     for name, vector in vectors.items():
         try:
             outcome = check(vector, run, arguments.source, arguments.tolerance, arguments.mean)
-        except ValueError as error:
+        except ReportError as error:
             raise SystemExit(f"{arguments.adapter}: {error}") from None
         has_run |= outcome.verdict != "cannot run"
         failures += outcome.verdict == "differs" and vector["source"] == "Algorithm 1"

@@ -502,12 +502,20 @@ class GradNorm(SealedModule):
         return f"{type(self).__name__}(\n  " + self.extra_repr().replace("\n", "\n  ") + "\n)"
 
     def _repr_html_(self) -> str:
-        columns = {"task": self.tasks, "weight": cells(self.weights)}
-        if self._last is not None:
-            last = self._last.cpu()
-            columns |= {name: cells(last[:, FIELDS.index(name)]) for name in ("loss", "norm", "target", "rate")}
+        columns = {
+            "task": self.tasks,
+            "weight": cells(self.weights),
+            **self._measured("loss", "norm", "target", "rate"),
+        }
         title = f"{type(self).__name__}: {self._settings}; {self._steps:,} steps; shared layer: {self._described}"
         return _html.document(title, [_html.table(columns, {"weight": _html.bars(self.weights.tolist())})])
+
+    def _measured(self, *fields: str) -> dict[str, list[str]]:
+        """These of `FIELDS` of the last measured step as text, if there is one."""
+        if self._last is None:
+            return {}
+        last = self._last.cpu()
+        return {field: cells(last[:, FIELDS.index(field)]) for field in fields}
 
     @property
     def _settings(self) -> str:

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from . import _html
 from . import functional as rule
-from ._advice import cells
 from ._balancer import GradNorm
-from ._history import FIELDS
 from ._types import Shared
 from ._updates import Measured, Update
 from .capture import At
@@ -37,11 +35,8 @@ class Monitor(GradNorm):
         return "\n".join([f"every={self.every}, at={self.at!r}", f"W: {self._described}", *self.tasks])
 
     def _repr_html_(self) -> str:
-        columns = {"task": self.tasks}
-        if self._last is not None:
-            last = self._last.cpu()
-            columns |= {name: cells(last[:, FIELDS.index(name)]) for name in ("loss", "norm")}
-        return _html.document(f"Monitor of {self._described}; {self._steps:,} steps", [_html.table(columns)])
+        title = f"Monitor of {self._described}; {self._steps:,} steps"
+        return _html.document(title, [_html.table({"task": self.tasks, **self._measured("loss", "norm")})])
 
     def log_dict(self, prefix: str = "gradnorm/") -> dict[str, float]:
         """The last measured step as floats for a logger; synchronizes with the device.

@@ -172,13 +172,12 @@ def _watched(
 ) -> Monitor:
     optimizer = _find_optimizer(module.trainer.optimizers, index)
     known = _WATCHED.get(module)
-    if known is not None and known.optimizer() is optimizer:
+    if known and known.optimizer() is optimizer:
         return known.monitor
-    if known is not None:
+    if known:
         known.handle.remove()
     plain = {name: value for name, value in options.items() if isinstance(value, int | float | str)}
-    is_same = known is not None and known.plain == plain
-    watcher = known.monitor if known is not None and is_same else monitor(losses, model=module, **options)
+    watcher = known.monitor if known and known.plain == plain else monitor(losses, model=module, **options)
     _WATCHED[module] = _Watched(watcher, plain, ref(optimizer), watcher.attach(optimizer))
     return watcher
 

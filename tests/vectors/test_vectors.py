@@ -164,6 +164,13 @@ def test_an_adapter_that_does_nothing_fails(tmp_path, body, said):
     assert "Traceback" not in found.stderr
 
 
+def test_an_error_of_the_adapter_itself_keeps_its_traceback(tmp_path):
+    (tmp_path / "adapter.py").write_text("def run(settings, steps, source):\n    return float('lr')\n")
+    found = run_check(str(tmp_path / "adapter.py"), "--only", "first-step")
+    assert found.returncode == 1
+    assert "return float('lr')" in found.stderr
+
+
 def test_the_runner_needs_python_alone():
     tree = ast.parse((FOLDER / "check.py").read_text())
     names = {
