@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradnorm_studies.analysis.claims import RULES, Claim, Evidence, spread, unrest
-from gradnorm_studies.analysis.metrics import Metrics
+from gradnorm_studies.analysis.metrics import VALIDATION, Metrics
 from gradnorm_studies.analysis.report import Figure, Table
 from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.settings import RECORD_EVERY, STEPS, setting
@@ -112,20 +112,23 @@ class Alpha(Sweep[AlphaConfig]):
         return [self._table(metrics, problem) for problem in self.problems]
 
     def _table(self, metrics: Metrics, problem: str) -> Table:
-        rows: list[tuple[str, ...]] = [
-            ("equal weights", spread(metrics.final(problem, "equal", self.metric.name)), "", "", "", "")
-        ]
+        own = self.metric.name
+        seen = VALIDATION + own
+
+        def ends(label: str) -> list[str]:
+            return [spread(metrics.final(problem, label, name)) for name in (seen, own)]
+
+        rows: list[tuple[str, ...]] = [("equal weights", *ends("equal"), "", "", "", "")]
         for method in RULES.values():
             for alpha, gained in zip(ALPHAS, self.gains(metrics, problem, method), strict=True):
                 label, weights = _label(method, alpha), _weights(metrics, problem, method, alpha)
                 shown = weights.min(axis=(0, 2)), _apart(metrics, problem, method, alpha), unrest(weights)
-                final = metrics.final(problem, label, self.metric.name)
-                values = [spread(value) for value in (final, gained, *shown)]
-                rows.append((label, *values))
-        header = ("α", self.metric.name, "gain %", "smallest weight", "weights apart", "weights' late unrest")
+                rows.append((label, *ends(label), *map(spread, (gained, *shown))))
+        header = ("α", seen, own, "gain %", "smallest weight", "weights apart", "weights' late unrest")
         note = (
-            "weights apart: their standard deviation over tasks, on average over the run; late unrest: the largest "
-            "standard deviation of a weight over the last quarter of the run."
+            f"{seen} is that on validation data, by which an α can be chosen; weights apart: their standard deviation "
+            "over tasks, on average over the run; late unrest: the largest standard deviation of a weight over the "
+            "last quarter of the run."
         )
         title = f"What each α gains over equal weights: {problem}"
         return Table(title, header, rows, note, terminal=("α", "gain %"))
