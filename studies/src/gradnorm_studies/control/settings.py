@@ -12,14 +12,12 @@ class RlConfig(TrainingConfig):
     """Chosen by agents that share nothing; PPO's tasks, by runs on a seed that is never reported (`ppo.py`)."""
 
     seeds: int = setting(
-        3,
+        5,
         "Number of seeds; each sets the network, the episodes and all randomness.",
-        "The fewest that show a spread.",
+        "Runs of one method differ up to fourfold, and take a minute.",
         least=1,
     )
-    steps: int = setting(
-        12_000, STEPS, "An agent per game learns all three; a run takes one to three minutes.", least=1
-    )
+    steps: int = setting(12_000, STEPS, "An agent per game learns all three; a run takes about a minute.", least=1)
     num_envs: int = setting(4, "DQN: copies of each environment.", "48,000 transitions per game over a run.", least=1)
     discount: float = setting(
         0.98,
