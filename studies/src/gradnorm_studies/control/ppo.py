@@ -88,6 +88,10 @@ class Ppo(Agent):
         self.equip(job, config, self.network.trunks.last_shared)
         self.buffer = RolloutBuffer(config.rollout_envs * config.rollout_steps)
 
+    def decay(self, step: int) -> float:
+        """Linear to 0, as in common implementations: at a constant rate agents lose games that they had learned."""
+        return 1 - step / self.config.steps
+
     def losses(self, step: int) -> Tensor:
         """The losses on a minibatch of the last rollout, [2 G]; every `updates` steps there is a new rollout."""
         generator = step_generator(self.seed, step)

@@ -181,6 +181,7 @@ class Rl(Study[RlConfig]):
             f"the values' (× {config.value_coefficient:g}), by these usual coefficients alone where weights are equal. "
             f"How much entropy is wanted is a choice and no matter of scale, so it is a part of the policy's loss, "
             f"which is of either sign: PPO is without the methods that need positive losses ({', '.join(POSITIVE)}). "
+            f"Its learning rate falls to 0, DQN's is constant. "
             f"All methods with a seed start from the same initial values and episodes, for {config.steps:,} steps: "
             f"{played:,} transitions per game for DQN, {_played(config):,} for PPO. A run's result is its mean over "
             f"the last quarter of its records. Single is one network per game."
