@@ -184,16 +184,35 @@ def test_search_seeds_are_never_reported():
     assert max(study.default.seeds for study in REGISTERED.values()) <= FIRST_SEED
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_ctrl_c_in_worker_processes_exits_130_and_the_second_start_gives_the_same(tmp_path):
+def start(out, *options):
+    """A study in a process and a session of its own, with its first run finished."""
     size = ["--seeds", "1", "--steps", "800", "--batch", "4", "--test-size", "8", "--record-every", "100"]
-    size += ["--methods", METHODS]
     command = [sys.executable, "-c", "from gradnorm_studies.cli import main; main()", "reproduce", "toy", *size]
-    out = tmp_path / "stopped"
-    process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [*command, "--methods", METHODS, "--out", str(out), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 60
     while not list(out.glob("runs/*.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_killed_study_leaves_no_process(tmp_path):
+    """Its workers hold its standard error open until they end."""
+    process = start(tmp_path / "killed", "--workers", "2")
+    process.kill()
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_in_worker_processes_exits_130_and_the_second_start_gives_the_same(tmp_path):
+    out = tmp_path / "stopped"
+    process = start(out)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ class Processes(Pool):
 
 
 _worker: tuple[Any, Any] | None = None
+_training = threading.Lock()
 
 
 def _start_worker(stop: Any, reports: Any) -> None:
@@ -48,6 +51,16 @@ def _start_worker(stop: Any, reports: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     _worker = stop, reports
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process after a killed parent, and after the checkpoint of its run: it would wait for jobs forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    with _training:
+        os._exit(1)
 
 
 def _work(study: Study, job: Job, folder: Path) -> bool:
@@ -59,4 +72,5 @@ def _work(study: Study, job: Job, folder: Path) -> bool:
         reports.put((job, step))
         return event.is_set() or (parent is not None and not parent.is_alive())
 
-    return study.train(job, folder, stop)
+    with _training:
+        return study.train(job, folder, stop)
