@@ -241,6 +241,7 @@ MUTANTS = [
         "dtype = new.dtype",
         BALANCER,
     ),
+    Mutant("_state.py", "sealed[:1] != _GUARD or ", "", f"{STATE} -k freed"),
     Mutant("_state.py", "self._names._version == self._version or (", "True or (", f"{STATE} -k 'place or damaged'"),
     Mutant("_silence.py", "if known.is_frozen and self.is_meant:", "if known.is_frozen:", SILENCE),
     Mutant("_silence.py", "self._is_pending = True\n            return", "return", SILENCE),

@@ -137,7 +137,7 @@ class SealedModule(StatefulModule):
 
     def _seal(self, names: Sequence[str]) -> None:
         """Bind all registered buffers to these names."""
-        self._sealed = _SEPARATOR.join(names).encode()
+        self._sealed = _sealed(_SEPARATOR.join(names).encode())
         layout = " ".join(sorted(self._persistent()))
         self.register_buffer("_names", _bits(self._sealed))
         self.register_buffer("_layout", _bits(zlib.crc32(layout.encode()).to_bytes(4, "big")))
@@ -219,7 +219,7 @@ class SealedModule(StatefulModule):
         if names != self._sealed:
             if (found := _decode(names)) is None:
                 return False
-            mine = self._sealed.decode().split(_SEPARATOR)
+            mine = _decode(self._sealed) or []
             raise StateError(
                 f"state_dict is of the tasks {', '.join(found)}, this balancer's are {', '.join(mine)}; make the "
                 "balancer with the saved names, in their order"
@@ -261,8 +261,10 @@ class SealedModule(StatefulModule):
         names, layout = (state_dict.get(f"{prefix}{name}") for name in ("_names", "_layout"))
         if isinstance(names, Tensor) and not names.is_meta:
             if names.dtype is torch.uint8:  # as it was saved before 0.2: the names alone, a byte each
-                names = state_dict[f"{prefix}_names"] = _bits(bytes(names.tolist()))
+                names = state_dict[f"{prefix}_names"] = _bits(_sealed(bytes(names.tolist())))
                 layout = state_dict[f"{prefix}_layout"] = self._initial["_layout"]
+            elif (bare := _bytes(names)) and bare[:1] != _GUARD:  # as it was saved before 0.2, too
+                names = state_dict[f"{prefix}_names"] = _bits(_sealed(bare))
             if isinstance(layout, Tensor):  # before anything changes
                 self._check_seal(_bytes(names), _bytes(layout))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -274,6 +276,9 @@ class SealedModule(StatefulModule):
 
 
 _SEPARATOR = "\0"
+_GUARD = b"\xff"
+"""Before and after the names, and in no name. Loaders leave memory as they found it where a checkpoint has nothing, and
+that may be a freed balancer's, but for its first bytes, which an allocator overwrites."""
 _OR_RESET = ", or call reset_parameters() to start from the initial state"
 
 
@@ -291,6 +296,10 @@ def built_on_cpu(init: Callable[Concatenate[M, P], None]) -> Callable[Concatenat
     return built
 
 
+def _sealed(names: bytes) -> bytes:
+    return _GUARD + names + _GUARD
+
+
 def _bits(data: bytes) -> Tensor:
     """As zeros and ones, which no average and no narrow type changes."""
     return torch.tensor([float(byte >> i & 1) for byte in data for i in range(8)], dtype=torch.float32, device="cpu")
@@ -305,10 +314,12 @@ def _bytes(bits: Tensor) -> bytes | None:
     return bytes(sum(bit << i for i, bit in enumerate(byte)) for byte in numbers)
 
 
-def _decode(names: bytes | None) -> list[str] | None:
+def _decode(sealed: bytes | None) -> list[str] | None:
     """The task names; `None` if no balancer can have written these bytes."""
+    if sealed is None or sealed[:1] != _GUARD or sealed[-1:] != _GUARD:
+        return None
     try:
-        found = [] if names is None else names.decode().split(_SEPARATOR)
+        found = sealed[1:-1].decode().split(_SEPARATOR)
     except UnicodeDecodeError:
         return None
     return found if len(set(found)) == len(found) > 1 else None
