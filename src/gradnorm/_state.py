@@ -219,7 +219,7 @@ class SealedModule(StatefulModule):
         if names != self._sealed:
             if (found := _decode(names)) is None:
                 return False
-            mine = _decode(self._sealed) or []
+            mine = self._sealed.strip(_GUARD).decode().split(_SEPARATOR)
             raise StateError(
                 f"state_dict is of the tasks {', '.join(found)}, this balancer's are {', '.join(mine)}; make the "
                 "balancer with the saved names, in their order"

@@ -51,14 +51,15 @@ def _start_worker(stop: Any, reports: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     _worker = stop, reports
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(stop: Any) -> None:
     """Ends this process after a killed parent, and after the checkpoint of its run: it would wait for jobs forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    stop.set()
     with _training:
         os._exit(1)
 
@@ -66,11 +67,10 @@ def _end_with_parent() -> None:
 def _work(study: Study, job: Job, folder: Path) -> bool:
     assert _worker is not None
     event, reports = _worker
-    parent = multiprocessing.parent_process()
 
     def stop(step: int) -> bool:
         reports.put((job, step))
-        return event.is_set() or (parent is not None and not parent.is_alive())
+        return event.is_set()
 
     with _training:
         return study.train(job, folder, stop)
