@@ -92,7 +92,7 @@ class FacesConfig(TrainingConfig):
         choices=("abs-tanh", "relu"),
     )
     alpha: float = setting(0.3, ALPHA, "The paper's, for 40×40.", least=0)
-    record_every: int = setting(250, RECORD_EVERY, "40 points per curve.", least=1)
+    record_every: int = setting(500, RECORD_EVERY, "20 points per curve.", least=1)
 
 
 class Absolute(nn.Module):
@@ -261,7 +261,7 @@ class FacesStudy(Study[FacesConfig]):
     quantities = (GAIN, ERRORS["landmarks"], FAILURES, *(ERRORS[name] for name in ATTRIBUTES))
     claims = CLAIMS
     late = 0.1
-    search_rates = (1e-4, 3e-4, 1e-3, 3e-3)
+    search_rates = (3e-4, 1e-3, 3e-3)
     default_lr = 3e-4
 
     def tasks(self, problem: str) -> tuple[str, ...]:
