@@ -212,6 +212,7 @@ class Molecules(Study[MoleculesConfig]):
             f"One network of two layers of {WIDTH} predicts eleven properties of QM9's molecules from 34 descriptors, "
             f"all standardized: losses of one scale. One molecule in {EVERY} is used; three fifths of them train, a "
             f"fifth is for validation, a fifth for the test. {config.steps:,} steps of {config.batch}; all methods "
-            f"with a seed start from the same initial values and see the same batches. Errors are mean absolute ones "
-            f"over the property's standard deviation; Δm is the mean gain over one network per task."
+            f"with a seed but single start from the same initial values, and all see the same batches. "
+            f"Errors are mean absolute ones over the property's standard deviation; Δm is the mean gain over one "
+            f"network per task."
         )

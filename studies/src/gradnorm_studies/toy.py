@@ -194,7 +194,7 @@ class Toy(Study[ToyConfig]):
         return (
             f"Every task is the same kind of regression, f_i(x) = σ_i tanh((B + ε_i) x); only the scale σ_i differs. "
             f"The metric is the sum over tasks of test loss over initial test loss: T at the start, lower is better. "
-            f"All methods with a seed start from the same initial values and see the same batches, for "
+            f"All methods with a seed but single start from the same initial values, and all see the same batches, for "
             f"{config.steps:,} steps.{picked if any(job.label for job in self.jobs()) else ''}"
         )
 

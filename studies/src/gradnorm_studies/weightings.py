@@ -230,6 +230,9 @@ METHODS: dict[str, Callable[[WeightingConfig], Weighting]] = {
 STATIC = {"static": "gradnorm", "static-closed-form": "closed-form"}
 """Methods with fixed weights: the averages of another method's run."""
 
+AVERAGED = {source: method for method, source in STATIC.items()}
+"""By update, the method with its averages."""
+
 MOVING = ("gradnorm", "closed-form", "uncertainty", "geometric", "dwa")
 """Methods whose weights are worth a figure."""
 

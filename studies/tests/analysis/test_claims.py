@@ -24,7 +24,7 @@ def metrics(**finals):
         ((1.0, 1.9, 1.4), "undecided"),
         ((1.9, 1.8, 1.9), "does not hold"),
         ((1.0, 1.0), "not enough to say"),
-        ((np.nan,) * 3, "not enough to say"),
+        ((np.nan, 1.0, 1.0), "a run diverged"),
     ],
 )
 @pytest.mark.parametrize("largest", [False, True])

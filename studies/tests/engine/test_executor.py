@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from gradnorm_studies.analysis.metrics import Metrics
-from gradnorm_studies.engine import results
+from gradnorm_studies.engine import rates, results
 from gradnorm_studies.engine.errors import Interrupted, UsageError
 from gradnorm_studies.engine.executor import _execute, reproduce
 from gradnorm_studies.engine.experiment import Job
@@ -44,6 +44,13 @@ def test_a_folder_of_other_settings_is_refused_and_untouched(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_runs_of_learning_rates_that_a_later_search_changed_are_refused(tmp_path, monkeypatch):
+    run(TOY, tmp_path)
+    monkeypatch.setattr(rates, "chosen", lambda study, steps, problem, label: 0.5 if label == "equal" else None)
+    with pytest.raises(UsageError, match=r"learning_rates T=2 equal: 0\.\d+ there, 0\.5 asked for.* \d+ more"):
+        run(TOY, tmp_path)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="holds no run of gradnorm"):
@@ -57,7 +64,7 @@ def test_what_cannot_be_written_is_said_before_any_training(tmp_path):
         with pytest.raises(UsageError, match=r"--out.*file.*another --out"):
             run(TOY, out)
     out = tmp_path / "out"
-    claim(out, TOY.name, TOY.config)
+    claim(out, TOY.name, TOY.config, TOY.learning_rates())
     (out / "metrics.csv").mkdir()
     with pytest.raises(UsageError, match=r"metrics\.csv cannot be written.*run the same command again"):
         run(TOY, out)
@@ -163,7 +170,7 @@ def test_every_run_is_trained_once_and_a_report_that_comes_late_is_not_shown(tmp
     _execute(pool, list(jobs), tmp_path, shown, results.Manifest(tmp_path))
     assert {job.key for job in pool.submitted} == {job.key for job in jobs}
     assert len(pool.submitted) == len(jobs)
-    assert not shown.running
+    assert not shown._reached
 
 
 def test_weights_of_a_static_run_are_there_before_it_is_submitted(tmp_path):

@@ -60,7 +60,7 @@ def test_in_a_terminal_of_60_columns_every_line_is_whole():
         assert "50%" in line
         assert line.rstrip().endswith(":--")  # the time left, unknown yet
     board.finish(JOBS[0])
-    assert board.running == [JOBS[1].key]
+    assert [*board._reached] == [JOBS[1].key]
 
 
 def test_a_name_that_is_too_long_is_cut_and_not_what_follows_it():

@@ -155,21 +155,6 @@ def _draw_ends(ax: Axes, panel: Ends) -> None:
     ax.set_xlabel(panel.xlabel)
 
 
-def images(path: Path, rows: Mapping[str, Sequence[Array]]) -> Path:
-    """A grid of small gray images, each [H, W] in 0 … 16, in named rows."""
-    columns = len(next(iter(rows.values())))
-    with rc_context(STYLE):
-        size = (1.15 * columns, 1.2 * len(rows))
-        figure = StyledFigure(figsize=size, layout="constrained")
-        grid = figure.subplots(len(rows), columns, squeeze=False)
-        for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
-            for ax, picture in zip(axes, pictures, strict=True):
-                ax.imshow(picture, cmap="gray_r", vmin=0, vmax=16)
-                ax.set(xticks=[], yticks=[])
-            axes[0].set_ylabel(name, rotation=0, ha="right", va="center")
-        return save(figure, path)
-
-
 CLASS_COLORS = (
     "#4e79a7",
     "#b07aa1",

@@ -111,11 +111,13 @@ class Metrics:
         """[seeds, R], a quantity over time.
 
         Raises:
-            MissingRunError: The method was not run.
+            MissingRunError: The method was not run, or what the quantity is derived from.
         """
         seeds = self.seeds(problem, method)
         if not seeds:
             raise MissingRunError(f"{method} was not run on {problem}")
+        if quantity not in self.quantities(problem):
+            raise MissingRunError(f"{quantity} is not known of the runs on {problem}")
         return np.array([[v for _, v in self._series[(problem, method, seed), quantity]] for seed in seeds])
 
     def final(self, problem: str, method: str, quantity: str) -> NDArray[np.float64]:

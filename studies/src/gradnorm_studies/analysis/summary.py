@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from gradnorm_studies.analysis.metrics import Metrics, MissingRunError, Quantity
 from gradnorm_studies.analysis.report import Figure, Table
 from gradnorm_studies.weightings import MOVING
 
-Rate = Callable[[str, str], float]
-"""Called as `(problem, method)`; returns the method's learning rate."""
+Rates = Mapping[str, Mapping[str, float]]
+"""Learning rates by problem and method."""
 Shown = Mapping[str, Sequence[Quantity]]
 """By problem, the quantities to show; the first is what methods are compared by."""
 BURN_IN = 0.1
@@ -27,23 +27,24 @@ COLORS = 4
 """More tasks than these are colored along a ramp, from the largest final weight to the smallest."""
 
 
-def ends(title: str, metrics: Metrics, shown: Shown, rate: Rate) -> list[Table]:
+def ends(title: str, metrics: Metrics, shown: Shown, rates: Rates) -> list[Table]:
     """A table per problem, a row per method: its learning rate, its figures, its difference from equal weights.
 
     Args:
         title: The tables' title.
         metrics: The results.
         shown: The quantities, the columns.
-        rate: The methods' learning rates.
+        rates: The methods' learning rates; what was picked among several runs has none.
     """
-    return [_ends(f"{title}: {problem}", metrics, problem, shown[problem], rate) for problem in shown]
+    return [_ends(f"{title}: {problem}", metrics, problem, shown[problem], rates) for problem in shown]
 
 
-def _ends(title: str, metrics: Metrics, problem: str, shown: Sequence[Quantity], rate: Rate) -> Table:
+def _ends(title: str, metrics: Metrics, problem: str, shown: Sequence[Quantity], rates: Rates) -> Table:
     rows = []
     for method in metrics.methods(problem):
         values = [spread(metrics.final(problem, method, quantity.name)) for quantity in _known(metrics, problem, shown)]
-        rows.append((method, f"{rate(problem, method):g}", *values, _difference(metrics, problem, method, shown[0])))
+        rate = f"{rates[problem][method]:g}" if method in rates[problem] else ""
+        rows.append((method, rate, *values, _difference(metrics, problem, method, shown[0])))
     names = [f"{quantity.name} {'↑' if quantity.largest else '↓'}" for quantity in _known(metrics, problem, shown)]
     difference = f"{shown[0].name}: less equal's"
     note = "Mean ± standard deviation over seeds; ↓ lower is better."

@@ -1,1 +1,1 @@
-"""One DQN agent on several environments of gymnasium."""
+"""One agent, a DQN or an actor-critic, on several games of gymnasium."""

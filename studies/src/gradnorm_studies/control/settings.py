@@ -55,7 +55,7 @@ class RlConfig(TrainingConfig):
     eval_episodes: int = setting(
         10,
         "Episodes per game and evaluation, from the same starts for all methods with a seed.",
-        "A result is the mean over five evaluations, 50 episodes.",
+        "A result is the mean over five evaluations of the same ten starts.",
         least=1,
     )
     alpha: float = setting(

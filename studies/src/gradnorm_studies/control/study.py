@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradnorm_studies.analysis import claims
-from gradnorm_studies.analysis.claims import RULES, Claim, Evidence, Look
-from gradnorm_studies.analysis.metrics import Key, Metrics, MissingRunError, Quantity
+from gradnorm_studies.analysis.claims import RULES, Claim
+from gradnorm_studies.analysis.metrics import Key, Metrics, Quantity
 from gradnorm_studies.analysis.report import Table
 from gradnorm_studies.control.agent import SOLVED, Agent
 from gradnorm_studies.control.dqn import Dqn
@@ -21,7 +21,7 @@ from gradnorm_studies.control.ppo import Ppo
 from gradnorm_studies.control.settings import RlConfig
 from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.study import Extra, Study
-from gradnorm_studies.weightings import STATIC
+from gradnorm_studies.weightings import AVERAGED
 
 AGENTS = {"DQN": Dqn, "PPO": Ppo}
 """The agents by problem."""
@@ -60,18 +60,6 @@ def _normalized(metrics: Metrics, problem: str, game: str) -> Metrics:
     return metrics.derived(f"normalized/{game}", [name], share, problem)
 
 
-def _above(quantity: Quantity, method: str, other: str) -> Look:
-    """Whether `method` ends better than `other`, if the quantity is known: `MEAN` and `WORST` need `single`."""
-    look = claims.beats(quantity, method, other)
-
-    def look_if_known(metrics: Metrics, problem: str) -> Evidence:
-        if quantity.name not in metrics.quantities(problem):
-            raise MissingRunError(f"{quantity.name} needs single, which was not run on {problem}")
-        return look(metrics, problem)
-
-    return look_if_known
-
-
 def _return(game: str) -> Quantity:
     return Quantity(f"return/{game}", largest=True)
 
@@ -89,16 +77,16 @@ def _largest(problem: str) -> str:
 def _claims_of(rule: str, method: str) -> list[Claim]:
     """What is asked of one of both updates."""
     return [
-        Claim(f"{rule} ends above equal weights, by the mean over games", REASON, _above(MEAN, method, "equal")),
+        Claim(f"{rule} ends above equal weights, by the mean over games", REASON, claims.beats(MEAN, method, "equal")),
         Claim(
             f"{rule} ends above equal weights, by the worst game",
             REASON,
-            _above(WORST, method, "equal"),
+            claims.beats(WORST, method, "equal"),
         ),
         Claim(
-            f"{LARGE}, whose rewards are largest, pays for it: it ends below equal weights'",
+            f"{rule}: {LARGE}, whose rewards are largest, pays for it and ends below equal weights'",
             REASON,
-            _above(_return(LARGE), "equal", method),
+            claims.beats(_return(LARGE), "equal", method),
         ),
         Claim(
             f"{rule} raises the weight of the smallest losses and lowers that of the largest",
@@ -106,11 +94,19 @@ def _claims_of(rule: str, method: str) -> list[Claim]:
             claims.ordered(method, _smallest, _largest),
         ),
         *(
-            Claim(f"{rule} ends above {name}, by the mean", REASON, _above(MEAN, method, other))
+            Claim(f"{rule} ends above {name}, by the mean", REASON, claims.beats(MEAN, method, other))
             for other, name in OTHERS.items()
         ),
-        Claim(f"{rule}'s averages end above equal weights, by the mean", "§5.2", _above(MEAN, FIXED[method], "equal")),
-        Claim(f"{rule} with one agent ends above one per game, by the mean", REASON, _above(MEAN, method, "single")),
+        Claim(
+            f"{rule}'s averages end above equal weights, by the mean",
+            "§5.2",
+            claims.beats(MEAN, AVERAGED[method], "equal"),
+        ),
+        Claim(
+            f"{rule} with one agent ends above one per game, by the mean",
+            REASON,
+            claims.beats(MEAN, method, "single"),
+        ),
     ]
 
 
@@ -120,13 +116,11 @@ OTHERS = {
     "geometric": "the geometric mean of the losses",
     "random": "random weights",
 }
-FIXED = {source: method for method, source in STATIC.items()}
-"""The static runs of both updates."""
 CLAIMS = (
     Claim(
         "With equal weights a game starves: the worst one ends below an agent for it alone",
         REASON,
-        _above(WORST, "single", "equal"),
+        claims.beats(WORST, "single", "equal"),
     ),
     *(claim for rule, method in RULES.items() for claim in _claims_of(rule, method)),
 )
@@ -182,7 +176,8 @@ class Rl(Study[RlConfig]):
             f"How much entropy is wanted is a choice and no matter of scale, so it is a part of the policy's loss, "
             f"which is of either sign: PPO is without the methods that need positive losses ({', '.join(POSITIVE)}). "
             f"Its learning rate falls to 0, DQN's is constant. "
-            f"All methods with a seed start from the same initial values and episodes, for {config.steps:,} steps: "
+            f"All methods with a seed but single start from the same initial values, and all from the same episodes, "
+            f"for {config.steps:,} steps: "
             f"{played:,} transitions per game for DQN, {_played(config):,} for PPO. A run's result is its mean over "
             f"the last quarter of its records. Single is one network per game."
         )

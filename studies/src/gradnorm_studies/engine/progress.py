@@ -43,11 +43,6 @@ class Board(ABC):
     def __exit__(self, *exception: Any) -> None:  # noqa: B027 - plain lines have nothing to clean up
         pass
 
-    @property
-    def running(self) -> list[Key]:
-        """The runs that have reached a step and are not finished."""
-        return list(self._reached)
-
     def start(self, job: Job) -> None:
         """A run was submitted."""
         self._started[job.key] = time.monotonic()

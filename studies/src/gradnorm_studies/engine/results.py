@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -28,6 +28,9 @@ from gradnorm_studies.weightings import Weighting
 WRITTEN_LAST = ("metrics.csv", "table.md", "report.html", "manifest.json")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors that name no file: the disk, or the user's share of it."""
+
+MOST_NAMED = 3
+"""Settings that an error about a folder names."""
 
 SEPARATOR = "; "
 """Between the values of a fact where starts of a study differ."""
@@ -51,9 +54,19 @@ def writing(out: Path, option: str = "--out") -> Iterator[None]:
         ) from None
 
 
-def claim(out: Path, name: str, settings: Config) -> None:
-    """Create `out` as the folder of the study `name` with these settings, or check that it is, and can be written."""
-    config = json.loads(json.dumps({"study": name, **recorded(settings)}))
+def claim(out: Path, name: str, settings: Config, rates: Mapping[str, Mapping[str, float]]) -> None:
+    """Create `out` as the folder of the study `name`, or check that it is, with these settings, and can be written.
+
+    Args:
+        out: The folder.
+        name: The study.
+        settings: Its config.
+        rates: The learning rates of its runs, by problem and label, which a later search may change.
+
+    Raises:
+        UsageError: It holds something else, or the same study with other settings or rates.
+    """
+    config = json.loads(json.dumps({"study": name, **recorded(settings), "learning_rates": rates}))
     path = out / "config.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -83,8 +96,20 @@ def _try_writing(out: Path) -> None:
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    found, wanted = _flat(found), _flat(wanted)
     names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    return ", ".join(f"{name}: {found.get(name)} there, {wanted.get(name)} asked for" for name in names)
+    shown = [f"{name}: {found.get(name)} there, {wanted.get(name)} asked for" for name in names[:MOST_NAMED]]
+    more = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
+    return ", ".join([*shown, *more])
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """With names such as `learning_rates T=2 equal` for what lies deeper."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name} ") if inner else {f"{prefix}{name}": value}
+    return flat
 
 
 class Manifest:

@@ -133,6 +133,13 @@ class Study(ABC, Generic[C]):
         given = getattr(self.config, "lr", 0.0)
         return given or rates.chosen(self.name, self.config.steps, problem, label) or self.default_lr
 
+    def learning_rates(self) -> dict[str, dict[str, float]]:
+        """The learning rates of all runs, by problem and label."""
+        found: dict[str, dict[str, float]] = {}
+        for job in self.jobs():
+            found.setdefault(job.problem, {})[job.label or job.method] = job.lr
+        return found
+
     def _job(self, problem: str, method: str, seed: int) -> Job:
         source = self._job(problem, STATIC[method], seed) if method in STATIC else None
         return Job(problem, method, seed, self.lr(problem, method), weights_from=source)
@@ -210,8 +217,8 @@ class Study(ABC, Generic[C]):
     def tables_of(self, metrics: Metrics, best: Metrics) -> list[Table]:
         """The results at the end, at each run's best step by validation, and the weights."""
         shown = {problem: self.shown(problem) for problem in self.problems}
-        ends = summary.ends("Where each method ends", metrics, shown, self.lr)
-        bests = summary.ends("The best step by validation", best, shown, self.lr)
+        ends = summary.ends("Where each method ends", metrics, shown, self.learning_rates())
+        bests = summary.ends("The best step by validation", best, shown, self.learning_rates())
         weights = [summary.weights(metrics, problem, self.tasks(problem)) for problem in self.problems]
         bests = [replace(table, terminal=None) for table in bests]
         return [*ends, *bests, *self.more_tables(metrics), *weights]

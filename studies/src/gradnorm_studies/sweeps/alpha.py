@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradnorm_studies.analysis.claims import RULES, Claim, Evidence, spread, unrest
+from gradnorm_studies.analysis.claims import FEWEST_RECORDS, RULES, Claim, Evidence, spread, unrest
 from gradnorm_studies.analysis.metrics import VALIDATION, Metrics
 from gradnorm_studies.analysis.report import Figure, Table
 from gradnorm_studies.engine.experiment import Job
@@ -27,7 +27,7 @@ INNER = (0.5, 1.0, 1.5, 2.0)
 NEAR = (1.0, 1.5, 2.0)
 """The best α of the paper, 1.5, and its neighbors."""
 RESTLESS = 0.1
-"""A weight with a larger standard deviation over the last quarter of a run has not converged; the mean weight is 1."""
+"""A weight with a larger standard deviation late in a run has not converged; the mean weight is 1."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Alpha(Sweep[AlphaConfig]):
         note = (
             f"{seen} is that on validation data, by which an α can be chosen; weights apart: their standard deviation "
             "over tasks, on average over the run; late unrest: the largest standard deviation of a weight over the "
-            "last quarter of the run."
+            f"last quarter of the records, at least {FEWEST_RECORDS} of them."
         )
         title = f"What each α gains over equal weights: {problem}"
         return Table(title, header, rows, note, terminal=("α", "gain %"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ class Search(Study[Any]):
     def lead(self) -> str:
         return (
             f"Every method at every rate, the same for all, on seeds from {FIRST_SEED}, which are never reported, by "
-            f"{self.metric.name} on validation data after {self.config.steps:,} steps."
+            f"{self.metric.name} on validation data after {self.config.steps:,} steps, {self.config.seeds} "
+            f"{'seed' if self.config.seeds == 1 else 'seeds'} each. Where the best is the smallest or largest that was "
+            f"tried, a better one may lie beyond."
         )
 
     def report(self, metrics: Metrics, figures: Path) -> StudyReport:
@@ -58,7 +61,7 @@ class Search(Study[Any]):
             finals = self._finals(metrics, problem, label)
             sign = -1 if self.metric.largest else 1
             best.setdefault(problem, {})[label] = min(finals, key=lambda lr: sign * _worth(finals[lr].mean(), sign))
-            rows.append((problem, label, *map(spread, finals.values()), f"{best[problem][label]:g}"))
+            rows.append((problem, label, *map(spread, finals.values()), _placed(best[problem][label], list(finals))))
         header = ("on", "method", *(f"lr {lr:g}" for lr in self.study.search_rates), "best")
         return StudyReport(
             title=f"Learning rates for {self.study.name}",
@@ -73,6 +76,17 @@ class Search(Study[Any]):
         """[seeds] by rate, on the validation data."""
         name = VALIDATION + self.metric.name
         return {lr: metrics.final(problem, _label(label, lr), name) for lr in self.study.search_rates}
+
+
+def _placed(best: float, tried: Sequence[float]) -> str:
+    """The best rate, and whether it lies at an end of those that were tried.
+
+    Examples:
+        >>> _placed(0.01, [0.001, 0.003, 0.01]), _placed(0.003, [0.001, 0.003, 0.01])
+        ('0.01, the largest', '0.003')
+    """
+    ends = {max(tried): ", the largest", min(tried): ", the smallest"} if len(tried) > 1 else {}
+    return f"{best:g}{ends.get(best, '')}"
 
 
 def _worth(value: float, sign: int) -> float:

@@ -106,10 +106,10 @@ class Grid(Sweep[GridConfig]):
         better = "higher" if self.metric.largest else "lower"
         return (
             f"The study {self.base.name} with {self.config.weightings} fixed weightings, drawn uniformly and rescaled "
-            f"to sum T, and with GradNorm, at the learning rates and for the steps of that study "
-            f"({self.config.steps:,}); all networks with a seed start from the same initial values and see the same "
-            f"batches. Gains are in {self.metric.name} ({better} is better), relative to GradNorm's run; distances are "
-            f"from its time-averaged weights."
+            f"to sum T, and with GradNorm, at the learning rates (random weights: at that of "
+            f"GradNorm's averages, fixed) and for the steps of that study ({self.config.steps:,}); all networks with a "
+            f"seed start from the same initial values and see the same batches. Gains are in {self.metric.name} "
+            f"({better} is better), relative to GradNorm's run; distances are from its time-averaged weights."
         )
 
     def cloud(self, metrics: Metrics, problem: str) -> Cloud:

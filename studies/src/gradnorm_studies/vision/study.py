@@ -37,6 +37,7 @@ from gradnorm_studies.vision.settings import (
     VisionConfig,
 )
 from gradnorm_studies.vision.tasks import ERROR, SETS, TASKS, TEST_LOSS, ImageTask
+from gradnorm_studies.weightings import AVERAGED
 
 if TYPE_CHECKING:
     from gradnorm_studies.vision.module import VisionModule
@@ -93,9 +94,10 @@ class ImageStudy(Study[I]):
             f"One {config.model} of width {config.width:g} learns {', '.join(self.image_tasks)} on {self.where}: "
             f"{'×'.join(map(str, self.images.size))} pixels in, a quarter of it out, {config.train_images:,} training, "
             f"{config.validation_images:,} validation and {config.test_images:,} test images, {config.steps:,} steps "
-            f"of {config.batch}; all is shared but the tasks' heads. All methods with a seed start from the same "
-            f"initial values and see the same batches. {ERROR.name.capitalize()} is the geometric mean of the tasks' "
-            f"errors, each in its first metric; {GAIN.name} the mean of their gains over one network per task, in %."
+            f"of {config.batch}; all is shared but the tasks' heads. All methods with a seed but single start "
+            f"from the same initial values, and all see the same batches. {ERROR.name.capitalize()} is the geometric "
+            f"mean of the tasks' errors, each in its first metric; {GAIN.name} the mean of their gains over one "
+            f"network per task, in %."
         )
 
     def asked(self) -> Sequence[Claim]:
@@ -178,12 +180,11 @@ def _claims(own: Sequence[Quantity], tasks: tuple[str, ...]) -> tuple[Claim, ...
     """The claims of §5 about any set of tasks, on both updates; `own` are the tasks' first metrics."""
     found = []
     for rule, method in RULES.items():
-        static = "static" if method == "gradnorm" else f"static-{method}"
         pairs = [
             (f"{rule} ends below equal weights", "§5, tables 1, 2", method, "equal"),
             (f"{rule} ends below uncertainty weighting", "§5, table 2", method, "uncertainty"),
             (f"{rule} ends below losses divided by their first values", "ours", method, "divided"),
-            (f"{rule}: its averages as static weights end below equal weights", "§5.2", static, "equal"),
+            (f"{rule}: its averages as static weights end below equal weights", "§5.2", AVERAGED[method], "equal"),
             (f"{rule}: one network ends below one network per task", "§5, tables 1, 2", method, "single"),
         ]
         found += [Claim(text, source, claims.beats(ERROR, ours, theirs)) for text, source, ours, theirs in pairs]
