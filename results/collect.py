@@ -12,13 +12,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import ttest_1samp
 
 from gradnorm_studies.analysis.claims import RULES, verdict
 
 RESULTS = Path(__file__).parent
 IMAGES = RESULTS.parent / "docs" / "images"
 RIVALS = ("equal", "divided", "uncertainty", "geometric", "dwa", "random", "single")
-WORDS = {"holds": "**better**", "does not hold": "worse", "undecided": "≈", "not enough to say": "?"}
+WORDS = {"holds": "better", "does not hold": "worse", "undecided": "≈", "not enough to say": "?", "a run diverged": "!"}
+SURE = 0.95
+"""A decided difference is bold if Student's t leaves no more than the rest to chance."""
 SHOWS_IMAGES = "pictures.png"
 """The picture that shows images of the data set, which are not ours to publish if they are NYUv2's."""
 KEPT = ("table.md", "claims.json", "ends.json", "learning_rates.json", "manifest.json", "config.json")
@@ -52,9 +55,9 @@ def claims_table() -> str:
     rows.sort(key=lambda row: order[row["text"]])
     lines = ["| claim | from | study | we found | seeds | verdict | command | commit |", "| --- " * 8 + "|"]
     for row in rows:
-        verdict = f"**{row['verdict']}**" if row["verdict"] == "holds" else row["verdict"]
+        decided = f"**{row['verdict']}**" if row["verdict"] == "holds" else row["verdict"]
         where = f"{row['study']}: {row['problem']}"
-        cells = (row["text"], row["source"], where, row["found"], str(row["seeds"]), verdict)
+        cells = (row["text"], row["source"], where, row["found"], str(row["seeds"]), decided)
         lines.append(
             "| " + " | ".join((*cells, f"`{row['command']}`", row["commit"])).replace("|cos|", r"\|cos\|") + " |"
         )
@@ -82,7 +85,9 @@ def _against(ends: dict, update: str, rival: str, found: dict) -> str:
     if rival not in ends:
         return ""
     margins = np.array(ends[update]) - np.array(ends[rival])
-    return WORDS["not enough to say" if found["short"] else verdict(margins if found["largest"] else -margins)]
+    found_so = "not enough to say" if found["short"] else verdict(margins if found["largest"] else -margins)
+    is_sure = found_so in ("holds", "does not hold") and ttest_1samp(margins, 0.0).pvalue < 1 - SURE
+    return f"**{WORDS[found_so]}**" if is_sure else WORDS[found_so]
 
 
 def written(text: str, name: str, table: str) -> str:

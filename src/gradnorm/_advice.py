@@ -31,6 +31,9 @@ STUCK = 0.9
 """Ratio to the first loss above which a loss has not fallen."""
 FALLEN = 0.7
 """Ratio to the first loss below which a loss has fallen."""
+SHRUNK = 1e-2
+"""Largest weighted gradient norm, as it is and as a part of the largest raw one, below which it is the weights that may
+keep all from being learned."""
 
 Series = Mapping[str, Mapping[str, list[float]]]
 
@@ -211,11 +214,16 @@ def dominance(tasks: Sequence[str], norms: Sequence[float]) -> Iterator[str]:
     usable = [norm for norm in norms if norm > 0]
     even = len(usable) / most / sum(1 / norm for norm in usable)
     if even < LEAST:
+        scaled = f"divide {high}'s loss" if most > 1 else f"multiply {low}'s loss"
         yield (
             f"That takes a weight of about {even:.1g}, less than one step of the weights' Adam ({LEAST:g}), which "
-            'cannot hold it steadily: use update="closed-form", or divide '
-            f"{high}'s loss by about {float(f'{ratio:.0e}'):,.0f} first."
+            f'cannot hold it steadily: use update="closed-form", or {scaled} by about {_rounded(ratio)} first.'
         )
+
+
+def _rounded(factor: float) -> str:
+    """With one digit, as in 20,000."""
+    return f"{float(f'{factor:.0e}'):,.0f}"
 
 
 def _extremes(tasks: Sequence[str], norms: Sequence[float]) -> tuple[float, str, float, str] | None:
@@ -319,10 +327,8 @@ def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator
         return
     best = min(ratios, key=lambda task: ratios[task])
     if ratios[best] > STUCK and not any(min(values["loss"]) <= 0 for values in series.values()):
-        yield (
-            f"No loss has fallen: {best}'s, the lowest, is at {ratios[best]:.0%} of its first. Check the training "
-            "itself, first its learning rate; loss weights cannot help."
-        )
+        remedy = _shrunk(series) or "Check the training itself, first its learning rate; loss weights cannot help."
+        yield f"No loss has fallen: {best}'s, the lowest, is at {ratios[best]:.0%} of its first. {remedy}"
     for task, ratio in ratios.items():
         if ratio > STUCK and ratios[best] < FALLEN:
             weight = series[task]["weight"]
@@ -331,6 +337,23 @@ def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator
                 f"weight has gone from {weight[0]:.2g} to {weight[-1]:.2g}. "
                 + (_LIMIT if training.needs_losses and weight[-1] > weight[0] else "Look at its labels and its head.")
             )
+
+
+def _shrunk(series: Series) -> str:
+    """What may be wrong where weights of sum T make all gradients as small as the smallest; empty where they do not."""
+    norms = {task: _recent(values["norm"]) for task, values in series.items()}
+    raw = {task: norms[task] / (_recent(values["weight"]) or math.nan) for task, values in series.items()}
+    extremes = _extremes([*raw], [*raw.values()])
+    if extremes is None:
+        return ""
+    least, low, most, _ = extremes
+    largest = max(norms.values())
+    if largest > SHRUNK * min(1.0, most):
+        return ""
+    return (
+        f"Weights that sum to T make all gradients about as small as {low}'s, {largest:.2g}, where the largest would "
+        f"be {most:.2g}: multiply {low}'s loss by about {_rounded(most / least)}, which leaves the balance as it is."
+    )
 
 
 _LIMIT = (

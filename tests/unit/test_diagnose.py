@@ -97,6 +97,8 @@ def test_even_gradients_need_no_balancer_and_a_dominant_task_is_named():
     most = diagnose({**losses, "a": 400 * losses["a"]}).advice
     assert "about 0.004" in most[1]
     assert "divide a's loss by about 400 first" in most[1]
+    tiny = diagnose({**losses, "a": losses["a"] / 1e5}).advice
+    assert "or multiply a's loss by about " in tiny[1]
 
 
 def test_tasks_that_pull_against_each_other_are_named():
@@ -312,6 +314,23 @@ def test_a_stuck_task_is_named_by_its_loss():
     assert [line for line in nothing.advice if line.startswith("No loss has fallen")]
     assert "is stuck" not in nothing
     assert "stuck" not in trained(30)[1].report()
+
+
+def test_weights_that_shrink_all_gradients_are_named_where_nothing_is_learned():
+    def trained(unit):
+        W = torch.nn.Parameter(torch.ones(2, 2))
+        balancer = GradNorm(["near", "far"], shared=W, update="closed-form")
+        for _ in range(40):
+            z = W.sum() - W.sum().detach()
+            balancer({"near": z + 1, "far": unit * (z + 1)}).backward()
+            balancer.step()
+        (line,) = [line for line in balancer.report().advice if line.startswith("No loss has fallen")]
+        return line
+
+    assert "as small as far's, 4e-06, where the largest would be 2: multiply far's loss by about 1,000,000" in trained(
+        1e-6
+    )
+    assert "multiply" not in trained(1.0) + trained(1e6)
 
 
 def test_losses_of_either_sign_are_no_part_of_their_first():
