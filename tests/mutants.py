@@ -49,7 +49,9 @@ RULES = "unit/test_rules.py"
 SILENCE = "unit/test_silence.py"
 WINDOW = "unit/capture/test_window.py"
 BRANCHES = "unit/capture/test_branches.py"
+ALONE = "unit/capture/test_alone.py"
 CASES = "unit/capture/test_cases.py"
+LIFETIME = "unit/capture/test_lifetime.py"
 FOREIGN = "unit/capture/test_foreign.py"
 SHARED = "unit/capture/test_shared.py"
 ARCHITECTURES = "unit/capture/test_architectures.py"
@@ -80,7 +82,12 @@ MUTANTS = [
     ),
     Mutant("capture/_collectors.py", "there is None or there.dim != part.dim:", "there is None:", CASES),
     Mutant("capture/_collectors.py", "if removes or above.dim != below.dim:", "if removes:", CASES),
-    Mutant("capture/_layers.py", "applied[node] & (common | ~before)", "applied[node]", f"{SHARED} {ARCHITECTURES}"),
+    Mutant(
+        "capture/_layers.py",
+        "applied[node] & (common if is_common else ~common & ~before)",
+        "applied[node]",
+        f"{SHARED} {ARCHITECTURES}",
+    ),
     Mutant("capture/_layers.py", "is_plain = _are_plain(operands) and (", "is_plain = (", ARCHITECTURES),
     Mutant(
         "capture/_shared.py", "if self._here and leaves == self._looked_at and ", "if self._here and ", ARCHITECTURES
@@ -122,8 +129,34 @@ MUTANTS = [
     Mutant("capture/_rows.py", "self._rows.get(task, torch.zeros_like(like))", "self._rows.get(task, like)", RULES),
     Mutant("capture/_rows.py", "if len(found) < self._count else like", "if False else like", BALANCER),
     Mutant("capture/_self_check.py", "return found  # an overflow says nothing", "pass", FOREIGN),
-    Mutant("capture/_branches.py", " and changes(added) == version", "", BRANCHES),
-    Mutant("capture/_branches.py", "rows if self._probe.grad is None else self._probe.grad + rows", "rows", BRANCHES),
+    Mutant("capture/_branches.py", " and changes(rows) == version", "", BRANCHES),
+    Mutant("capture/_branches.py", "rows if self._kept is None else self._kept + rows", "rows", BRANCHES),
+    Mutant("capture/_branches.py", "self._probe.grad = None  # what", "pass  # what", f"{BRANCHES} -k other_backwards"),
+    Mutant("capture/_alone.py", "self._were_found or count % RECHECK == 0", "count % RECHECK == 0", ALONE),
+    Mutant("capture/_alone.py", "count % RECHECK == 0", "count == 0", ALONE),
+    Mutant("capture/_alone.py", "Path.FOREIGN for node", "None for node", ALONE),
+    Mutant("capture/_backward_pass.py", "self.graph, None  # hooks", "self.graph, self.graph  # hooks", LIFETIME),
+    Mutant(
+        "capture/_measurement.py", "return shared if shared and", "return shared if False and", f"{WINDOW} -k changes"
+    ),
+    Mutant(
+        "_balancer.py",
+        "/ sums.scales.abs()\n        present",
+        "/ (sums.factors * self.weights).abs()\n        present",
+        f"{WINDOW} -k late",
+    ),
+    Mutant(
+        "capture/_layers.py",
+        "common if is_common else ~common & ~before",
+        "common | ~before",
+        f"{SHARED} -k derivative",
+    ),
+    Mutant(
+        "capture/_measurement.py",
+        "factor * weights.to(ctx.dtype)",
+        "(factor * weights).to(ctx.dtype)",
+        f"{BALANCER} -k rounded",
+    ),
     Mutant(
         "_balancer.py",
         "self._silence.is_meant = frozen\n        self._forget()",

@@ -75,6 +75,8 @@ def parse_losses(losses: Losses, tasks: Sequence[str], *, empty: bool = False) -
     Raises:
         ArgumentError: Unknown names, a wrong number, no loss at all, or something that is no scalar floating tensor.
     """
+    if isinstance(losses, tuple) and not set(tasks).isdisjoint(getattr(losses, "_fields", ())):
+        losses = losses._asdict()  # pyright: ignore[reportAttributeAccessIssue] - a named tuple, in an order of its own
     if isinstance(losses, Mapping):
         _check_names("losses", losses, tasks)
         ordered = [losses.get(task) for task in tasks]

@@ -177,8 +177,8 @@ class GradNorm(SealedModule):
         In training its backward measures the tasks' gradients. In `eval()`, without grad, or frozen, it is just a sum.
 
         Args:
-            losses: Scalars by name, in the tasks' order, or stacked into a [T] tensor. The statistics of a task that is
-                absent or `None` are kept.
+            losses: Scalars by name (a named tuple is, too), in the tasks' order, or stacked into a [T] tensor. The
+                statistics of a task that is absent or `None` are kept.
 
         Raises:
             ArgumentError: Unknown names, a wrong number, something that is no scalar floating tensor, several devices.
@@ -373,7 +373,7 @@ class GradNorm(SealedModule):
     @weights.setter
     def weights(self, weights: PerTask) -> None:
         self._loss_weights.assign(weights)
-        self._measurement.is_partial = self._measurement.sums is not None  # it was made with the weights before
+        self._measurement.is_partial = self._measurement.sums is not None  # assigned weights outlive this step
 
     def named_weights(self) -> dict[str, float]:
         """The weights by task, as plain numbers; synchronizes with the device.
@@ -597,9 +597,9 @@ class GradNorm(SealedModule):
             raise GraphError("the detected shared layer is not the same on all processes; name it with shared=")
 
     def _open(self, sums: Sums, before: Sums | None) -> Tensor | None:
-        raw_norms = self._measurement.norms(sums) / sums.factors.abs()
+        raw_norms = self._measurement.norms(sums) / sums.scales.abs()
         if before is not None:
-            earlier = self._measurement.norms(before) / (before.factors.abs() * self.weights)
+            earlier = self._measurement.norms(before) / before.scales.abs()
             raw_norms = torch.where(sums.counts > 0, raw_norms, earlier)
         return self._loss_weights.open(raw_norms.to(self.weights.dtype), sums.counts > 0, has_begun=before is not None)
 
@@ -633,7 +633,7 @@ class GradNorm(SealedModule):
         """Apply the rule; absent tasks become NaN in the divisions."""
         self._silence.updates(self._loss_weights, found_inf)
         norms = self._measurement.norms(sums)
-        raw_norms = norms.to(self.weights.dtype) / (sums.factors * self.weights).abs()
+        raw_norms = norms.to(self.weights.dtype) / sums.scales.abs()
         present = None if sums.is_complete else sums.counts > 0
         values = self._loss_weights.update(sums.losses / sums.factors, raw_norms, present, found_inf)
         table = None

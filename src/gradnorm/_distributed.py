@@ -28,15 +28,15 @@ def reduce_sums(sums: Sums, group: dist.ProcessGroup | None) -> Sums:
         sums: The sums of this process.
         group: `None` for all processes.
     """
-    parts = sums[:4]
+    parts = sums[:5]
     wide = torch.promote_types(sums.entries.dtype, sums.losses.dtype)
     flat = torch.cat([part.reshape(-1).to(wide) for part in parts])
     dist.all_reduce(flat, group=group)
     pieces = flat.split([part.numel() for part in parts])
-    entries, losses, factors, counts = (
+    entries, losses, factors, counts, scales = (
         piece.view_as(part).to(part.dtype) for piece, part in zip(pieces, parts, strict=True)
     )
-    return Sums(entries, losses, factors, counts)
+    return Sums(entries, losses, factors, counts, scales)
 
 
 def agree(words: str, group: dist.ProcessGroup | None, device: torch.device) -> bool:

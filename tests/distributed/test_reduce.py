@@ -343,7 +343,7 @@ def test_a_measured_step_makes_one_collective_more_and_no_other_step_any(tmp_pat
     assert first == second
     plain, _ = launch(collectives, tmp_path / "plain", False)
     assert all(plain), "DDP's own must be seen for this to mean anything"
-    ours = [("allreduce_", 3 * 64 + 3 * 3)]
+    ours = [("allreduce_", 3 * 64 + 3 * 4)]
     assert first == [own + ours * (step % 2 == 0) for step, own in enumerate(plain)]
 
 

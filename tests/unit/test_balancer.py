@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+from collections import namedtuple
 from functools import partial
 
 import pytest
@@ -65,7 +66,7 @@ def test_no_parameters_and_the_weights_are_a_buffer():
     assert not balancer.weights.requires_grad
 
 
-@pytest.mark.parametrize("form", ["mapping", "sequence", "stacked"])
+@pytest.mark.parametrize("form", ["mapping", "sequence", "stacked", "named tuple"])
 def test_all_forms_of_losses_are_one(form):
     net, reference = Net(), Net()
     balancer, by_name = (GradNorm(NAMES, shared=n.last) for n in (net, reference))
@@ -73,6 +74,7 @@ def test_all_forms_of_losses_are_one(form):
         "mapping": dict,
         "sequence": lambda d: list(d.values()),
         "stacked": lambda d: torch.stack(list(d.values())),
+        "named tuple": lambda d: namedtuple("Losses", [*d][::-1])(**d),  # in an order of its own
     }
     for step in range(5):
         balancer(shape[form](net.losses(batch(step)))).backward()
@@ -80,6 +82,15 @@ def test_all_forms_of_losses_are_one(form):
         balancer.step()
         by_name.step()
     torch.testing.assert_close(balancer.weights, by_name.weights)
+
+
+def test_in_double_precision_a_factor_is_not_rounded():
+    net = Net().double()
+    balancer = GradNorm(NAMES, shared=net.last)
+    losses = net.losses(batch().double())
+    (balancer(losses) / 3).backward()
+    (alone,) = torch.autograd.grad(sum(net.losses(batch().double()).values()) / 3, [net.last])
+    torch.testing.assert_close(net.last.grad, alone, rtol=1e-14, atol=0)
 
 
 def test_loss_scaling_leaves_the_weights_bitwise_alone():

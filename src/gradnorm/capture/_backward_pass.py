@@ -25,7 +25,8 @@ from torch.autograd.graph import GradientEdge
 
 from .._errors import warn
 from .._torch_private import current_backward, never_compiled, output_shape
-from ._graph import AccumulateGrad, FrontierEdge, TaskFrontier
+from ._alone import Alone, taken_alone
+from ._graph import AccumulateGrad, AutogradGraph, FrontierEdge, TaskFrontier
 from ._measurement import Opening, Sums, Wanted
 from ._meetings import AtMeetings, GradientBuffer, Meeting
 from ._operations import TOLERANCE
@@ -40,7 +41,6 @@ _BESIDES = (
     "penalty, another balancer), and its gradient counts as the task's. Add it to the task's loss, or run it in a "
     "separate backward"
 )
-
 
 Arriving = Sequence[tuple[FrontierEdge, GradientBuffer, Meeting]]
 TakeLook = Callable[["BackwardPass", Tensor], None]
@@ -70,6 +70,8 @@ class BackwardPass:
         self.frontiers: Sequence[TaskFrontier] = ()
         self.first_look: TakeLook | None = None
         self.opening: Opening | None = None
+        self.graph: AutogradGraph | None = None
+        self._alone: Alone = {}
         self._meetings: list[Meeting] = []
         self._roots: list[tuple[FrontierEdge, GradientBuffer, Meeting]] = []
         self._handles: list[Any] = []
@@ -92,10 +94,20 @@ class BackwardPass:
             look(self, factor)
         if self.opening is not None and self.opening.weights is not None:
             weights = self.opening.weights
+        alone = self._losses_alone(factor, weights)
         if self.frontiers:
             self.watch()
         self.start(factor, weights, current_backward())
+        self._alone = alone
         return weights
+
+    def _losses_alone(self, factor: Tensor, weights: Tensor) -> Alone:
+        """The gradients of tasks that meet no other, where losses outside the balancer may add to what arrives."""
+        graph, self.graph = self.graph, None  # hooks must not lead to it
+        if graph is None or not self.measurement.outsiders.are_possible(self.tasks):
+            return {}
+        shared = [part.used for part in self.shared]
+        return taken_alone(graph, self.frontiers, shared, [factor * weights[task] for task in self.tasks])
 
     def watch(self) -> None:
         """Register the hooks."""
@@ -137,7 +149,7 @@ class BackwardPass:
             weights: [T].
             backward: Identifier of the backward; `None` for a first look, a separate backward that has not begun.
         """
-        self._factor, self._weights = factor, weights
+        self._factor, self._weights, self._alone = factor, weights, {}
         self._backward = backward
         self._is_look = backward is None
         self._rows = None
@@ -157,7 +169,8 @@ class BackwardPass:
         factors = self._factor.to(self.mask.dtype) * self.mask
         entries, products = rows.taken()
         is_complete = len(self.tasks) == len(self.mask)
-        sums = Sums(entries, factors * self.losses, factors, self.mask, products, is_complete, rows.are_whole)
+        scales = factors * self._weights
+        sums = Sums(entries, factors * self.losses, factors, self.mask, scales, products, is_complete, rows.are_whole)
         if not self._is_look:
             self._compare_with_look(sums)
             self.measurement.check &= not all(each.check and each.check.has_passed for each in self._meetings)
@@ -216,11 +229,22 @@ class BackwardPass:
             if self._rows is None:
                 self._rows = self._new_rows()
             rows = self.measurement.entries(meeting, [buffer.gradients for buffer in full], self.shared)
-            self._rows.add([buffer.task for buffer in full], rows)
+            self._rows.add([buffer.task for buffer in full], self._of_losses_alone(meeting, full, rows))
             for buffer in full:
                 buffer.gradients = {}
         if not meeting.waiting and meeting.check is not None:
             meeting.check.finish()
+
+    def _of_losses_alone(self, meeting: Meeting, buffers: Sequence[GradientBuffer], rows: Tensor) -> Tensor:
+        """The entries of these tasks, without what losses outside the balancer have added."""
+        if not self._alone or self._is_look or type(meeting.node) is not AccumulateGrad:
+            return rows
+        leaf = id(meeting.node.variable)
+        alone = [self._alone.get((self.tasks.index(buffer.task), leaf)) for buffer in buffers]
+        found = [buffer.gradients if own is None else {0: own} for buffer, own in zip(buffers, alone, strict=True)]
+        entries = self.measurement.entries(meeting, found, self.shared)
+        self.measurement.outsiders.compare(rows, entries)
+        return entries
 
     def _new_rows(self) -> Rows:
         if self._is_look or self.wanted.rows or self.measurement.adds_up:

@@ -17,8 +17,9 @@ from torch.autograd.graph import get_gradient_edge
 
 from .._errors import StateError, warn
 from .._numerics import at_least_float32
-from .._torch_private import at_end_of_backward, changes
-from ._first_look import UNSEEN, a_look
+from .._torch_private import at_end_of_backward, changes, current_backward
+from ._first_look import UNSEEN
+from ._looks import a_look
 from ._measurement import BalancedLoss, FindOpening, Measurement, Opening, Present, Sums, Wanted
 from ._products import refusal
 
@@ -33,20 +34,24 @@ class AtBranches(Measurement):
     def __init__(self, *args: Any, like: Tensor) -> None:
         super().__init__(*args)
         self._branched = False
+        self._kept: Tensor | None = None
+        self._backward: int | None = None
+        self._alone: tuple[Tensor, int] | None = None
         self.moved(like)
 
     @property
     def sums(self) -> Sums | None:
         """The sums over the backwards since the last `clear`; `None` if there was none."""
-        return None if self._probe.grad is None else self._read(self._probe.grad)
+        found = [rows for rows in (self._kept, self._probe.grad) if rows is not None]
+        return self._read(sum(found[1:], found[0])) if found else None
 
     def clear(self) -> None:
         super().clear()
-        self._probe.grad = None
+        self._probe.grad = self._kept = None
 
     def moved(self, like: Tensor) -> None:
-        # [4, T], the leaf whose gradient holds squared norms, losses, factors and counts.
-        self._probe = like.new_zeros(4, len(like)).requires_grad_()
+        # [5, T], the leaf whose gradient holds squared norms, losses, factors, counts and scales.
+        self._probe = like.new_zeros(5, len(like)).requires_grad_()
         super().moved(like)
 
     def branch(self, features: Tensor) -> tuple[Tensor, ...]:
@@ -72,14 +77,14 @@ class AtBranches(Measurement):
         return sums.entries.squeeze(1).sqrt()
 
     def add(self, sums: Sums) -> None:
-        self._add(torch.stack([sums.entries.squeeze(1), *sums[1:4]]))
+        self._keep(torch.stack([sums.entries.squeeze(1), *sums[1:5]]))
 
     def nothing(self, like: Tensor) -> Sums:
         return self._read(torch.zeros_like(self._probe))
 
     def _read(self, rows: Tensor) -> Sums:
-        squares, losses, factors, counts = rows
-        return Sums(squares.unsqueeze(1), losses, factors, counts)
+        squares, losses, factors, counts, scales = rows
+        return Sums(squares.unsqueeze(1), losses, factors, counts, scales)
 
     def _begin(
         self,
@@ -93,21 +98,33 @@ class AtBranches(Measurement):
     ) -> Tensor:
         if not self.begin(is_again=False):
             return weights
+        if self._backward != (backward := current_backward()):
+            self._backward = backward
+            self._probe.grad = None  # what backwards without a balanced loss have left there
+            at_end_of_backward(self._ended)
         if opening is not None:
             tasks = [task for task, loss in enumerate(losses) if loss is not None]
             opening.look(tasks, self.sums, partial(self._looked, losses, values, mask, factor, opening))
             weights = weights if opening.weights is None else opening.weights
         squares = self._probe.new_zeros(1, len(mask))
-        before = self._probe.grad
-        added = self._add(torch.cat([squares, _shares(values, mask, factor, squares.dtype)]))
-        if not wanted.rows:  # processes that share the batch reduce whatever they have
-            at_end_of_backward(partial(self._ended, before, added, changes(added)))
+        rows = torch.cat([squares, _shares(values, mask, factor, weights, squares.dtype)])
+        self._probe.grad = rows if self._probe.grad is None else self._probe.grad + rows
+        # Processes that share the batch reduce whatever they have.
+        self._alone = None if wanted.rows else (self._probe.grad, changes(self._probe.grad))
         return weights
 
-    def _ended(self, before: Tensor | None, added: Tensor, version: int) -> None:
-        """Undo the addition if no branch has added to it, as in a backward to `inputs=` without the probe."""
-        if self._probe.grad is added and changes(added) == version:
-            self._probe.grad = before
+    def _ended(self) -> None:
+        """Keep what the balanced losses have measured, apart from what later backwards leave in the probe.
+
+        Nothing is kept if no branch has added to it, as in a backward to `inputs=` without the probe.
+        """
+        rows, self._probe.grad = self._probe.grad, None
+        added, version = self._alone or (None, 0)
+        if rows is not None and not (rows is added and changes(rows) == version):
+            self._keep(rows)
+
+    def _keep(self, rows: Tensor) -> None:
+        self._kept = rows if self._kept is None else self._kept + rows
 
     def _looked(self, losses: Present, values: Tensor, mask: Tensor, factor: Tensor, opening: Opening) -> Sums | None:
         """The sums at weights of one, from a separate backward; `None` where the heads cannot run twice."""
@@ -124,17 +141,14 @@ class AtBranches(Measurement):
             return None
         if rows is None:
             return None
-        return opening.reduce(self._read(torch.cat([rows[:1], _shares(values, mask, factor, rows.dtype)])))
-
-    def _add(self, rows: Tensor) -> Tensor:
-        self._probe.grad = added = rows if self._probe.grad is None else self._probe.grad + rows
-        return added
+        shares = _shares(values, mask, factor, torch.ones_like(mask), rows.dtype)
+        return opening.reduce(self._read(torch.cat([rows[:1], shares])))
 
 
-def _shares(values: Tensor, mask: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """[3, T]: losses, factors and counts."""
+def _shares(values: Tensor, mask: Tensor, factor: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """[4, T]: losses, factors, counts and scales."""
     factors = factor * mask
-    return torch.stack([row.to(dtype) for row in (factors * values, factors, mask)])
+    return torch.stack([row.to(dtype) for row in (factors * values, factors, mask, factors * weights)])
 
 
 class Fork(torch.autograd.Function):
@@ -142,7 +156,7 @@ class Fork(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, probe: Tensor) -> tuple[Tensor, ...]:
-        """`probe` is [4, T]."""
+        """`probe` is [5, T]."""
         ctx.shape = probe.shape
         return tuple(features.view_as(features) for _ in range(probe.shape[1]))
 
@@ -164,7 +178,7 @@ class WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, losses: Tensor, weights: Tensor, mask: Tensor, probe: Tensor) -> Tensor:
-        """`probe` is [4, T]."""
+        """`probe` is [5, T]."""
         ctx.save_for_backward(losses, weights, mask)
         ctx.dtype = probe.dtype
         return (weights * losses).sum()
@@ -175,5 +189,5 @@ class WeightedSum(torch.autograd.Function):
         losses, weights, mask = ctx.saved_tensors
         (factor,) = gradients
         squares = torch.zeros_like(mask, dtype=ctx.dtype).unsqueeze(0)
-        rows = torch.cat([squares, _shares(losses, mask, factor, ctx.dtype)])
+        rows = torch.cat([squares, _shares(losses, mask, factor, weights, ctx.dtype)])
         return (factor * weights).to(losses.dtype), None, None, rows

@@ -11,20 +11,18 @@ would mistake a backward that it has not prepared for its own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .._errors import GraphError, warn
-from .._torch_private import first_backward_still_to_come, output_dtype, output_shape
 from ._backward_pass import BackwardPass
 from ._collectors import Edge
 from ._graph import AutogradGraph
-from ._measurement import Opening, Sums, looking
+from ._looks import look
+from ._measurement import Opening, Sums
 from ._operations import TOLERANCE, Path, kind
 from ._products import refusal
 from ._shared import DetectedLayer
@@ -144,41 +142,7 @@ class FirstLook:
         self, edges: Sequence[Edge], inputs: Sequence[Tensor | GradientEdge], factor: Tensor
     ) -> Sequence[Tensor | None]:
         """The gradients of the sum of these losses, in a separate backward without side effects."""
-        with a_look(edge.node for edge in edges):
-            return torch.autograd.grad(  # pyright: ignore[reportCallIssue]
-                [GradientEdge(*edge) for edge in edges],
-                inputs,  # pyright: ignore[reportArgumentType]
-                [factor.to(output_dtype(*edge)).expand(output_shape(*edge)) for edge in edges],
-                retain_graph=True,
-                allow_unused=True,
-            )
-
-
-def _below(nodes: Iterable[Any]) -> list[Any]:
-    """Every node of the graph, including skipped ones."""
-    pending, seen = list(nodes), {}
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in seen:
-            seen[node] = None
-            pending.extend(child for child, _ in node.next_functions)
-    return list(seen)
-
-
-@contextmanager
-def a_look(nodes: Iterable[Any]) -> Iterator[None]:
-    """Context for a backward from these nodes without side effects, also on DDP's first backward and on balancers."""
-    with first_backward_still_to_come(_below(nodes)), _looking():
-        yield
-
-
-@contextmanager
-def _looking() -> Iterator[None]:
-    looking.now = True  # a balancer that runs backward in here does not look, so that looks are never nested
-    try:
-        yield
-    finally:
-        looking.now = False
+        return look(edges, inputs, [factor] * len(edges))
 
 
 _ONCE = (

@@ -13,6 +13,7 @@ at the cost of a backward per task.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -63,8 +64,9 @@ class TaskFrontier:
         return {edge.nr for _, edge in self.edges} | ({self.root.nr} if self.root else set())
 
     def entries(self) -> int:
-        """Number of gradient entries on the frontier."""
-        return sum(output_shape(self.at, nr).numel() for nr in self.outputs)
+        """Number of gradient entries on the frontier; a ragged dimension counts as one."""
+        shapes = [output_shape(self.at, nr) for nr in self.outputs]
+        return sum(math.prod(n for n in shape if isinstance(n, int)) for shape in shapes)
 
 
 class AutogradGraph:

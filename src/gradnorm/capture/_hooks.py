@@ -43,6 +43,7 @@ class AtFrontier(AtMeetings):
             return (weights * values).sum()
         one.frontiers = graph.frontiers([shared.used for shared in one.shared])
         self._check(one, graph)
+        one.graph = graph
         one.opening = opening()
         if one.opening is not None:
             one.first_look = FirstLook(graph, one.opening).take

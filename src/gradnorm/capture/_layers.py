@@ -95,13 +95,17 @@ def _read(graph: AutogradGraph, leaves: Sequence[Tensor]) -> dict[Any, list[tupl
 
 
 def _first_uses(graph: AutogradGraph, applied: dict[Any, int]) -> dict[Any, int]:
-    """`applied`, without the later uses of leaves that are nowhere used for all losses."""
+    """`applied`, without the later uses of leaves that are nowhere used for all losses, and of others all other uses.
+
+    Such are those in the backward of a derivative that is a loss itself, as forces beside an energy are.
+    """
     common = _union(bits for node, bits in applied.items() if graph.tasks[node] == graph.everyone)
     below: dict[Any, int] = {}
     first: dict[Any, int] = {}
     for node in graph.children_first:
         before = _union(below[edge.to] for edge in graph.inner[node])
-        first[node] = applied[node] & (common | ~before)
+        is_common = graph.tasks[node] == graph.everyone
+        first[node] = applied[node] & (common if is_common else ~common & ~before)
         below[node] = before | applied[node]
     return first
 

@@ -7,7 +7,6 @@ A `Measurement` creates the balanced loss, whose backward adds to its sums; subc
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from .._errors import GraphError
 from .._torch_private import at_end_of_backward, changes, current_backward, in_compiled_autograd, never_compiled
+from ._looks import looking
 from ._shared import SharedLayer
 
 At = Literal["layer", "features", "branches"]
@@ -39,6 +39,8 @@ class Sums(NamedTuple):
     """[T], `Σ c`."""
     counts: Tensor
     """[T], the number of losses."""
+    scales: Tensor
+    """[T], `Σ c w_i`, by the weights of each forward, which others may have replaced since."""
     products: Tensor | None = None
     """[T, T], the inner products of the rows, where only their norms are kept."""
     is_complete: bool = False
@@ -52,7 +54,7 @@ class Sums(NamedTuple):
         if mine.shape[1] < theirs.shape[1]:
             mine, theirs = theirs, mine
         mine[:, : theirs.shape[1]] += theirs
-        added = [a + b for a, b in zip(self[1:4], other[1:4], strict=True)]
+        added = [a + b for a, b in zip(self[1:5], other[1:5], strict=True)]
         return Sums(mine, *added, is_complete=self.is_complete and other.is_complete)
 
 
@@ -106,9 +108,6 @@ class Opening:
 
 
 FindOpening = Callable[[], Opening | None]
-
-looking = threading.local()
-"""`now` is set while a first look runs in this thread: a nested backward that no balancer measures."""
 
 
 class Window:
@@ -176,9 +175,7 @@ class Window:
             return shared
         # A gathered parameter of FSDP2 never shows its gradient, but the optimizer's parameters do.
         known = {id(parameter) for parameter in self._attached}
-        if shared and all(id(parameter) in known for parameter in shared):
-            self._attached = shared
-        return self._attached
+        return shared if shared and all(id(parameter) in known for parameter in shared) else self._attached
 
 
 class Measurement(ABC):
@@ -303,7 +300,7 @@ class BalancedLoss(torch.autograd.Function):
         (factor,) = gradients
         with torch.no_grad():
             weights = never_compiled(ctx.begin)(factor.detach(), *ctx.saved_tensors)
-        return (factor * weights).to(ctx.dtype), None, None
+        return factor * weights.to(ctx.dtype), None, None
 
 
 _COMPILED_AUTOGRAD = (

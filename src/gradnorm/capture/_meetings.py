@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._errors import StateError
 from .._torch_private import output_dtype, output_shape
+from ._alone import Outsiders
 from ._graph import FrontierEdge
 from ._measurement import Measurement, Sums
 from ._operations import Path
@@ -66,6 +67,7 @@ class AtMeetings(Measurement):
 
     Attributes:
         check: Whether the next measured backward checks itself.
+        outsiders: Whether more than a task's loss runs backward through what belongs to it alone.
         adds_up: Whether the measurements of several backwards can be added; if not, only one backward is of use.
     """
 
@@ -74,6 +76,7 @@ class AtMeetings(Measurement):
     def __init__(self, *args: Any, check: bool = True) -> None:
         super().__init__(*args)
         self.check = check
+        self.outsiders = Outsiders(check)
         self._sums: Sums | None = None
 
     @property
@@ -100,7 +103,7 @@ class AtMeetings(Measurement):
         if not self.layer.parameters:
             raise StateError("this process has seen no loss yet, so W is not known here; give the layer with shared=")
         zeros = torch.zeros_like(like)
-        return Sums(self.no_entries(like), zeros, zeros, zeros)
+        return Sums(self.no_entries(like), zeros, zeros, zeros, zeros)
 
     @abstractmethod
     def no_entries(self, like: Tensor) -> Tensor:

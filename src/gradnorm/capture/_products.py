@@ -51,7 +51,8 @@ def product(
     except Exception as error:
         if isinstance(error, RuntimeError) and (remedy := refusal(error)) is not None:
             raise GraphError(remedy) from error
-        if path is Path.FOREIGN and is_again:
+        # What is no RuntimeError was raised in Python: by such a function, or by hooks that unpack saved tensors.
+        if is_again and (path is Path.FOREIGN or not isinstance(error, RuntimeError)):
             raise GraphError(FAILS.format(foreign_below(node))) from error
         raise
 
@@ -94,9 +95,10 @@ def refusal(error: RuntimeError) -> str | None:
 
 
 FAILS = (
-    "{} lies between where the tasks meet and W, and its backward failed when it ran once more for the measurement: it "
-    'can run only once, or overwrites what it saved; measure with at="features", which runs nothing twice, or name a '
-    "layer after it with shared="
+    "{} lies between where the tasks meet and W, and the backward there failed when it ran once more for the "
+    "measurement: it can run only once, overwrites what it saved, or a hook unpacks saved tensors only once; measure "
+    'with at="features", shared= and initial_weights=None, which runs nothing twice, or name a layer after it with '
+    "shared="
 )
 
 REENTRANT = (

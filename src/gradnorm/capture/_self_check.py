@@ -17,7 +17,7 @@ from torch import Tensor
 from .._errors import GraphError
 from ._operations import TOLERANCE, Path, foreign_below
 from ._products import Gradients, product
-from ._shared import flat
+from ._shared import dense, flat
 
 
 class SelfCheck:
@@ -52,7 +52,7 @@ class SelfCheck:
         row = flat(found, self._used)
         if not bool(torch.isfinite(row).all()):
             return found  # an overflow says nothing
-        if not all(torch.equal(_dense(each), _dense(before[nr])) for nr, each in gradients.items()):
+        if not all(torch.equal(dense(each), dense(before[nr])) for nr, each in gradients.items()):
             raise GraphError(_OVERWRITES.format(foreign_below(self._node)))
         self._compare(row, flat(self._product(before), self._used), row.norm(), _CHANGES)
         for nr, each in before.items():
@@ -90,17 +90,13 @@ class SelfCheck:
         return bool((one - other).norm() > TOLERANCE * scale)
 
 
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.to_dense() if gradient.is_sparse else gradient
-
-
 _REMEDY = (
-    '; measure with at="features", which runs nothing twice, or name a layer after it with shared= (check=False '
-    "disables this check)"
+    '; measure with at="features", shared= and initial_weights=None, which runs nothing twice, or name a layer after '
+    "it with shared= (check=False disables this check)"
 )
 _CHANGES = (
     "the first measured step checks itself, and a gradient at W was another one when it was taken again: {} overwrites "
-    f"what it saved for its backward, or is random{_REMEDY}"
+    f"what it saved for its backward, is random, or a hook of a tensor acts differently the second time{_REMEDY}"
 )
 _OVERWRITES = f"the first measured step checks itself, and {{}} has overwritten the gradient that it was given{_REMEDY}"
 _DO_NOT_ADD_UP = (

@@ -29,7 +29,8 @@ from ._graph import AutogradGraph
 from ._layers import last_layers
 
 MOST_GROWTHS = 64
-"""Maximum number of graphs that add to `W`: with more, parameters are replaced, and it is no mixture of experts."""
+"""Maximum number of graphs in a row that add to `W`: with more, parameters are replaced, and it is no mixture of
+experts."""
 
 _log = logging.getLogger("gradnorm")
 
@@ -62,7 +63,7 @@ class SharedLayer(ABC):
     Attributes:
         parameters: All of it. Gradients at `W` are laid out in this order, to which a detected layer only appends.
         is_confirmed: Whether it is known for sure.
-        growths: How many later graphs have shown more of it.
+        growths: How many later graphs have shown more of it, in a row.
     """
 
     is_confirmed = True
@@ -242,9 +243,9 @@ class DetectedLayer(SharedLayer):
         """These as parts of `W`, to which new ones are added."""
         known = set(self.tensors)
         fresh = [SharedParameter(each, each) for each in tensors if each not in known]
-        if self.is_confirmed and fresh:
-            self.growths += 1
-            self.is_confirmed = False
+        if self.is_confirmed:
+            self.growths = self.growths + 1 if fresh else 0
+            self.is_confirmed = not fresh
         if self.growths > MOST_GROWTHS:
             raise GraphError(
                 f"the shared layer has been another one in {self.growths} graphs: where parameters are replaced in "
@@ -369,6 +370,12 @@ def whole(gradient: Tensor) -> Tensor:
     """The full dense gradient: under tensor parallelism this process may hold a part, or one term of a sum."""
     if is_distributed(gradient):
         return gradient.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
+    return dense(gradient)
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """The entries of a gradient as a dense tensor; those of a nested one in a row."""
+    gradient = gradient.values() if gradient.is_nested else gradient
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 

@@ -211,6 +211,22 @@ def test_a_backward_that_leaves_out_the_probe_does_not_count():
     same(net, plain, reference)
 
 
+def test_other_backwards_through_the_branches_do_not_count():
+    """As those that find adversarial inputs, before the balanced loss or between two of them."""
+    net, plain, reference = pair()
+    for step in range(3):
+        net.zero_grad()
+        plain.zero_grad()
+        for number in (2 * step, 2 * step + 1):
+            first, *_ = net.balancer.branch(net.trunk(batch(9)))
+            net.heads[0](first).square().sum().backward()
+            (net.balanced(batch(number)) / 2).backward()
+            (reference(plain.losses(batch(number))) / 2).backward()
+        net.balancer.step()
+        reference.step()
+    same(net, plain, reference)
+
+
 def test_heads_that_cannot_run_twice_start_from_ones_and_say_so_once():
     torch.manual_seed(0)
     trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))

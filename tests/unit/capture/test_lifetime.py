@@ -97,15 +97,17 @@ def test_after_an_error_in_backward(parts):
     assert balancer._measurement.sums.factors.tolist() == [1.0, 1.0], "what the broken backward measured does not count"
 
 
-def test_memory_is_flat_over_many_steps(parts):
-    net, balancer, _ = parts
+@pytest.mark.parametrize("batches", [["ab"], ["a", "b"]], ids=["together", "one by one"])
+def test_memory_is_flat_over_many_steps(parts, batches):
+    net, *_ = parts
+    balancer = GradNorm(["a", "b"], shared=net.last, update="closed-form")
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
 
     def steps(count):
-        for _ in range(count):
+        for step in range(count):
             optimizer.zero_grad()
             losses = net.losses(batch())
-            balancer({name: losses[name] for name in "ab"}).backward()
+            balancer({name: losses[name] for name in batches[step % len(batches)]}).backward()
             optimizer.step()
             balancer.step()
         gc.collect()

@@ -63,6 +63,15 @@ def test_with_separate_forwards_the_last_layer_that_all_losses_reach():
     assert found([net(batch(0)).square().mean(), net(batch(1)).square().mean()], 2) is net[0].weight
 
 
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.SiLU])
+def test_with_a_derivative_of_the_same_forward_the_last_layer_too(activation):
+    """Forces beside an energy, a critic beside its penalty: every layer is used once more in the derivative."""
+    net = nn.Sequential(nn.Linear(6, 8), activation(), nn.Linear(8, 8), activation(), nn.Linear(8, 8), activation())
+    energy, x = nn.Linear(8, 1)(net(x := batch().requires_grad_())), x
+    (forces,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+    assert found([energy.square().mean(), forces.square().mean()], 2) is net[4].weight
+
+
 def test_input_tensors_that_require_grad_are_no_layer():
     x = batch().requires_grad_()
     net = Net()

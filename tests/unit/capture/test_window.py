@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from gradnorm import GradNorm
+from gradnorm import Descent, GradNorm
 
 from ..networks import Net, batch
 
@@ -338,3 +338,39 @@ def test_a_first_step_measures_to_the_last_bit_what_later_ones_do(tasks):
             rows.append(balancer.history.rows()[-tasks:])
     assert rows[3] == rows[4]
     assert rows[5] == rows[6]
+
+
+@pytest.mark.parametrize("assigned", [False, True])
+def test_a_loss_that_runs_backward_late_is_measured_by_the_weights_of_its_forward(assigned):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, alpha=0.0, update=Descent(0.3))
+    pending = balancer(net.losses(batch(0)))
+    for number in range(3):
+        following = balancer(net.losses(batch(number + 1)))
+        if assigned:
+            balancer.weights = [0.1, 0.2, 2.7]
+        net.zero_grad()
+        pending.backward()
+        balancer.step()
+        assert norms_of(balancer) == pytest.approx(expected(net, [number]), rel=1e-4)
+        pending = following
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_layer_that_changes_drops_no_measurement(attached):
+    """With gradients accumulated, as where a stage of training freezes the last shared layer."""
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    balancer = GradNorm(NAMES)
+    if attached:
+        balancer.attach(optimizer)
+    for step in range(6):
+        net.trunk[2].requires_grad_(step < 3)
+        optimizer.zero_grad()
+        for number in range(2):
+            (balancer(net.losses(batch(2 * step + number))) / 2).backward()
+        optimizer.step()
+        if not attached:
+            balancer.step()
+    assert balancer.log_dict()["gradnorm/skipped"] == 0
+    assert len(balancer.history) == 6

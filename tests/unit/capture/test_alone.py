@@ -1,0 +1,121 @@
+"""A task that meets no other before `W` is measured by its loss alone, whatever else runs backward beside it."""
+
+import pytest
+import torch
+
+from gradnorm import Descent, GradNorm
+from gradnorm.capture import _alone
+
+from ..networks import Net, batch
+
+ONE_BY_ONE = [{"a"}, {"b"}, {"c"}]
+
+
+def alone(net, losses):
+    """The norm of each loss's own gradient at `W`."""
+    found = {name: torch.autograd.grad(loss, net.last, retain_graph=True)[0] for name, loss in losses.items()}
+    return {name: gradient.norm().item() for name, gradient in found.items()}
+
+
+def raw_norms(balancer):
+    """Of the tasks that the last step measured."""
+    last = max(row["step"] for row in balancer.history.rows())
+    rows = [row for row in balancer.history.rows() if row["step"] == last and row["norm"] == row["norm"]]
+    return {row["task"]: row["norm"] / row["weight"] for row in rows}
+
+
+@pytest.fixture
+def net():
+    net = Net()
+    net.outside = torch.nn.Linear(8, 3)
+    return net
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
+def test_one_task_per_batch_with_a_loss_outside(net, named, update):
+    balancer = GradNorm(list("abc"), shared=net.last if named else None, alpha=0.0, update=update)
+    for step, present in enumerate([{"a", "b", "c"}, *2 * ONE_BY_ONE]):
+        net.zero_grad()
+        features = net.trunk(batch(step))
+        outside = (net.outside(features) - 9).square().sum()
+        losses = {name: (head(features) - 1).square().mean() for name, head in net.named() if name in present}
+        expected = alone(net, losses)
+        (balancer(losses) + outside).backward()
+        balancer.step()
+        assert raw_norms(balancer) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("at", ["layer", "features"])
+def test_losses_of_the_same_features_in_several_calls(net, at):
+    balancer = GradNorm(list("abc"), shared=net.last, alpha=0.0, at=at, initial_weights=None)
+    for step in range(3):
+        net.zero_grad()
+        losses = net.losses(batch(step))
+        expected = alone(net, losses)
+        sum(balancer({name: loss}) for name, loss in losses.items()).backward()
+        balancer.step()
+        assert raw_norms(balancer) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_second_loss_on_the_output_of_a_forward_of_its_own(net):
+    balancer = GradNorm(list("ab"), shared=net.last, alpha=0.0)
+    for step in range(3):
+        net.zero_grad()
+        near, far = (head(net.trunk(batch(2 * step + i))) for i, head in enumerate(list(net.heads)[:2]))
+        losses = {"a": near.square().mean(), "b": far.square().mean()}
+        expected = alone(net, losses)
+        (balancer(losses) + 5 * (near - 1).abs().sum()).backward()
+        balancer.step()
+        assert raw_norms(balancer) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_loss_outside_that_comes_later_is_found_before_long(net, monkeypatch):
+    monkeypatch.setattr(_alone, "RECHECK", 4)
+    balancer = GradNorm(list("abc"), shared=net.last, alpha=0.0)
+    for step in range(12):
+        net.zero_grad()
+        x = batch(step)
+        features = net.trunk(x)
+        losses = {"a": (net.heads[0](features) - 1).square().mean()}
+        expected = alone(net, losses)
+        outside = (step > 1) * (net.outside(features) - 9).square().sum()
+        (balancer(losses) + outside).backward()
+        balancer.step()
+        if step < 2 or step > 4:
+            assert raw_norms(balancer) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("check", "first"), [(True, 2), (False, 1)])
+def test_where_nothing_is_outside_the_head_runs_twice_in_the_first_backward_only(net, check, first):
+    balancer = GradNorm(list("abc"), shared=net.last, check=check)
+    for step in range(3):
+        seen = []
+        output = net.heads[0](net.trunk(batch(step)))
+        output.register_hook(seen.append)
+        balancer({"a": output.square().mean()}).backward()
+        balancer.step()
+        assert len(seen) == (first if step == 0 else 1)
+
+
+def test_a_function_that_can_run_only_once_is_left_alone(net):
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.has_run = False
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            assert not ctx.has_run
+            ctx.has_run = True
+            return gradient
+
+    balancer = GradNorm(list("abc"), shared=net.last, update=Descent())
+    for name, head in net.named():
+        net.zero_grad()
+        losses = {name: Once.apply(head(net.trunk(batch()))).square().mean()}
+        balancer(losses).backward()
+        balancer.step()
+        weight = max(row["weight"] for row in balancer.history.rows()[-3:] if row["task"] == name)
+        assert raw_norms(balancer)[name] == pytest.approx(net.last.grad.norm().item() / weight, rel=1e-4)
