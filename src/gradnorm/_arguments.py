@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -15,9 +16,9 @@ from ._types import Losses, PerTask
 
 def parse_tasks(tasks: int | Iterable[str]) -> tuple[str, ...]:
     """Task names; a number of tasks becomes `("0", "1", …)`."""
-    if isinstance(tasks, bool) or not isinstance(tasks, int | Iterable) or isinstance(tasks, str):
+    if isinstance(tasks, bool) or not isinstance(tasks, Integral | Iterable) or isinstance(tasks, str):
         raise ArgumentError(f'tasks must be names or their number, got {tasks!r}; for example ["depth", "normals"]')
-    names = tuple(str(i) for i in range(tasks)) if isinstance(tasks, int) else tuple(tasks)
+    names = tuple(str(i) for i in range(int(tasks))) if isinstance(tasks, Integral) else tuple(tasks)
     if len(names) < 2:
         raise ArgumentError(f"tasks: GradNorm balances two or more tasks, got {len(names)}; one loss needs no balancer")
     for name in names:
@@ -31,7 +32,7 @@ def parse_tasks(tasks: int | Iterable[str]) -> tuple[str, ...]:
 
 def parse_number(name: str, value: float, *, low: float, open_low: bool = False, high: float = math.inf) -> float:
     """`value` as a finite float within bounds; `low` itself is allowed unless `open_low`, `high` never is."""
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    numeric = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's numbers are, too
     if not numeric or not math.isfinite(value) or value < low or value >= high or (open_low and value == low):
         bound = f"above {low:g}" if open_low else f"at least {low:g}"
         limit = "" if high == math.inf else f" and below {high:g}"
@@ -41,9 +42,9 @@ def parse_number(name: str, value: float, *, low: float, open_low: bool = False,
 
 def parse_count(name: str, value: int, *, low: int) -> int:
     """`value` as an int of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
         raise ArgumentError(f"{name} must be an integer of at least {low}, got {value!r}")
-    return value
+    return int(value)
 
 
 def parse_per_task(name: str, values: PerTask, tasks: Sequence[str]) -> list[float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -339,8 +340,8 @@ def _tensor(values: Sequence[float]) -> Tensor:
 def _parse_initial_losses(given: int | PerTask | None, tasks: Sequence[str]) -> tuple[int, list[float] | None]:
     if given is None:
         return 1, None
-    if isinstance(given, int) and not isinstance(given, bool):
-        return parse_count("initial_losses", given, low=1), None
+    if isinstance(given, Integral) and not isinstance(given, bool):
+        return parse_count("initial_losses", int(given), low=1), None
     return 1, parse_per_task("initial_losses", given, tasks)  # pyright: ignore[reportArgumentType]
 
 

@@ -6,6 +6,7 @@ import math
 from collections import namedtuple
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,6 +83,16 @@ def test_all_forms_of_losses_are_one(form):
         balancer.step()
         by_name.step()
     torch.testing.assert_close(balancer.weights, by_name.weights)
+
+
+def test_settings_may_be_numbers_of_numpy():
+    one, half = np.int64(1), np.float32(0.5)
+    balancer = GradNorm(np.int64(2), alpha=half, every=one, initial_losses=one, initial_weights=np.array([0.5, 1.5]))
+    balancer.priorities = np.array([1, 2], dtype=np.float32)
+    plain = GradNorm(2, alpha=0.5, every=1, initial_losses=1, initial_weights=[0.5, 1.5])
+    plain.priorities = [1, 2]
+    assert repr(balancer) == repr(plain)
+    assert balancer.priorities == plain.priorities
 
 
 def test_in_double_precision_a_factor_is_not_rounded():
