@@ -19,7 +19,7 @@ DRAWN = ("equal", "gradnorm")
 
 
 def predicted(maps: Mapping[str, Tensor], truths: Sample, tasks: Mapping[str, ImageTask]) -> list[dict[str, Any]]:
-    """The predictions for each image: fields of `figures.AnnotatedImage`, as plain values.
+    """The predictions for each image: fields of `drawing.AnnotatedImage`, as plain values.
 
     Args:
         maps: Each task's output, [B, channels, h, w] or [B, channels], on the CPU.
@@ -36,17 +36,17 @@ def predicted(maps: Mapping[str, Tensor], truths: Sample, tasks: Mapping[str, Im
 
 def compare(path: Path, truths: Sample, made: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Sequence[str]) -> Path:
     """Draw each image's ground truth and predictions; `made` holds them by method."""
-    from gradnorm_studies.analysis import figures
+    from gradnorm_studies.vision import drawing
     from gradnorm_studies.vision.data.preview import annotated
 
     rows = []
     for i in range(len(truths.image)):
         truth = annotated(truths.map(lambda values: values[i]))  # noqa: B023 - called at once
         drawn = {
-            method: figures.AnnotatedImage(method, truth.image, **_arrays(fields[i])) for method, fields in made.items()
+            method: drawing.AnnotatedImage(method, truth.image, **_arrays(fields[i])) for method, fields in made.items()
         }
         rows.append({"truth": truth, **drawn})
-    return figures.comparison(path, rows, tasks, CLASSES)
+    return drawing.comparison(path, rows, tasks, CLASSES)
 
 
 def _arrays(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class ImageTask:
     """[B, channels, h, w] in float32 and the ground truth → []."""
     errors: type[Errors]
     drawn: Callable[[Tensor, Sample], Mapping[str, Any]]
-    """[channels, h, w] and the ground truth → fields of `figures.AnnotatedImage`, as plain values."""
+    """[channels, h, w] and the ground truth → fields of `drawing.AnnotatedImage`, as plain values."""
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:

@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from gradnorm_studies import cli
-from gradnorm_studies.analysis import figures
+from gradnorm_studies.vision import drawing
 from gradnorm_studies.vision.data import preview as show
 from gradnorm_studies.vision.data.geometry import places
 from gradnorm_studies.vision.data.rooms import ROOMS, Rooms
@@ -46,7 +46,7 @@ def test_what_cannot_be_shown_is_explained(arguments, found, tmp_path):
 def test_a_view_has_the_sample_s_keypoints_and_boxes(monkeypatch, tmp_path):
     rooms = Rooms("test", n=3, size=64, out=64)
     drawn = []
-    monkeypatch.setattr(figures, "contact_sheet", lambda path, views, names: drawn.extend(views))
+    monkeypatch.setattr(drawing, "contact_sheet", lambda path, views, names: drawn.extend(views))
     show.contact_sheet(rooms, tmp_path / "none.png")
     for i, view in enumerate(drawn):
         scene = rooms.scene(i)
@@ -58,7 +58,7 @@ def test_a_view_has_the_sample_s_keypoints_and_boxes(monkeypatch, tmp_path):
 
 def test_every_column_of_the_sheet_has_a_title_and_every_room_its_name(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path, few_colors: drawn.append(figure))
+    monkeypatch.setattr(drawing, "save", lambda figure, path, few_colors: drawn.append(figure))
     show.contact_sheet(Rooms("test", n=3, size=64, out=64), tmp_path / "none.png")
     titles = [ax.get_title(loc="left") for ax in drawn[0].axes]
     assert titles[:10] == ["image", "classes", "depth (0–7 m)", "normals", "keypoints, boxes"] * 2
@@ -77,8 +77,8 @@ def test_a_networks_keypoints_are_those_that_the_truth_has(tmp_path):
 
 def test_a_comparison_shows_every_view_of_every_task(tmp_path):
     truth = show.annotated(Rooms("test", n=1, size=64, out=16)[0])
-    flat = figures.AnnotatedImage("flat", truth.image, depth=np.full((16, 16), 7.0), keypoints=np.zeros((1, 2)))
-    path = figures.comparison(tmp_path / "c.png", [{"truth": truth, "flat": flat}], ("depth", "keypoints"), CLASSES)
+    flat = drawing.AnnotatedImage("flat", truth.image, depth=np.full((16, 16), 7.0), keypoints=np.zeros((1, 2)))
+    path = drawing.comparison(tmp_path / "c.png", [{"truth": truth, "flat": flat}], ("depth", "keypoints"), CLASSES)
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     tiles = pixels[:, : pixels.shape[1] // 5 * 5].reshape(len(pixels), 5, -1, 3)
     darkest = tiles.sum(axis=3).min(axis=(0, 2))
@@ -86,4 +86,4 @@ def test_a_comparison_shows_every_view_of_every_task(tmp_path):
 
 
 def test_every_class_has_a_color():
-    assert len(set(figures.CLASS_COLORS)) == len(CLASSES)
+    assert len(set(drawing.CLASS_COLORS)) == len(CLASSES)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from gradnorm_studies.analysis import figures
+from gradnorm_studies.vision import drawing
 from gradnorm_studies.vision.data.geometry import places
 from gradnorm_studies.vision.data.rooms import ROOMS, Rooms
 from gradnorm_studies.vision.data.sample import CLASSES, Sample
@@ -18,13 +18,13 @@ def contact_sheet(rooms: Rooms, path: Path) -> Path:
     """Write a PNG of these rooms with their ground truth."""
     views = [annotated(rooms[i]) for i in range(len(rooms))]
     titled = [replace(one, title=f"{rooms.split} {i}: {one.kind}") for i, one in enumerate(views)]
-    return figures.contact_sheet(path, titled, CLASSES)
+    return drawing.contact_sheet(path, titled, CLASSES)
 
 
-def annotated(sample: Sample) -> figures.AnnotatedImage:
+def annotated(sample: Sample) -> drawing.AnnotatedImage:
     """One sample, for drawing, without a title; the sample is on the CPU."""
     real = None if sample.labels is None else sample.labels >= 0
-    return figures.AnnotatedImage(
+    return drawing.AnnotatedImage(
         title="",
         image=_last(sample.image),
         segmentation=sample.segmentation.numpy(),
@@ -37,6 +37,6 @@ def annotated(sample: Sample) -> figures.AnnotatedImage:
     )
 
 
-def _last(values: Tensor) -> figures.Array:
+def _last(values: Tensor) -> drawing.Array:
     """[C, H, W] → [H, W, C]."""
     return np.ascontiguousarray(values.permute(1, 2, 0).numpy())
