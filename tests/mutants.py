@@ -132,9 +132,18 @@ MUTANTS = [
     Mutant("capture/_branches.py", " and changes(rows) == version", "", BRANCHES),
     Mutant("capture/_branches.py", "rows if self._kept is None else self._kept + rows", "rows", BRANCHES),
     Mutant("capture/_branches.py", "self._probe.grad = None  # what", "pass  # what", f"{BRANCHES} -k other_backwards"),
-    Mutant("capture/_alone.py", "self._were_found or count % RECHECK == 0", "count % RECHECK == 0", ALONE),
-    Mutant("capture/_alone.py", "count % RECHECK == 0", "count == 0", ALONE),
-    Mutant("capture/_alone.py", "Path.FOREIGN for node", "None for node", ALONE),
+    Mutant("capture/_alone.py", "self._were_found or not self._left", "not self._left", ALONE),
+    Mutant("capture/_alone.py", "self._left[task] = RECHECK", "self._left[task] = 10**9", ALONE),
+    Mutant("capture/_alone.py", "bool(torch.isfinite(arrived.norm()))", "True", ALONE),
+    Mutant("capture/_alone.py", "kind(node) is Path.FOREIGN", "False", ALONE),
+    Mutant("capture/_alone.py", "if followed & {", "if set() & {", ALONE),
+    Mutant(
+        "capture/_backward_pass.py",
+        "self._alone = self._rows, None, _NONE, {}",
+        "self._alone = self._rows, None, _NONE, self._alone",
+        ALONE,
+    ),
+    Mutant("capture/_branches.py", "self._keep(self._probe.grad)", "pass", f"{BRANCHES} -k micro_batches"),
     Mutant("capture/_backward_pass.py", "self.graph, None  # hooks", "self.graph, self.graph  # hooks", LIFETIME),
     Mutant(
         "capture/_measurement.py", "return shared if shared and", "return shared if False and", f"{WINDOW} -k changes"

@@ -1,17 +1,19 @@
 """Tasks that meet no other before `W`: one task per batch, or each task by a forward of its own.
 
 All that the nodes of such a task propagate counts as its gradient, and so would that of a loss outside the balancer
-that reads the same features. Therefore its gradient is taken of its loss alone, by a product from there to `W`, in the
-first backward of each set of tasks and in every `RECHECK`th. If something else arrives with the user's own backward,
-it is taken so in all backwards from then on, at the cost of running the head once more.
+that reads the same features. Therefore what reaches `W` of its loss alone is taken by a backward of its own, in the
+task's first measured backward and in every `RECHECK`th. If something else arrives with the user's backward, it is taken
+so in all backwards from then on, at the cost of running the head once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from .._torch_private import without_hooks
 from ._graph import AccumulateGrad, AutogradGraph, TaskFrontier
@@ -19,11 +21,11 @@ from ._looks import look
 from ._operations import TOLERANCE, Path, kind
 from ._products import refusal
 
-RECHECK = 100
-"""Backwards of a set of tasks from one check to the next."""
+RECHECK = 97
+"""Backwards of a task from one check to the next; a prime, since what is outside may run in every k-th."""
 
-Alone = Mapping[tuple[int, int], Tensor]
-"""Gradients by position of the loss and `id` of the tensor of `W`."""
+Alone = Mapping[tuple[int, Any], Mapping[int, Tensor]]
+"""The gradients of a shared node's outputs, by number; by position of the loss, and node."""
 
 
 class Outsiders:
@@ -35,46 +37,100 @@ class Outsiders:
 
     def __init__(self, check: bool) -> None:
         self._check = check
-        self._backwards: dict[tuple[int, ...], int] = {}
+        self._left: dict[int, int] = {}
         self._were_found = False
 
-    def are_possible(self, tasks: Sequence[int]) -> bool:
-        """Whether to take the gradients of the losses alone, in the backward of these tasks that begins."""
-        count = self._backwards.get(key := tuple(tasks), 0)
-        self._backwards[key] = count + 1
-        return self._check and (self._were_found or count % RECHECK == 0)
+    def due(self, tasks: Sequence[int]) -> list[int]:
+        """The positions of the tasks to be taken alone in the backward that begins."""
+        if not self._check:
+            return []
+        for task in tasks:
+            self._left[task] = max(0, self._left.get(task, 0) - 1)
+        return [i for i, task in enumerate(tasks) if self._were_found or not self._left[task]]
 
-    def compare(self, arrived: Tensor, alone: Tensor) -> None:
-        """Compare entries, [K, N]; synchronizes with the device unless outsiders were found before."""
-        if not self._were_found:
-            apart = (arrived - alone).norm() > TOLERANCE * torch.maximum(arrived.norm(), alone.norm())
-            self._were_found = bool(apart & torch.isfinite(arrived).all())
+    def compare(self, task: int, arrived: Tensor, alone: Tensor) -> None:
+        """Compare a task's entries, [N]; synchronizes with the device unless outsiders were found before."""
+        if not self._were_found and bool(torch.isfinite(arrived.norm())):  # an overflow says nothing
+            self._left[task] = RECHECK
+            self._were_found = bool((arrived - alone).norm() > TOLERANCE * torch.maximum(arrived.norm(), alone.norm()))
 
 
 def taken_alone(
-    graph: AutogradGraph, frontiers: Sequence[TaskFrontier], shared: Sequence[Tensor], factors: Sequence[Tensor]
+    graph: AutogradGraph,
+    frontiers: Sequence[TaskFrontier],
+    shared: Sequence[Tensor],
+    due: Collection[int],
+    factor: Callable[[int], Tensor],
 ) -> Alone:
-    """The gradients at `W` of the losses that meet no other before, by a backward each.
+    """What arrives of each loss alone where only `W` follows, by a backward each.
 
     Args:
         graph: The graph of the losses.
         frontiers: Their frontier.
         shared: The tensors of `W`.
-        factors: What multiplies each loss.
+        due: Positions of the losses that are wanted.
+        factor: What multiplies the loss at a position.
     """
-    meeting = {frontier.task for frontier in frontiers if type(frontier.at) is not AccumulateGrad}
-    lone = {i: edge for i, edge in enumerate(graph.losses) if i not in meeting}
+    wanted = set(map(id, shared))
+    ends = {position: _ends(graph, frontiers, position, wanted) for position in due}
+    ends = {position: reached for position, reached in ends.items() if reached}
     # A function that is not torch's own may be able to run only once, as may what refuses a second run.
-    if not lone or any(kind(node) is Path.FOREIGN for node in graph.children_first):
+    if not ends or _is_foreign(graph, wanted, ends):
         return {}
-    found: dict[tuple[int, int], Tensor] = {}
-    for position, edge in lone.items():
+    found: dict[tuple[int, Any], dict[int, Tensor]] = {}
+    for position, reached in ends.items():
+        inputs = [at.variable if type(at) is AccumulateGrad else GradientEdge(at, nr) for at, nr in reached]
         try:
             with without_hooks(shared):
-                gradients = look([edge], shared, [factors[position]])
+                gradients = look([graph.losses[position]], inputs, [factor(position)])
         except RuntimeError as error:
             if refusal(error) is None:
                 raise
             return {}
-        found |= {(position, id(tensor)): g for tensor, g in zip(shared, gradients, strict=True) if g is not None}
+        for (at, nr), gradient in zip(reached, gradients, strict=True):
+            if gradient is not None:
+                found.setdefault((position, at), {})[nr] = gradient
     return found
+
+
+def _ends(
+    graph: AutogradGraph, frontiers: Sequence[TaskFrontier], position: int, wanted: Collection[int]
+) -> list[tuple[Any, int]]:
+    """The frontier of a loss, if nothing but `W` follows anywhere on it, and no part of it follows another."""
+    own = [frontier for frontier in frontiers if frontier.task == position]
+    followed: set[Any] = set()
+    for frontier in own:
+        if (below := _only_w(graph, frontier.at, wanted)) is None:
+            return []
+        followed |= below
+    return (
+        [] if followed & {each.at for each in own} else [(each.at, nr) for each in own for nr in sorted(each.outputs)]
+    )
+
+
+def _only_w(graph: AutogradGraph, node: Any, wanted: Collection[int]) -> set[Any] | None:
+    """What follows a node, if it leads to nothing but `W`: the leaf itself, its cast under autocast, its transpose."""
+    pending, followed = [node], set()
+    while pending:
+        each = pending.pop()
+        leaves = {edge.to for edge in graph.ends.get(each, ())}
+        if any(id(leaf.variable) not in wanted for leaf in ({each} if type(each) is AccumulateGrad else leaves)):
+            return None
+        below = leaves | {edge.to for edge in graph.inner.get(each, ())}
+        pending += [child for child in below - followed if type(child) is not AccumulateGrad]
+        followed |= below
+    return followed
+
+
+def _is_foreign(graph: AutogradGraph, wanted: Collection[int], positions: Collection[int]) -> bool:
+    """Whether a function that is not torch's own lies between these losses and `W`."""
+    mask, leads = sum(1 << position for position in positions), set()
+    for node in graph.children_first:
+        if graph.tasks[node] & mask and (
+            any(edge.to in leads for edge in graph.inner[node])
+            or any(id(edge.to.variable) in wanted for edge in graph.ends.get(node, ()))
+        ):
+            if kind(node) is Path.FOREIGN:
+                return True
+            leads.add(node)
+    return False

@@ -104,10 +104,10 @@ class BackwardPass:
     def _losses_alone(self, factor: Tensor, weights: Tensor) -> Alone:
         """The gradients of tasks that meet no other, where losses outside the balancer may add to what arrives."""
         graph, self.graph = self.graph, None  # hooks must not lead to it
-        if graph is None or not self.measurement.outsiders.are_possible(self.tasks):
+        if graph is None or not (due := self.measurement.outsiders.due(self.tasks)):
             return {}
         shared = [part.used for part in self.shared]
-        return taken_alone(graph, self.frontiers, shared, [factor * weights[task] for task in self.tasks])
+        return taken_alone(graph, self.frontiers, shared, due, lambda i: factor * weights[self.tasks[i]])
 
     def watch(self) -> None:
         """Register the hooks."""
@@ -163,7 +163,7 @@ class BackwardPass:
 
     def finish(self) -> Sums | None:
         """The measured sums; `None` if no gradient arrived, as in a backward to parts of the heads only."""
-        rows, self._rows, self._backward = self._rows, None, _NONE
+        rows, self._rows, self._backward, self._alone = self._rows, None, _NONE, {}
         if rows is None or self._factor is None:
             return None
         factors = self._factor.to(self.mask.dtype) * self.mask
@@ -229,7 +229,8 @@ class BackwardPass:
             if self._rows is None:
                 self._rows = self._new_rows()
             rows = self.measurement.entries(meeting, [buffer.gradients for buffer in full], self.shared)
-            self._rows.add([buffer.task for buffer in full], self._of_losses_alone(meeting, full, rows))
+            rows = self._of_losses_alone(meeting, full, rows) if self._alone else rows
+            self._rows.add([buffer.task for buffer in full], rows)
             for buffer in full:
                 buffer.gradients = {}
         if not meeting.waiting and meeting.check is not None:
@@ -237,13 +238,14 @@ class BackwardPass:
 
     def _of_losses_alone(self, meeting: Meeting, buffers: Sequence[GradientBuffer], rows: Tensor) -> Tensor:
         """The entries of these tasks, without what losses outside the balancer have added."""
-        if not self._alone or self._is_look or type(meeting.node) is not AccumulateGrad:
+        alone = [self._alone.get((self.tasks.index(buffer.task), meeting.node)) for buffer in buffers]
+        if not any(alone):
             return rows
-        leaf = id(meeting.node.variable)
-        alone = [self._alone.get((self.tasks.index(buffer.task), leaf)) for buffer in buffers]
-        found = [buffer.gradients if own is None else {0: own} for buffer, own in zip(buffers, alone, strict=True)]
+        found = [own or buffer.gradients for buffer, own in zip(buffers, alone, strict=True)]
         entries = self.measurement.entries(meeting, found, self.shared)
-        self.measurement.outsiders.compare(rows, entries)
+        for buffer, own, row, entry in zip(buffers, alone, rows, entries, strict=True):
+            if own:
+                self.measurement.outsiders.compare(buffer.task, row, entry)
         return entries
 
     def _new_rows(self) -> Rows:

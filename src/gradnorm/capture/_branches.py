@@ -33,7 +33,7 @@ class AtBranches(Measurement):
 
     def __init__(self, *args: Any, like: Tensor) -> None:
         super().__init__(*args)
-        self._branched = False
+        self._branched = self._is_compiled = False
         self._kept: Tensor | None = None
         self._backward: int | None = None
         self._alone: tuple[Tensor, int] | None = None
@@ -42,12 +42,15 @@ class AtBranches(Measurement):
     @property
     def sums(self) -> Sums | None:
         """The sums over the backwards since the last `clear`; `None` if there was none."""
-        found = [rows for rows in (self._kept, self._probe.grad) if rows is not None]
+        # Outside of compiled graphs the probe holds what no balanced loss has measured, or not to its end.
+        is_ours = self._is_compiled or self._backward == current_backward()
+        found = [rows for rows in (self._kept, self._probe.grad if is_ours else None) if rows is not None]
         return self._read(sum(found[1:], found[0])) if found else None
 
     def clear(self) -> None:
         super().clear()
         self._probe.grad = self._kept = None
+        self._is_compiled = False
 
     def moved(self, like: Tensor) -> None:
         # [5, T], the leaf whose gradient holds squared norms, losses, factors, counts and scales.
@@ -67,6 +70,7 @@ class AtBranches(Measurement):
         self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening, wanted: Wanted
     ) -> Tensor:
         if torch.compiler.is_compiling():
+            self._is_compiled = True
             return WeightedSum.apply(values, weights, mask, self._probe)  # pyright: ignore[reportReturnType]
         found = opening()
         # These reference only nodes nearer the leaves than the balanced loss, as they must: see `_backward_pass.py`.
@@ -100,6 +104,8 @@ class AtBranches(Measurement):
             return weights
         if self._backward != (backward := current_backward()):
             self._backward = backward
+            if self._is_compiled and self._probe.grad is not None:
+                self._keep(self._probe.grad)
             self._probe.grad = None  # what backwards without a balanced loss have left there
             at_end_of_backward(self._ended)
         if opening is not None:

@@ -97,8 +97,8 @@ def refusal(error: RuntimeError) -> str | None:
 FAILS = (
     "{} lies between where the tasks meet and W, and the backward there failed when it ran once more for the "
     "measurement: it can run only once, overwrites what it saved, or a hook unpacks saved tensors only once; measure "
-    'with at="features", shared= and initial_weights=None, which runs nothing twice, or name a layer after it with '
-    "shared="
+    'with at="features", shared=, initial_weights=None and check=False, which run nothing twice, or name a layer after '
+    "it with shared="
 )
 
 REENTRANT = (

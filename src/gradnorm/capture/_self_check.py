@@ -91,8 +91,8 @@ class SelfCheck:
 
 
 _REMEDY = (
-    '; measure with at="features", shared= and initial_weights=None, which runs nothing twice, or name a layer after '
-    "it with shared= (check=False disables this check)"
+    '; measure with at="features", shared=, initial_weights=None and check=False, which run nothing twice, or name a '
+    "layer after it with shared= (check=False alone disables this check)"
 )
 _CHANGES = (
     "the first measured step checks itself, and a gradient at W was another one when it was taken again: {} overwrites "

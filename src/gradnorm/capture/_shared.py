@@ -108,8 +108,8 @@ class NamedLayer(SharedLayer):
     """`W` as given by the user."""
 
     def locate(self, graph: AutogradGraph, tasks: Sequence[int]) -> Sequence[SharedParameter]:
-        """All of it, in every graph."""
-        return self.parameters
+        """All of it that is not frozen, in every graph."""
+        return [part for part in self.parameters if part.used.requires_grad] or self.parameters
 
 
 class DetectedLayer(SharedLayer):

@@ -1,5 +1,8 @@
 """A task that meets no other before `W` is measured by its loss alone, whatever else runs backward beside it."""
 
+import gc
+import itertools
+
 import pytest
 import torch
 
@@ -84,6 +87,107 @@ def test_a_loss_outside_that_comes_later_is_found_before_long(net, monkeypatch):
         balancer.step()
         if step < 2 or step > 4:
             assert raw_norms(balancer) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_backward_that_could_not_tell_does_not_count(net, every):
+    """It overflows, as a loss scaler's first ones; then a loss outside comes in all or every second backward."""
+    balancer = GradNorm(list("abc"), shared=net.last, alpha=0.0, update="closed-form", initial_weights=None)
+    balancer(net.losses(batch())).backward()
+    balancer.step()
+    for step in range(1, 230):
+        net.zero_grad()
+        features = net.trunk(batch(step))
+        losses = {"a": (net.heads[0](features) - 1).square().mean()}
+        expected = alone(net, losses)
+        outside = (step % every == 0) * (net.outside(features) - 9).square().sum()
+        ((balancer(losses) + outside) * (1e38 if step == 1 else 1.0)).backward()
+        if step == 1:
+            balancer.reset()
+            continue
+        balancer.step()
+        if every == 1 or step > 2 * _alone.RECHECK:
+            assert raw_norms(balancer) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("read", ["autocast", "transposed"])
+def test_tasks_that_share_what_is_made_of_w_alone(net, read):
+    w, heads = net.last, list(net.heads)
+    balancer = GradNorm(list("ab"), shared=w, alpha=0.0, initial_weights=None)
+    for step in range(3):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=read == "autocast"):
+            t = w.t()
+            features = [
+                net.trunk[0](batch(2 * step + i)).tanh() @ t if read == "transposed" else net.trunk(batch(2 * step + i))
+                for i in range(2)
+            ]
+            losses = {n: (heads[i](features[i]) - 1).float().square().mean() for i, n in enumerate("ab")}
+            outside = (net.outside(features[0]) - 9).float().square().sum()
+        expected = alone(net, losses)
+        (balancer(losses) + outside).backward()
+        balancer.step()
+        assert raw_norms(balancer) == pytest.approx(expected, rel=2e-2)
+
+
+def test_a_loss_that_reads_w_itself_and_what_is_made_of_it_counts_once(net):
+    w = net.last
+    balancer = GradNorm(list("ab"), shared=w, alpha=0.0, initial_weights=None)
+    for step in range(2):
+        net.zero_grad()
+        t = w.t()
+        near, far = (head(net.trunk[0](batch(step)).tanh() @ t) for head in list(net.heads)[:2])
+        losses = {"a": near.square().mean() + w.square().mean(), "b": far.square().mean()}
+        expected = alone(net, losses)
+        balancer(losses).backward()
+        balancer.step()
+        assert raw_norms(balancer) == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_not_torchs_own_may_lie_elsewhere(net):
+    class Foreign(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    balancer = GradNorm(list("abc"), shared=net.last, alpha=0.0)
+    for step in range(2):
+        net.zero_grad()
+        features = net.trunk[2](Foreign.apply(net.trunk[0](batch(step))))
+        losses = {"a": (net.heads[0](features) - 1).square().mean()}
+        expected = alone(net, losses)
+        (balancer(losses) + (net.outside(features) - 9).square().sum()).backward()
+        balancer.step()
+        assert raw_norms(balancer) == pytest.approx(expected, rel=1e-4)
+
+
+def test_no_gradient_is_kept_with_the_loss():
+    trunk, heads = torch.nn.Linear(64, 96), torch.nn.ModuleList(torch.nn.Linear(96, 1) for _ in range(4))
+    balancer = GradNorm(4, shared=trunk.weight, initial_weights=None)
+    loss = balancer([head(trunk(torch.randn(2, 64))).square().mean() for head in heads])
+    loss.backward()
+    balancer.step()
+    gc.collect()
+    sizes = [each.shape for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+    assert sum(shape == trunk.weight.shape for shape in sizes) <= 2  # W and its gradient
+
+
+def test_saved_tensors_that_unpack_once_need_no_check(net):
+    kept, keys = {}, itertools.count()
+
+    def pack(tensor):
+        kept[key := next(keys)] = tensor
+        return key
+
+    balancer = GradNorm(list("abc"), shared=net.last, check=False)
+    with torch.autograd.graph.saved_tensors_hooks(pack, kept.pop):
+        balancer({"a": net.heads[0](net.trunk(batch())).square().mean()}).backward()
+    balancer.step()
+    assert raw_norms(balancer)["a"] == pytest.approx(net.last.grad.norm().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(("check", "first"), [(True, 2), (False, 1)])

@@ -227,6 +227,30 @@ def test_other_backwards_through_the_branches_do_not_count():
     same(net, plain, reference)
 
 
+def test_what_comes_after_the_last_balanced_loss_does_not_count():
+    net, plain, reference = pair()
+    net.balanced(batch()).backward()
+    reference(plain.losses(batch())).backward()
+    first, *_ = net.balancer.branch(net.trunk(batch(9)))
+    (30 * net.heads[0](first)).square().sum().backward()
+    for balancer in (net.balancer, reference):
+        balancer.step()
+    norms = [[row["norm"] for row in balancer.history.rows()] for balancer in (net.balancer, reference)]
+    assert norms[0] == pytest.approx(norms[1])
+
+
+@pytest.mark.filterwarnings("default")
+def test_micro_batches_of_which_some_are_compiled():
+    net, plain, reference = pair()
+    compiled = torch.compile(net.balanced, backend="aot_eager")
+    for number, balanced in enumerate([compiled, net.balanced, compiled, net.balanced]):
+        (balanced(batch(number)) / 4).backward()
+        (reference(plain.losses(batch(number))) / 4).backward()
+    net.balancer.step()
+    reference.step()
+    same(net, plain, reference)
+
+
 def test_heads_that_cannot_run_twice_start_from_ones_and_say_so_once():
     torch.manual_seed(0)
     trunk, heads = torch.nn.Linear(8, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))

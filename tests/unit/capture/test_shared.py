@@ -63,6 +63,23 @@ def test_with_separate_forwards_the_last_layer_that_all_losses_reach():
     assert found([net(batch(0)).square().mean(), net(batch(1)).square().mean()], 2) is net[0].weight
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_part_of_w_that_is_frozen_later_is_left_out(together):
+    net = Net()
+    layer = net.trunk[2]
+    balancer = GradNorm(["a", "b", "c"], shared=layer, update="closed-form")
+    for step in range(3):
+        layer.bias.requires_grad_(step == 0)
+        losses = net.losses(batch(step))
+        present = losses if together or step == 0 else {"a": losses["a"]}
+        expected = [torch.autograd.grad(v, layer.weight, retain_graph=True)[0].norm().item() for v in present.values()]
+        balancer(present).backward()
+        balancer.step()
+        rows = [row for row in balancer.history.rows()[-3:] if row["norm"] == row["norm"]]
+        if step:
+            assert [row["norm"] / row["weight"] for row in rows] == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.SiLU])
 def test_with_a_derivative_of_the_same_forward_the_last_layer_too(activation):
     """Forces beside an energy, a critic beside its penalty: every layer is used once more in the derivative."""
