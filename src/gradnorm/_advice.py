@@ -141,7 +141,7 @@ def describe(history: History, training: Training) -> Report:
         "weight": cells(training.weights),
         "average": cells(training.averaged_weights),
         **{name: cells(last[name]) for name in ("loss", "norm", "target", "rate")},
-        "÷L(0)": cells(ratios, percent=True),
+        "÷L(0)": cells(ratios, ".0%"),
     }
     if training.is_constant:
         columns = {name: column for name, column in columns.items() if name not in ("weight", "average", "target")}
@@ -161,9 +161,8 @@ def describe(history: History, training: Training) -> Report:
     return report
 
 
-def cells(values: Tensor, percent: bool = False) -> list[str]:
+def cells(values: Tensor, form: str = ".3g") -> list[str]:
     """[T], the numbers as text; a dash for NaN."""
-    form = ".0%" if percent else ".3g"
     return ["–" if math.isnan(value) else f"{value:{form}}" for value in values.tolist()]
 
 
@@ -176,15 +175,19 @@ def bad_numbers(tasks: Sequence[str], losses: Sequence[float], norms: Sequence[f
         if not math.isfinite(loss) or not math.isfinite(norm):
             yield f"{task}: the loss is {loss:g} and its gradient norm {norm:g}. Fix that first."
         elif norm == 0:
-            yield (
-                f"{task}'s gradient is zero at this layer. If its head starts at zero this is temporary; if the heads' "
-                "outputs are concatenated before the losses, give the last shared layer with shared=."
-            )
+            yield _ZERO.format(task)
         if loss <= 0:
             yield (
-                f"{task}'s loss is {loss:g}. With α > 0 losses are compared with their first values and must be "
+                f"{task}'s loss is {loss:g}. With alpha > 0 losses are compared with their first values and must be "
                 "positive: give alpha=0, which balances gradients alone."
             )
+
+
+_ZERO = (
+    "{}'s gradient is zero at this layer. If its head starts at zero this is temporary; if the heads' outputs are "
+    "concatenated before the losses, give the last shared layer with shared=; else check how its loss depends on the "
+    "network, or leave it out."
+)
 
 
 def evenness(tasks: Sequence[str], norms: Sequence[float]) -> Iterator[str]:
@@ -197,7 +200,7 @@ def evenness(tasks: Sequence[str], norms: Sequence[float]) -> Iterator[str]:
     elif ratio < DOMINANT:
         yield (
             f"{high}'s gradient is {ratio:.3g} times that of {low}: GradNorm will even this out, up to the factor "
-            "r^α of the training rates."
+            "r^alpha of the training rates."
         )
 
 
@@ -270,14 +273,20 @@ def _progress(tasks: Sequence[str], series: Series, training: Training) -> tuple
 def _settled(traces: Series, training: Training, findings: list[str], advice: list[str]) -> None:
     moves = {task: _move(trace["weight"]) for task, trace in traces.items()}
     moved = max(moves, key=lambda task: abs(moves[task]))
-    off = {task: _recent(trace["norm"]) / (_recent(trace["target"]) or math.nan) for task, trace in traces.items()}
+    zero = [task for task, trace in traces.items() if _recent(trace["norm"]) == 0]
+    advice += [_ZERO.format(task) for task in zero]
+    off = {
+        task: _recent(trace["norm"]) / (_recent(trace["target"]) or math.nan)
+        for task, trace in traces.items()
+        if task not in zero
+    }
     far = {task: ratio for task, ratio in off.items() if not 1 / EVEN < ratio < EVEN and math.isfinite(ratio)}
     if abs(moves[moved]) > SETTLED:
         findings.append(
             f"The weights are still changing: {moved}'s by {moves[moved]:+.0%} from the third quarter of the recorded "
             "steps to the last."
         )
-    elif not far and all(map(math.isfinite, off.values())):
+    elif not far and not zero and all(map(math.isfinite, off.values())):
         furthest = max(off.values(), key=lambda ratio: abs(math.log(ratio)))
         findings.append(
             f"The weights have converged: from the third quarter of the recorded steps to the last none has changed by "
@@ -402,8 +411,8 @@ def page(
 ) -> str:
     parts = ["\n".join(lines), _table({"task": list(tasks), **columns})]
     if table is not None and len(tasks) <= 16:
-        cells = {task: [f"{value:.2f}" for value in table[:, i].tolist()] for i, task in enumerate(tasks)}
-        parts.append(_table({"cosine": list(tasks), **cells}))
+        cosines = {task: cells(table[:, i], ".2f") for i, task in enumerate(tasks)}
+        parts.append(_table({"cosine": list(tasks), **cosines}))
     parts.append("\n".join(line for sentence in advice for line in wrap(sentence, "- ")))
     return "\n\n".join(part for part in parts if part)
 

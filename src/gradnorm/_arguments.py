@@ -13,6 +13,9 @@ from ._errors import ArgumentError, GraphError
 from ._torch_private import is_transformed
 from ._types import Losses, PerTask
 
+FLOAT32 = torch.finfo(torch.float32)
+"""Settings are kept in float32."""
+
 
 def parse_tasks(tasks: int | Iterable[str]) -> tuple[str, ...]:
     """Task names; a number of tasks becomes `("0", "1", …)`."""
@@ -33,7 +36,15 @@ def parse_tasks(tasks: int | Iterable[str]) -> tuple[str, ...]:
 def parse_number(name: str, value: float, *, low: float, open_low: bool = False, high: float = math.inf) -> float:
     """`value` as a finite float within bounds; `low` itself is allowed unless `open_low`, `high` never is."""
     numeric = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's numbers are, too
-    if not numeric or not math.isfinite(value) or value < low or value >= high or (open_low and value == low):
+    if numeric and open_low and low <= value < low + FLOAT32.tiny:
+        value = low  # in float32
+    if (
+        not numeric
+        or not -FLOAT32.max <= value <= FLOAT32.max
+        or value < low
+        or value >= high
+        or (open_low and value == low)
+    ):
         bound = f"above {low:g}" if open_low else f"at least {low:g}"
         limit = "" if high == math.inf else f" and below {high:g}"
         raise ArgumentError(f"{name} must be a finite number {bound}{limit}, got {value!r}")

@@ -470,7 +470,7 @@ class GradNorm(SealedModule):
         Raises:
             StateError: Nothing has been measured yet.
         """
-        if self._last is None or not len(self.history):
+        if not len(self.history):
             raise StateError(
                 "no step is in the history: train first (with history=0 none is kept); before training, "
                 "gradnorm.diagnose(losses) analyzes one batch"
@@ -610,7 +610,7 @@ class GradNorm(SealedModule):
     def _advance(self, found_inf: Tensor | None) -> None:
         self._check_state()
         self._silence.stepped()
-        self._loss_weights.note_step()
+        self._loss_weights.note_step(self._steps + 1)
         sums = self._measurement.sums
         if self._due and sums is not None:
             if self._is_whole():
@@ -721,6 +721,8 @@ class GradNorm(SealedModule):
     def _after_load(self, *_: object) -> None:
         super()._after_load()
         self._forget()
+        self._last = self._cosines = None
+        self.history.rewind(self._steps)
 
 
 _DROPPED = (

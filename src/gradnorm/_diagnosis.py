@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _html
-from ._advice import bad_numbers, conflicts, dominance, evenness, page, wrap
+from ._advice import bad_numbers, cells, conflicts, dominance, evenness, page, wrap
 from ._arguments import check_graphs, parse_losses, parse_tasks
 from ._errors import GraphError
 from ._numerics import at_least_float32, cosines, row_norms
@@ -78,9 +78,10 @@ class Diagnosis:
 
     @property
     def _columns(self) -> dict[str, list[str]]:
-        smallest = self.norms[self.norms != 0].min() if self.norms.any() else self.norms.new_tensor(torch.nan)
+        usable = self.norms[(self.norms > 0) & self.norms.isfinite()]
+        smallest = usable.min() if len(usable) else self.norms.new_tensor(torch.nan)
         numbers = {"loss": self.losses, "gradient norm": self.norms, "× smallest": self.norms / smallest}
-        return {name: [f"{number:.3g}" for number in values.tolist()] for name, values in numbers.items()}
+        return {name: cells(values) for name, values in numbers.items()}
 
     def _repr_html_(self) -> str:
         beside = {"gradient norm": _html.bars(self.norms.tolist())}

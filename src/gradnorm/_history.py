@@ -31,6 +31,8 @@ COLUMNS = ("step", "task", *FIELDS)
 PAIRWISE_TASKS = 16
 """Maximum number of tasks for which cosines are recorded, as these are T² numbers per step."""
 
+FEWEST_ROWS = 64
+"""Points for which there is room from the start."""
 TRACE = 32
 """Number of points that a notebook's table shows of each curve."""
 
@@ -94,11 +96,15 @@ class History:
         """Record one measured step."""
         if not self.capacity:
             return
-        for points in (self._values, self._cosines):
-            points.rewind(record.step)
+        self.rewind(record.step)
         self._values.append(record.step, record.values)
         if record.cosines is not None:
             self._cosines.append(record.step, record.cosines)
+
+    def rewind(self, step: int) -> None:
+        """Forget this step and all after it, as when an earlier state is loaded."""
+        for points in (self._values, self._cosines):
+            points.rewind(step)
 
     def rows(self) -> list[Row]:
         """One row per recorded step and task: `step`, `task` and the `FIELDS`, oldest first."""
@@ -236,9 +242,12 @@ class _Points:
         place = min(place, self._capacity - 1)  # a capacity of 1 keeps the last entry
         self._count += 1
         if self._buffer is None:
-            self._buffer = entry.new_empty(self._capacity, *entry.shape)
+            self._buffer = entry.new_empty(min(self._capacity, FEWEST_ROWS), *entry.shape)
         elif self._buffer.device != entry.device:
             self._buffer = self._buffer.to(entry.device)
+        if place == len(self._buffer):
+            more = min(self._capacity - place, place)
+            self._buffer = torch.cat([self._buffer, self._buffer.new_empty(more, *entry.shape)])
         here = self._buffer[place]
         if place < len(self.steps):
             self._drop(here)

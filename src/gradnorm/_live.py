@@ -86,9 +86,18 @@ def _is_first() -> bool:
 
 def _write_line(balancer: GradNorm) -> None:
     weights = balancer.weights.tolist()
-    bars = [f" {_bar(weight / max(weights))}" if sys.stdout.isatty() else "" for weight in weights]
+    has_bars = sys.stdout.isatty() and _can_show(BARS)
+    bars = [f" {_bar(weight / max(weights))}" if has_bars else "" for weight in weights]
     shown = zip(balancer.tasks, cells(balancer.weights), bars, strict=True)
     print(f"step {balancer._steps:,}{''.join(f'  {task} {cell}{bar}' for task, cell, bar in shown)}", flush=True)
+
+
+def _can_show(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _bar(part: float) -> str:

@@ -120,6 +120,7 @@ class LossWeights(StatefulModule):
         self.register_buffer("skipped", torch.tensor(0.0, dtype=float32))
         self.register_buffer("_opened", torch.full((count,), 0.0 if is_balanced else 1.0, dtype=float32))
         self.register_buffer("_priorities", torch.ones(count, dtype=float32), persistent=False)
+        self._priority_of: dict[str, float] = {}
         self.priorities = priorities
         self.rule = update.bound(weights)
         self._is_open = [not is_balanced] * count  # a copy on the host, which avoids synchronizing
@@ -146,7 +147,7 @@ class LossWeights(StatefulModule):
     def priorities(self, priorities: PerTask | None) -> None:
         count = len(self.tasks)
         numbers = [1.0] * count if priorities is None else parse_per_task("priorities", priorities, self.tasks)
-        self._priority_of = dict(zip(self.tasks, numbers, strict=True))
+        self._priority_of.update(zip(self.tasks, numbers, strict=True))
         self._prioritize()
 
     def _prioritize(self) -> None:
@@ -179,9 +180,9 @@ class LossWeights(StatefulModule):
         """[T], the weights averaged over the steps, sum T."""
         return rule.renormalize(self._weight_sums, float(len(self.tasks)))
 
-    def note_step(self) -> None:
-        """Count a step with these weights."""
-        self._weight_sums.add_(self.weights)  # `+=` would go through the slow path of nn.Module
+    def note_step(self, count: int) -> None:
+        """A step with these weights, the `count`-th."""
+        self._weight_sums.lerp_(self.weights, 1 / count)  # a mean: over millions of steps a sum would stop growing
 
     # ---------------------------------------------------------------------------------------------- the first step
 
@@ -322,6 +323,9 @@ class LossWeights(StatefulModule):
 
     def _read(self) -> None:
         self.rule.rebind(self.weights)
+        means = self._value("_weight_sums")
+        if means.sum() > 1.5 * len(self.tasks):  # sums, as they were saved before
+            means.copy_(rule.renormalize(means, float(len(self.tasks))))
         self._is_open = (self._value("_opened") > 0.5).tolist()
         self._knows_initial = bool(self._has_initial(self._value("_initial_counts")).all())
 

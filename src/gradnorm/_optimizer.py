@@ -153,7 +153,7 @@ def _as_tuple(option: float | tuple[float, ...]) -> tuple[float, ...]:
 def _fresh_state(optimizer: Optimizer, weights: Tensor) -> dict[str, Tensor]:
     """The state before the first step, which `torch.optim` creates in that step only."""
     before = weights.clone()
-    weights.grad = torch.zeros_like(weights)
+    weights.grad = torch.zeros_like(weights.zero_())  # at zero, where weight decay leaves nothing in the state
     try:
         optimizer.step()
     except (TypeError, RuntimeError) as error:
@@ -172,4 +172,6 @@ def _fresh_state(optimizer: Optimizer, weights: Tensor) -> dict[str, Tensor]:
             )
     if isinstance(steps := state.get("step"), Tensor):
         steps.zero_()
+    if isinstance(product := state.get("mu_product"), Tensor):  # NAdam's, of factors
+        product.fill_(1.0)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -124,7 +124,28 @@ class GradNormTrainer(Trainer):
         found = self.compute_losses(model, inputs)
         losses, outputs = found if isinstance(found, tuple) else (found, {})
         loss = self.balancer(losses)
-        return (loss, outputs) if return_outputs else loss
+        if not return_outputs:
+            return loss
+        if not isinstance(outputs, Mapping):  # Trainer takes the first of several outputs for the loss
+            outputs = (loss, *outputs) if isinstance(outputs, tuple | list) else (loss, outputs)
+        return loss, outputs
+
+    def prediction_step(  # noqa: D102
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        if ignore_keys is None:
+            ignore_keys = list(getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", ()))
+        # Trainer computes a loss only where all labels are there; here a task may be missing.
+        every = self.label_names
+        self.label_names = [name for name in every if inputs.get(name) is not None] or every
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, [*ignore_keys, "losses"])
+        finally:
+            self.label_names = every
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As `Trainer.log`; lines of training steps also hold the balancer's `log_dict()`."""

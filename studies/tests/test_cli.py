@@ -1,6 +1,7 @@
 """The command line says what it would do, and what to do instead."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -167,6 +168,7 @@ def test_what_cannot_be_plotted_is_explained(saved, tmp_path):
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
     for arguments, found in [
         (["nothing.csv"], "nothing.csv is no file"),
+        (["."], ". is no file"),
         ([str(tmp_path / "empty.csv")], "holds no step"),
         ([str(tmp_path / "table.csv")], "columns step, task"),
         ([str(saved), "--out", "x.gif"], ".png, .svg, .pdf"),
@@ -176,3 +178,10 @@ def test_what_cannot_be_plotted_is_explained(saved, tmp_path):
         assert result.exit_code == 2
         assert found in " ".join(result.output.replace("│", " ").split())
         assert "Traceback" not in result.output
+
+
+def test_signs_that_the_output_cannot_encode_stop_nothing(tmp_path):
+    command = [sys.executable, "-c", "from gradnorm_studies.cli import main; main()", "reproduce", "toy", "--help"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"toy" in done.stdout

@@ -263,6 +263,56 @@ class ComputesBoth(GradNormTrainer):
         return {"near": near.square().mean(), "far": 30 * far.square().mean()}, outputs
 
 
+class Outputs(ComputesBoth):
+    """Whose outputs are no mapping."""
+
+    def __init__(self, *args, form=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.form = form
+
+    def compute_losses(self, model, inputs):
+        losses, outputs = super().compute_losses(model, inputs)
+        both = outputs["near"], outputs["far"]
+        return losses, both if self.form == "tuple" else torch.cat(both, 1)
+
+
+@pytest.mark.parametrize("form", ["tuple", "tensor"])
+def test_outputs_of_any_form_are_predictions(form, tmp_path):
+    data = rows(10)
+    trainer = trainer_of(WithoutLosses(), GradNorm(["near", "far"]), tmp_path, data, Outputs, max_steps=1)
+    trainer.form = form
+    trainer.train()
+    found = trainer.predict(data)
+    shapes = [each.shape for each in found.predictions] if form == "tuple" else found.predictions.shape
+    assert shapes == ([(10, 1), (10, 1)] if form == "tuple" else (10, 2))
+    assert found.metrics["test_loss"] > 0
+
+
+class TwoLabels(Net):
+    """Computes the losses of which there are labels."""
+
+    def forward(self, x, near_labels=None, far_labels=None):
+        features = self.trunk(x)
+        outputs = {"near": self.near(features), "far": self.far(features)}
+        given = {"near": near_labels, "far": far_labels}
+        losses = {n: (outputs[n] - y).square().mean() for n, y in given.items() if y is not None}
+        return {"losses": losses, "logits": torch.cat([*outputs.values()], 1)}
+
+
+def test_a_task_may_be_missing_in_evaluation(tmp_path):
+    data = [{"x": row["x"], "near_labels": row["labels"][:1], "far_labels": row["labels"][1:]} for row in rows(8)]
+    for row in data[4:]:
+        del row["far_labels"]
+    model, balancer = TwoLabels(), GradNorm(["near", "far"], update="closed-form")
+    trainer = trainer_of(model, balancer, tmp_path, data[:4], max_steps=1, per_device_eval_batch_size=4)
+    trainer.train()
+    parts = [trainer.evaluate(part)["eval_loss"] for part in (data[:4], data[4:])]
+    assert trainer.evaluate(data)["eval_loss"] == pytest.approx(sum(parts) / 2)
+    unlabeled = trainer.predict([{"x": row["x"]} for row in data]).predictions
+    assert isinstance(unlabeled, np.ndarray), "losses are no predictions"
+    assert unlabeled.shape == (8, 2)
+
+
 class ComputesLosses(ComputesBoth):
     def compute_losses(self, model, inputs):
         return super().compute_losses(model, inputs)[0]

@@ -85,6 +85,70 @@ def test_all_forms_of_losses_are_one(form):
     torch.testing.assert_close(balancer.weights, by_name.weights)
 
 
+@pytest.mark.parametrize("number", [1e39, 1e-46, 10**400])
+def test_numbers_that_float32_has_not_are_refused_before_anything_changes(number):
+    for setting in ("priorities", "initial_losses", "initial_weights"):
+        with pytest.raises(ArgumentError, match=f"{setting}.*must be a finite number above 0"):
+            GradNorm(2, **{setting: [number, 1.0]})
+    balancer = GradNorm(2)
+    with pytest.raises(ArgumentError):
+        balancer.priorities["0"] = number
+    assert balancer.priorities == {"0": 1.0, "1": 1.0}
+
+
+def test_priorities_that_were_read_before_are_those_that_were_assigned_after():
+    balancer = GradNorm(["a", "b"])
+    before = balancer.priorities
+    balancer.priorities = {"a": 2.0, "b": 1.0}
+    before["b"] = 3.0
+    assert balancer.priorities == before == {"a": 2.0, "b": 3.0}
+
+
+def test_after_loading_nothing_of_a_later_step_is_reported():
+    net, balancer = trained(8)
+    early = GradNorm(NAMES, shared=net.last)
+    train(net, early, 3)
+    balancer.load_state_dict(early.state_dict())
+    assert balancer.history.steps == [0, 1, 2]
+    assert balancer.log_dict() == {"gradnorm/skipped": 0.0}
+    assert "3 steps, of which 3 are recorded" in balancer.report()
+
+
+def test_the_average_of_very_many_steps_does_not_drift():
+    weights = GradNorm(2, initial_weights=[1.71, 0.29])._loss_weights
+    for count in [*range(1, 100), *(10**7 + i for i in range(100))]:
+        weights.note_step(count)
+    torch.testing.assert_close(weights.averaged(), weights.weights)
+
+
+def test_sums_of_weights_as_they_were_saved_before_are_averaged():
+    net, balancer = trained(8)
+    state = balancer.state_dict()
+    (name,) = [name for name in state if name.endswith("_weight_sums")]
+    old = GradNorm(NAMES, shared=net.last)
+    old.load_state_dict({**state, name: 8 * state[name]})
+    for each in (old, balancer):
+        train(net, each, 1)
+    torch.testing.assert_close(old.time_averaged_weights(), balancer.time_averaged_weights(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.optim.NAdam,
+        lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=0.1),
+        lambda p, lr: torch.optim.Adam(p, lr=lr, weight_decay=0.1),
+    ],
+    ids=["NAdam", "SGD", "Adam"],
+)
+def test_the_weights_optimizer_starts_fresh(make):
+    weights = torch.tensor([1.5, 0.5])
+    ours = WeightOptimizer(make, weights.clone(), 0.025)
+    state = ours.optimizer.state_dict()["state"][0]
+    expected = {"mu_product": 1.0}
+    assert {name: value.max().item() for name, value in state.items()} == {n: expected.get(n, 0.0) for n in state}
+
+
 def test_settings_may_be_numbers_of_numpy():
     one, half = np.int64(1), np.float32(0.5)
     balancer = GradNorm(np.int64(2), alpha=half, every=one, initial_losses=one, initial_weights=np.array([0.5, 1.5]))

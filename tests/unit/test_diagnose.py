@@ -239,6 +239,20 @@ def test_a_report_says_whether_the_weights_have_settled():
     assert even.advice == []
 
 
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
+def test_a_gradient_of_zero_is_named_and_nothing_else_advised_of_it(update):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, update=update, initial_weights=None)
+    for step in range(40):
+        losses = net.losses(batch(step))
+        balancer({**losses, "b": 0 * losses["b"] + 1}).backward()
+        balancer.step()
+    report = balancer.report()
+    assert any(line.startswith("b's gradient is zero at this layer") for line in report.advice)
+    assert not any("b's gradient norm is 0" in line for line in report.advice)
+    assert not any("have converged" in line for line in report.findings)
+
+
 def test_a_slow_drift_is_no_convergence():
     drifting = constant(60, lambda step: [0.97**step, 1.0, 1.0], Descent(0.007), alpha=1.0)
     weights = [row["weight"] for row in drifting.history.rows() if row["task"] == "a"]

@@ -127,6 +127,12 @@ def test_a_history_is_read_whatever_the_default_type_and_device_are(tmp_path):
         torch.set_default_dtype(torch.float32)
 
 
+def test_room_is_made_as_it_is_needed():
+    long = filled(200, 10**12)
+    assert len(long) == 200
+    assert [row["loss"] for row in long.rows()] == [row["loss"] for row in filled(200, 200).rows()]
+
+
 def test_capacity_zero_keeps_nothing():
     history = filled(3, capacity=0)
     assert history.rows() == []

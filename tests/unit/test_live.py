@@ -1,6 +1,7 @@
 """`live` shows the weights of a run where it is seen: in a notebook, in a terminal, or piped into a file."""
 
 import copy
+import io
 import pickle
 import re
 import sys
@@ -97,6 +98,16 @@ def test_a_terminal_shows_bars_and_keeps_what_else_is_printed(capsys, monkeypatc
         largest = max(float(weight) for weight, _ in found)
         assert max(heights) == 7
         assert heights == pytest.approx([7 * float(weight) / largest for weight, _ in found], abs=0.6)
+
+
+@cpu_only
+def test_a_terminal_without_signs_for_bars_shows_the_weights(monkeypatch):
+    written = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    written.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", written)
+    trained(every=3)
+    written.seek(0)
+    assert re.search(r"step 3  a [\d.]+  b [\d.]+", written.read())
 
 
 @cpu_only

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import signal
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -28,6 +30,9 @@ INTERRUPTED = 130
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what another encoding has no sign for is no reason to stop
+            stream.reconfigure(errors="replace")
     build()()
 
 

@@ -20,11 +20,11 @@ def plot(
     ] = None,
 ) -> None:
     """Draw a saved history: weights, gradient norms, losses and training rates over the steps."""
+    if not file.is_file():
+        raise typer.BadParameter(f"{file} is no file: give what History.save wrote.")
     path = out or file.with_suffix(FORMATS[0])
     if path.suffix not in FORMATS:
         raise typer.BadParameter(f"--out is {path}: give a path that ends in {', '.join(FORMATS)}.")
-    if not file.is_file():
-        raise typer.BadParameter(f"{file} is no file: give what History.save wrote.")
     typer.echo(_draw(file, path))
 
 
