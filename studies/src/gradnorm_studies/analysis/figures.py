@@ -116,6 +116,8 @@ class Ends:
     title: str
     values: Mapping[str, Array]
     xlabel: str
+    may_be_log: bool = True
+    """`False` for scores, of which the largest matter and not the decades below."""
 
 
 def finals(path: Path, shown: Sequence[Ends], columns: int = 4) -> Path:
@@ -129,14 +131,14 @@ def finals(path: Path, shown: Sequence[Ends], columns: int = 4) -> Path:
 
 
 def _draw_ends(ax: Axes, panel: Ends) -> None:
-    if is_wide(np.concatenate([*panel.values.values()])):
+    if panel.may_be_log and is_wide(np.concatenate([*panel.values.values()])):
         ax.set_xscale("log")
     for row, (name, values) in enumerate(panel.values.items()):
         color, weight = color_of(name, panel.values), "bold" if name in LEADING else "normal"
         ax.plot(values, np.full(len(values), row), "o", color=color, markersize=4.5, alpha=0.55, markeredgewidth=0)
         ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2.4)
         end = {"transform": ax.get_yaxis_transform(), "color": color, "va": "center", "weight": weight}
-        ax.text(1.02, row, f"{values.mean():#.3g}", **end)
+        ax.text(1.02, row, f"{values.mean():#.3g}".rstrip("."), **end)
     ax.set_yticks(range(len(panel.values)), list(panel.values))
     for tick, name in zip(ax.get_yticklabels(), panel.values, strict=True):
         tick.set(color=color_of(name, panel.values), fontweight="bold" if name in LEADING else "normal")

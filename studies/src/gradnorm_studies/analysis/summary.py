@@ -115,7 +115,7 @@ def _end(metrics: Metrics, problem: str, quantity: Quantity):
 
     finals = {m: metrics.final(problem, m, quantity.name) for m in metrics.methods(problem)}
     better = "higher" if quantity.largest else "lower"
-    return draw.Ends(problem, finals, f"{quantity.label}, {better} is better")
+    return draw.Ends(problem, finals, f"{quantity.label}, {better} is better", may_be_log=not quantity.largest)
 
 
 def _curves(metrics: Metrics, problem: str, quantity: Quantity):
