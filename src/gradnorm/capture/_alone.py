@@ -103,9 +103,9 @@ def _ends(
         if (below := _only_w(graph, frontier.at, wanted)) is None:
             return []
         followed |= below
-    return (
-        [] if followed & {each.at for each in own} else [(each.at, nr) for each in own for nr in sorted(each.outputs)]
-    )
+    if followed & {frontier.at for frontier in own}:
+        return []
+    return [(frontier.at, nr) for frontier in own for nr in sorted(frontier.outputs)]
 
 
 def _only_w(graph: AutogradGraph, node: Any, wanted: Collection[int]) -> set[Any] | None:
