@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 import gradnorm
 
 ROOT = Path(__file__).parents[2]
-LARGEST_WHEEL = 125_000
+LARGEST_WHEEL = 130_000
 """Bytes."""
 
 

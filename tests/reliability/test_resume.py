@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-STEPS = 200
+STEPS = 300
 SCRIPT = """
 import os, sys
 import torch

@@ -194,7 +194,8 @@ def test_presets_are_changed_by_what_is_given(tmp_path):
     command = ["reproduce", "vision", *arguments, "--methods", "equal", "--workers", "0", "--out", out]
     assert CliRunner().invoke(app, command).exit_code == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config == {"study": "vision", **recorded(replace(SMALL, methods="equal"))}
+    rates = {"learning_rates": {problem: {"equal": 1e-3} for problem in Vision(SMALL).problems}}
+    assert config == {"study": "vision", **recorded(replace(SMALL, methods="equal")), **rates}
 
 
 def test_nyuv2_that_is_not_there_says_what_to_get(tmp_path):
