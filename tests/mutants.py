@@ -136,7 +136,7 @@ MUTANTS = [
     Mutant("capture/_alone.py", "self._left[task] = RECHECK", "self._left[task] = 10**9", ALONE),
     Mutant("capture/_alone.py", "bool(torch.isfinite(arrived.norm()))", "True", ALONE),
     Mutant("capture/_alone.py", "kind(node) is Path.FOREIGN", "False", ALONE),
-    Mutant("capture/_alone.py", "if followed & {", "if set() & {", ALONE),
+    Mutant("capture/_alone.py", " and each.isdisjoint(frontier.at for frontier in own)", "", ALONE),
     Mutant(
         "capture/_backward_pass.py",
         "self._alone = self._rows, None, _NONE, {}",

@@ -72,8 +72,7 @@ def taken_alone(
         factor: What multiplies the loss at a position.
     """
     wanted = set(map(id, shared))
-    ends = {position: _ends(graph, frontiers, position, wanted) for position in due}
-    ends = {position: reached for position, reached in ends.items() if reached}
+    ends = {position: reached for position, reached in _ends(graph, frontiers, wanted).items() if position in due}
     # A function that is not torch's own may be able to run only once, as may what refuses a second run.
     if not ends or _is_foreign(graph, wanted, ends):
         return {}
@@ -94,18 +93,19 @@ def taken_alone(
 
 
 def _ends(
-    graph: AutogradGraph, frontiers: Sequence[TaskFrontier], position: int, wanted: Collection[int]
-) -> list[tuple[Any, int]]:
-    """The frontier of a loss, if nothing but `W` follows anywhere on it, and no part of it follows another."""
-    own = [frontier for frontier in frontiers if frontier.task == position]
-    followed: set[Any] = set()
-    for frontier in own:
-        if (below := _only_w(graph, frontier.at, wanted)) is None:
-            return []
-        followed |= below
-    if followed & {frontier.at for frontier in own}:
-        return []
-    return [(frontier.at, nr) for frontier in own for nr in sorted(frontier.outputs)]
+    graph: AutogradGraph, frontiers: Sequence[TaskFrontier], wanted: Collection[int]
+) -> dict[int, list[tuple[Any, int]]]:
+    """The frontier of each loss where nothing but `W` follows anywhere on it, and no part of it follows another."""
+    followed = {at: _only_w(graph, at, wanted) for at in {frontier.at for frontier in frontiers}}
+    if all(below is None for below in followed.values()):  # as in most networks
+        return {}
+    ends: dict[int, list[tuple[Any, int]]] = {}
+    for position in {frontier.task for frontier in frontiers}:
+        own = [frontier for frontier in frontiers if frontier.task == position]
+        below = [followed[frontier.at] for frontier in own]
+        if all(each is not None and each.isdisjoint(frontier.at for frontier in own) for each in below):
+            ends[position] = [(frontier.at, nr) for frontier in own for nr in sorted(frontier.outputs)]
+    return ends
 
 
 def _only_w(graph: AutogradGraph, node: Any, wanted: Collection[int]) -> set[Any] | None:
