@@ -135,7 +135,7 @@ MUTANTS = [
     Mutant("capture/_alone.py", "self._were_found or not self._left", "not self._left", ALONE),
     Mutant("capture/_alone.py", "self._left[task] = RECHECK", "self._left[task] = 10**9", ALONE),
     Mutant("capture/_alone.py", "bool(torch.isfinite(arrived.norm()))", "True", ALONE),
-    Mutant("capture/_alone.py", "kind(node) is Path.FOREIGN", "False", ALONE),
+    Mutant("capture/_alone.py", "each.whole is Path.FOREIGN", "False", ALONE),
     Mutant("capture/_alone.py", " and each.isdisjoint(frontier.at for frontier in own)", "", ALONE),
     Mutant(
         "capture/_backward_pass.py",

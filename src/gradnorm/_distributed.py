@@ -28,7 +28,7 @@ def reduce_sums(sums: Sums, group: dist.ProcessGroup | None) -> Sums:
         sums: The sums of this process.
         group: `None` for all processes.
     """
-    parts = sums[:5]
+    parts = sums.entries, *sums.per_task
     wide = torch.promote_types(sums.entries.dtype, sums.losses.dtype)
     flat = torch.cat([part.reshape(-1).to(wide) for part in parts])
     dist.all_reduce(flat, group=group)

@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge
 from .._torch_private import without_hooks
 from ._graph import AccumulateGrad, AutogradGraph, TaskFrontier
 from ._looks import look
-from ._operations import TOLERANCE, Path, kind
+from ._operations import TOLERANCE, Path
 from ._products import refusal
 
 RECHECK = 97
@@ -74,7 +74,7 @@ def taken_alone(
     wanted = set(map(id, shared))
     ends = {position: reached for position, reached in _ends(graph, frontiers, wanted).items() if position in due}
     # A function that is not torch's own may be able to run only once, as may what refuses a second run.
-    if not ends or _is_foreign(graph, wanted, ends):
+    if not ends or any(each.whole is Path.FOREIGN for each in frontiers if each.task in ends):
         return {}
     found: dict[tuple[int, Any], dict[int, Tensor]] = {}
     for position, reached in ends.items():
@@ -120,17 +120,3 @@ def _only_w(graph: AutogradGraph, node: Any, wanted: Collection[int]) -> set[Any
         pending += [child for child in below - followed if type(child) is not AccumulateGrad]
         followed |= below
     return followed
-
-
-def _is_foreign(graph: AutogradGraph, wanted: Collection[int], positions: Collection[int]) -> bool:
-    """Whether a function that is not torch's own lies between these losses and `W`."""
-    mask, leads = sum(1 << position for position in positions), set()
-    for node in graph.children_first:
-        if graph.tasks[node] & mask and (
-            any(edge.to in leads for edge in graph.inner[node])
-            or any(id(edge.to.variable) in wanted for edge in graph.ends.get(node, ()))
-        ):
-            if kind(node) is Path.FOREIGN:
-                return True
-            leads.add(node)
-    return False

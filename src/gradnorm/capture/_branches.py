@@ -81,7 +81,7 @@ class AtBranches(Measurement):
         return sums.entries.squeeze(1).sqrt()
 
     def add(self, sums: Sums) -> None:
-        self._keep(torch.stack([sums.entries.squeeze(1), *sums[1:5]]))
+        self._keep(torch.stack([sums.entries.squeeze(1), *sums.per_task]))
 
     def nothing(self, like: Tensor) -> Sums:
         return self._read(torch.zeros_like(self._probe))

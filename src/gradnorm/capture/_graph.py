@@ -49,7 +49,7 @@ class FrontierEdge(NamedTuple):
 class TaskFrontier:
     """All frontier edges of one task into one shared node, `at`; `root` is set where the loss itself is shared.
 
-    `path` is the kind of the functions from `at` to `W`.
+    `path` is the kind of the functions from `at` to `W`, `whole` of those from the loss.
     """
 
     task: int
@@ -57,6 +57,7 @@ class TaskFrontier:
     path: Path
     edges: list[tuple[Any, FrontierEdge]] = field(default_factory=list)
     root: Edge | None = None
+    whole: Path = Path.OWN
 
     @property
     def outputs(self) -> set[int]:
@@ -150,6 +151,10 @@ class AutogradGraph:
         for task, root in enumerate(self.roots):
             if root is not None and root.node in leads and tasks[root.node].bit_count() > 1:
                 found[task, root.node] = TaskFrontier(task, root.node, leads[root.node], root=root)
+        for frontier in found.values():
+            root = self.roots[frontier.task]
+            assert root is not None
+            frontier.whole = leads[root.node]
         return list(found.values())
 
     def _walk(self) -> list[Any]:

@@ -48,13 +48,18 @@ class Sums(NamedTuple):
     are_whole: bool = True
     """Whether the entries of a task are its gradient, and not its norm."""
 
+    @property
+    def per_task(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[T] each: losses, factors, counts and scales, which are added like the entries."""
+        return self.losses, self.factors, self.counts, self.scales
+
     def plus(self, other: Sums) -> Sums:
         """The sum of both, in place in the first; missing entries count as zero."""
         mine, theirs = self.entries, other.entries
         if mine.shape[1] < theirs.shape[1]:
             mine, theirs = theirs, mine
         mine[:, : theirs.shape[1]] += theirs
-        added = [a + b for a, b in zip(self[1:5], other[1:5], strict=True)]
+        added = [a + b for a, b in zip(self.per_task, other.per_task, strict=True)]
         return Sums(mine, *added, is_complete=self.is_complete and other.is_complete)
 
 

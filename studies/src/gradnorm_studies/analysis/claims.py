@@ -33,6 +33,7 @@ Names = Callable[[str], Sequence[str]]
 FEWEST_SEEDS = 3
 STANDARD_ERRORS = 2.0
 FEWEST_RECORDS = 5
+"""Records over which a weight's late unrest is taken, at least."""
 
 RULES = {"GradNorm": "gradnorm", "The closed form": "closed-form"}
 """Both updates: how a claim names each, and the method."""

@@ -217,8 +217,9 @@ class Study(ABC, Generic[C]):
     def tables_of(self, metrics: Metrics, best: Metrics) -> list[Table]:
         """The results at the end, at each run's best step by validation, and the weights."""
         shown = {problem: self.shown(problem) for problem in self.problems}
-        ends = summary.ends("Where each method ends", metrics, shown, self.learning_rates())
-        bests = summary.ends("The best step by validation", best, shown, self.learning_rates())
+        used = self.learning_rates()
+        ends = summary.ends("Where each method ends", metrics, shown, used)
+        bests = summary.ends("The best step by validation", best, shown, used)
         weights = [summary.weights(metrics, problem, self.tasks(problem)) for problem in self.problems]
         bests = [replace(table, terminal=None) for table in bests]
         return [*ends, *bests, *self.more_tables(metrics), *weights]
