@@ -258,7 +258,7 @@ class FacesStudy(Study[FacesConfig]):
     quantities = (GAIN, ERRORS["landmarks"], FAILURES, *(ERRORS[name] for name in ATTRIBUTES))
     claims = CLAIMS
     late = 0.1
-    search_rates = (1e-4, 3e-4, 1e-3)
+    search_rates = (1e-4, 3e-4, 1e-3, 3e-3)
     default_lr = 3e-4
 
     def tasks(self, problem: str) -> tuple[str, ...]:
