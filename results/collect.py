@@ -72,7 +72,7 @@ def matrix() -> str:
         found = json.loads(path.read_text(encoding="utf-8"))
         for problem, ends in found["ends"].items():
             for rule, update in RULES.items():
-                if update not in ends or "divided" not in ends:  # a sweep
+                if update not in ends or "random" not in ends:  # a sweep
                     continue
                 cells = [_against(ends, update, rival, found) for rival in RIVALS]
                 first = (f"{path.parent.name}: {problem}", found["quantity"], rule)
