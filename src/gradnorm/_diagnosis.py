@@ -167,11 +167,11 @@ def _named(losses: Losses) -> dict[str, Tensor]:
 def _detect(
     named: Mapping[str, Tensor], graph: AutogradGraph, layer: DetectedLayer
 ) -> tuple[Sequence[SharedParameter], Tensor]:
-    """The shared layer and the gradients there, [T, N]; where all layers turn out to be heads, the first."""
+    """The shared layer and the gradients there, [T, N]; where all are heads or without a gradient, the first."""
     parts = layer.locate(graph, range(len(named)))
     rows = _rows(named, parts)
     first = parts, rows
-    while heads := heads_among(rows, parts):
+    while heads := heads_among(rows, parts) if bool(rows.any()) else [part.parameter for part in parts]:
         if not (parts := layer.look_further_up(graph, heads)):
             return first
         rows = _rows(named, parts)

@@ -2,7 +2,8 @@
 
 Two things must be known before the first gradient reaches an optimizer: whether the detected layer is shared (a head
 whose output was joined with others looks shared in the graph), and how large the tasks' gradients are, so that the
-first step can be balanced. Both are determined by running the heads' backward once more, with the same hooks.
+first step can be balanced. Both are determined by running the heads' backward once more, with the same hooks. While no
+gradient reaches the layer at all, the layers before it tell the latter.
 
 It runs here, and not in the forward, for two reasons: gradients carry the loss scale that half precision needs, and DDP
 would mistake a backward that it has not prepared for its own.
@@ -26,6 +27,10 @@ from ._measurement import Opening, Sums
 from ._operations import TOLERANCE, Path, kind
 from ._products import refusal
 from ._shared import DetectedLayer
+
+
+PATIENCE = 10
+"""Steps after which a layer without any gradient is left; a warm-up may start with a learning rate of zero."""
 
 
 class FirstLook:
@@ -66,10 +71,36 @@ class FirstLook:
                 one.shared, sums = first, first_sums
                 break
             sums = self._measured(one, factor)
-        if first_sums is None or bool(torch.isfinite(first_sums.entries).all()):
-            layer.settle(one.shared)
-        # Else these are numbers that say nothing: the next backward looks again.
+        if first_sums is not None and not bool(torch.isfinite(first_sums.entries).all()):
+            return sums  # numbers that say nothing: the next backward looks again
+        if sums is not None and one.measurement.has_cosines and not bool(sums.entries.any()):
+            return self._awake(one, layer, factor) or sums
+        layer.settle(one.shared)
         return sums
+
+    def _awake(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor) -> Sums | None:
+        """The sums at the next layers before `W` at which there is a gradient; `None` if there are none.
+
+        At `W` there is none, as in a residual branch that is multiplied by zero at first. A step of the optimizer ends
+        that, and `W` is settled then; if `PATIENCE` steps have not, it is a dead end, and these layers are `W`.
+        """
+        asleep = one.shared
+        layer.quiet_steps += one.measurement.sums is None
+        with layer.provisionally():
+            while further := layer.look_further_up(self._graph, [each.parameter for each in one.shared]):
+                one.shared = further
+                sums = self._measured(one, factor)
+                if sums is None:
+                    break
+                if bool(sums.entries.any()):
+                    if layer.quiet_steps > PATIENCE:
+                        layer.settle(further)
+                    else:
+                        one.shared = asleep
+                    return sums
+        one.shared = asleep
+        layer.settle(asleep)
+        return None
 
     def _idle(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, sums: Sums) -> Tensor:
         """Bool [T], the tasks whose gradient is zero at all layers, as where a head starts at zero."""

@@ -6,7 +6,7 @@ to the heads; all of them where parts stand side by side (experts, towers, pyram
 
 A graph does not show whether a task's gradient there is nonzero. A layer at which a task's gradient is exactly zero, or
 shares no entry with any other task's, is a head whose output was joined with others: the layers before it are examined
-instead.
+instead. One at which all gradients are zero may be asleep, and is given some steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import functools
 import logging
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -122,11 +123,15 @@ class DetectedLayer(SharedLayer):
     Args:
         tasks: Names of the declared tasks.
         names: Of the model's parameters, as far as they are known.
+
+    Attributes:
+        quiet_steps: How many steps began without any gradient there.
     """
 
     def __init__(self, tasks: Sequence[str], names: Mapping[nn.Parameter, str]) -> None:
         super().__init__((), names)
         self.is_confirmed = False
+        self.quiet_steps = 0
         self._tasks = tuple(tasks)
         self._seen = 0
         self._announced = False
@@ -178,6 +183,14 @@ class DetectedLayer(SharedLayer):
         self.parameters = self._settled
         self._here = self._known(taken)
         return self._here
+
+    @contextmanager
+    def provisionally(self) -> Iterator[None]:
+        """Context after which all is as before, unless the layer was settled."""
+        heads, parameters, here = dict(self._heads), self.parameters, self._here
+        yield
+        if not self.is_confirmed:
+            self._heads, self.parameters, self._here = heads, parameters, here
 
     def heads_among(self, gradients: Tensor, shared: Sequence[SharedParameter]) -> list[Tensor]:
         """Which of these parts of `W` are heads; not those that were settled before.
