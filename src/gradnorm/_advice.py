@@ -341,9 +341,10 @@ def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator
     for task, ratio in ratios.items():
         if ratio > STUCK and ratios[best] < FALLEN:
             weight = series[task]["weight"]
+            before, now = (f"{weight[place]:.2g}" for place in (0, -1))
             yield (
                 f"{task} is stuck: its loss is at {ratio:.0%} of its first and {best}'s at {ratios[best]:.0%}; its "
-                f"weight has gone from {weight[0]:.2g} to {weight[-1]:.2g}. "
+                f"weight {'is' if before == now else f'has gone from {before} to'} {now}. "
                 + (_LIMIT if training.needs_losses and weight[-1] > weight[0] else "Look at its labels and its head.")
             )
 

@@ -28,7 +28,6 @@ from ._operations import TOLERANCE, Path, kind
 from ._products import refusal
 from ._shared import DetectedLayer
 
-
 PATIENCE = 10
 """Steps after which a layer without any gradient is left; a warm-up may start with a learning rate of zero."""
 

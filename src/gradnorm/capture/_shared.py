@@ -4,6 +4,8 @@ The paper takes the last shared layer. In a graph that is **every parameter with
 all tasks reach, and that no other such parameter follows** on the way to the losses: one layer where all is shared up
 to the heads; all of them where parts stand side by side (experts, towers, pyramid levels).
 
+A gate is beside what it multiplies, and does not follow it.
+
 A graph does not show whether a task's gradient there is nonzero. A layer at which a task's gradient is exactly zero, or
 shares no entry with any other task's, is a head whose output was joined with others: the layers before it are examined
 instead. One at which all gradients are zero may be asleep, and is given some steps.
@@ -97,12 +99,15 @@ class SharedLayer(ABC):
     @property
     def described(self) -> list[str]:
         """The parameters' names and shapes."""
-        return [f"{self._all_names.get(each, 'a parameter')} {tuple(each.shape)}" for each in self.tensors]
+        return self._describe(self.tensors)
 
     @property
     def called(self) -> str:
         """`W` in messages."""
         return "W"
+
+    def _describe(self, tensors: Sequence[Tensor]) -> list[str]:
+        return [f"{self._all_names.get(each, 'a parameter')} {tuple(each.shape)}" for each in tensors]
 
 
 class NamedLayer(SharedLayer):
@@ -162,7 +167,7 @@ class DetectedLayer(SharedLayer):
         if not last and not self.parameters:
             raise GraphError(
                 "no layer is shared: of the parameters with two or more dimensions, none is reached by every loss; "
-                f"{self._remedy()}, or name the shared parameters with shared="
+                f"{self._remedy(graph, tasks)}"
             )
         self._looked_at, self._here = leaves, self._known(last)
         return self._here or self.parameters
@@ -225,15 +230,24 @@ class DetectedLayer(SharedLayer):
                 ", ".join(self.awaited),
             )
 
-    def _remedy(self) -> str:
-        """What to do where no layer is shared: the tasks that keep the others from having one are named."""
+    def _remedy(self, graph: AutogradGraph, tasks: Sequence[int]) -> str:
+        """What to do where no layer is shared: what is shared, or the tasks that keep the others from having one."""
+        parameters = [leaf for leaf in graph.leaves if isinstance(leaf, nn.Parameter)]
+        reached = functools.reduce(operator.or_, map(graph.reach, parameters), 0)
+        if astray := [self._tasks[task] for i, task in enumerate(tasks) if not reached >> i & 1]:
+            return (
+                f"the loss of {', '.join(astray)} reaches no nn.Parameter: check that it comes from the network, or "
+                "name tensors as shared="
+            )
+        if smaller := [leaf for leaf in parameters if _is_reached_by_all(graph, leaf)]:
+            return f"smaller ones are ({', '.join(self._describe(smaller[-3:]))}): give one as shared="
         together = max(self._reach.values(), key=int.bit_count, default=0)
         if together.bit_count() < 2:
-            return "check that all losses come from one network"
+            return "check that all losses come from one network, or name the shared parameters with shared="
         apart = ", ".join(task for i, task in enumerate(self._tasks) if not together >> i & 1)
         return (
             f"the others share one that the loss of {apart} does not reach: if that is meant, leave {apart} out of the "
-            "balancer and add its loss to the balanced one"
+            "balancer and add its loss to the balanced one, or name the shared parameters with shared="
         )
 
     def _last(self, graph: AutogradGraph) -> list[Tensor]:

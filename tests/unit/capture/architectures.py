@@ -585,6 +585,63 @@ class VAE(Architecture):
         return {task: losses[task]() for task in order(self.tasks)}
 
 
+class Gated(HardSharing):
+    """A gate that is computed from the last layer's output is beside that layer: SENet's excitation."""
+
+    W: ClassVar = {"last.weight", "gate.1.weight"}
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.gate = nn.Linear(8, 8), nn.Sequential(mlp(8, 4), nn.Linear(4, 8))
+
+    def losses(self, order):
+        features = self.last(self.trunk(batch()))
+        features = self.gated(features)
+        return {task: error(self.heads[task](features)) for task in order(self.tasks)}
+
+    def gated(self, features):
+        return features * self.gate(features).sigmoid()
+
+
+class AttentionPooling(Gated):
+    """Multiple-instance learning: a score per instance, computed from what is then averaged."""
+
+    def gated(self, features):
+        return self.gate(features).softmax(0).T @ features
+
+
+class GraphAttention(Gated):
+    """Scores of edges, by two vectors per head that read the transformed nodes."""
+
+    W: ClassVar = {"last.weight", "source", "target"}
+
+    def __init__(self):
+        super().__init__()
+        del self.gate
+        self.source, self.target = (nn.Parameter(torch.randn(1, 2, 4)) for _ in range(2))
+
+    def gated(self, features):
+        nodes = features.view(-1, 2, 4)
+        scores = [(nodes * way).sum(2) for way in (self.source, self.target)]
+        edges = torch.cartesian_prod(torch.arange(len(nodes)), torch.arange(len(nodes))).T
+        attention = F.leaky_relu(scores[0][edges[0]] + scores[1][edges[1]]).exp()
+        return torch.zeros_like(nodes).index_add(0, edges[1], attention[..., None] * nodes[edges[0]]).flatten(1)
+
+
+class AsleepAtFirst(Gated):
+    """A residual branch whose last norm starts at zero, as in most ResNets today: no gradient reaches it yet."""
+
+    W: ClassVar = {"gate.1.weight"}
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        nn.init.zeros_(self.norm.weight)
+
+    def gated(self, features):
+        return features + self.norm(self.gate(features))
+
+
 class LateFusion(Architecture):
     """Two modalities, each with an encoder of its own, concatenated."""
 
@@ -966,6 +1023,10 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
         Pyramid,
         PADNet,
         VAE,
+        Gated,
+        AttentionPooling,
+        GraphAttention,
+        AsleepAtFirst,
         LateFusion,
         PartialFusion,
         DETR,

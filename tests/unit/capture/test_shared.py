@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from gradnorm import ArgumentError, Descent, GradNorm, GraphError
+from gradnorm import ArgumentError, Descent, GradNorm, GraphError, diagnose
+from gradnorm.capture._first_look import PATIENCE
 from gradnorm.capture._graph import AutogradGraph
 
 from ..networks import Net, batch
+from .architectures import AsleepAtFirst
 
 
 def found(losses, count):
@@ -134,6 +136,22 @@ def test_no_common_layer_is_an_error():
         GradNorm(2)([a(batch()).sum(), b(batch()).sum()])
 
 
+def test_a_loss_without_any_parameter_is_named():
+    net = Net()
+    losses = net.losses(batch())
+    balancer = GradNorm([*losses, "norm"])
+    with pytest.raises(GraphError, match=r"the loss of norm reaches no nn\.Parameter"):
+        balancer({**losses, "norm": torch.zeros(3, requires_grad=True).sum()})
+
+
+def test_where_only_vectors_are_shared_they_are_named():
+    model = nn.ModuleDict({"scale": nn.LayerNorm(6), "heads": nn.ModuleList(nn.Linear(6, 1) for _ in range(2))})
+    features = model["scale"](batch())
+    losses = [head(features).square().mean() for head in model["heads"]]
+    with pytest.raises(GraphError, match=r"smaller ones are \(.*scale.weight \(6,\).*\): give one as shared="):
+        GradNorm(2, model=model)(losses)
+
+
 def test_a_loss_that_keeps_the_others_from_a_common_layer_is_named():
     net, log_std = Net(), nn.Parameter(torch.zeros(2))  # a Gaussian policy: the entropy is that of log_std
     losses = net.losses(batch())
@@ -190,6 +208,59 @@ def test_a_joined_head_that_starts_at_zero_is_a_head():
         balancer.step()
     assert list(balancer.shared_names) == ["0.weight"]
     assert balancer.weights[0] < balancer.weights[1]
+
+
+def asleep_at_first():
+    torch.manual_seed(0)
+    net = AsleepAtFirst()
+    return net, lambda: {"a": (losses := net.losses(list))["a"], "b": 100 * losses["b"]}
+
+
+def norms_at(parameter, losses):
+    grads = [torch.autograd.grad(loss, parameter, retain_graph=True)[0] for loss in losses.values()]
+    return torch.stack([grad.norm() for grad in grads])
+
+
+def test_while_the_layer_is_asleep_the_ones_before_balance_the_first_step():
+    net, losses = asleep_at_first()
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    balancer = GradNorm(net.tasks, model=net, update="closed-form", alpha=0)
+    norms = norms_at(net.last.weight, losses())
+    balancer(losses()).backward()
+    balanced = 2 / norms / (1 / norms).sum()
+    torch.testing.assert_close(balancer.weights, balanced)
+    optimizer.step()
+    balancer.step()
+    torch.testing.assert_close(balancer.weights, balanced)
+    norms = norms_at(net.gate[1].weight, losses())
+    assert norms.all()
+    balancer(losses()).backward()
+    balancer.step()
+    assert list(balancer.shared_names) == ["gate.1.weight"]
+    torch.testing.assert_close(balancer.weights, 2 / norms / (1 / norms).sum())
+
+
+@pytest.mark.parametrize("backwards", [1, 2])
+def test_a_layer_that_does_not_wake_is_left(backwards):
+    net, losses = asleep_at_first()
+    net.norm.requires_grad_(False)
+    balancer = GradNorm(net.tasks, model=net, update=Descent(lr=1e-6))
+    found = []
+    for _ in range(PATIENCE + 2):
+        for _ in range(backwards):
+            balancer(losses()).backward()
+        balancer.step()
+        found.append(*balancer.shared_names)
+    assert found == ["gate.1.weight"] * PATIENCE + ["last.weight"] * 2
+    measured = torch.tensor([balancer.log_dict()[f"gradnorm/norm/{task}"] for task in net.tasks])
+    torch.testing.assert_close(measured, norms_at(net.last.weight, losses()), rtol=1e-4, atol=0)
+
+
+def test_a_diagnosis_is_of_layers_that_are_awake():
+    net, losses = asleep_at_first()
+    diagnosis = diagnose(losses(), model=net)
+    assert diagnosis.layer == "last.weight (8, 8)"
+    torch.testing.assert_close(diagnosis.norms, norms_at(net.last.weight, losses()))
 
 
 def test_heads_that_a_later_graph_shows_first_are_recognized():
