@@ -39,9 +39,32 @@ class Outputs(nn.Module):
         super().__init__()
         self.net = Net()
 
+    @property
+    def layer(self):
+        return {"shared": self.net.last}
+
     def forward(self, x):
-        features = self.net.trunk(x)
+        features = self.features(x)
         return [head(features) for head in self.net.heads]
+
+    def features(self, x):
+        return self.net.trunk(x)
+
+
+class AsleepAtFirst(Outputs):
+    """The detected layer is in a branch that is multiplied by zero before the first step."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.gain = nn.Linear(8, 8), nn.Parameter(torch.zeros(8))
+
+    @property
+    def layer(self):
+        return {"model": self}
+
+    def features(self, x):
+        features = self.net.trunk(x)
+        return features + self.gain * self.branch(features)
 
 
 def losses(outputs, present=NAMES):
@@ -79,10 +102,10 @@ def same(ranks, alone):
     assert (alone["weights"] - 1).abs().max() > 0.01, "the weights must have moved for this to mean anything"
 
 
-def joint(options, parts=1):
+def joint(options, parts=1, kind=Outputs):
     """One process on the joint batch."""
-    model = Outputs()
-    balancer = GradNorm(NAMES, shared=model.net.last, **options)
+    model = kind()
+    balancer = GradNorm(NAMES, **model.layer, **options)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     for step in range(STEPS):
         x = batch(step, SIZE)
@@ -94,9 +117,9 @@ def joint(options, parts=1):
     return found(model, balancer)
 
 
-def data_parallel(rank, kwargs, options, micro=1, **wrap):
-    model = Outputs()
-    balancer = GradNorm(NAMES, shared=model.net.last, **options)
+def data_parallel(rank, kwargs, options, micro=1, kind=Outputs):
+    model = kind()
+    balancer = GradNorm(NAMES, **model.layer, **options)
     wrapped = DistributedDataParallel(model, **kwargs)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     balancer.attach(optimizer)
@@ -122,6 +145,12 @@ def test_two_processes_equal_one(mode, update, tmp_path):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_two_processes_equal_one_with(option, tmp_path):
     same(launch(data_parallel, tmp_path, {}, OPTIONS[option]), joint(OPTIONS[option]))
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_two_processes_equal_one_while_the_layer_is_asleep(update, tmp_path):
+    options = {"update": update}
+    same(launch(data_parallel, tmp_path, {}, options, 1, AsleepAtFirst), joint(options, kind=AsleepAtFirst))
 
 
 @pytest.mark.parametrize("update", UPDATES)
