@@ -342,6 +342,20 @@ def test_the_report_has_table_3_beside_ours(config, tmp_path):
     assert all(len(row) == len(table.header) for row in table.rows)
 
 
+def test_runs_are_compared_where_they_are_best_by_validation(config, tmp_path):
+    study = FacesStudy(replace(config, methods="equal", seeds=1))
+    names = [quantity.name for quantity in (study.metric, *study.quantities) if quantity.name != "Δm %"]
+    names += [f"validation/{study.metric.name}", *(f"weight/{task}" for task in study.tasks("crop"))]
+    rows = [(step, name, value) for step, value in enumerate((9.0, 5.0, 8.0)) for name in names]
+    report = study.report(Metrics({(p, "equal", 0): rows for p in study.problems}), tmp_path)
+    assert report.data["ends.json"]["ends"] == {problem: {"equal": [5.0]} for problem in study.problems}
+    first, second = report.tables[0], report.tables[2]
+    assert [(table.title, table.rows[0][2]) for table in (first, second)] == [
+        ("The best step by validation: crop", "5"),
+        ("Where each method ends: crop", "8"),
+    ]
+
+
 def test_where_the_data_lie_is_no_part_of_a_run_and_not_told(config, tmp_path):
     moved = tmp_path / "moved.npz"
     moved.write_bytes(Path(config.root).read_bytes())

@@ -226,7 +226,7 @@ class Units(Study[UnitsConfig]):
         found = claims.examine(self.asked(), metrics, [problem_at(data, 0) for data in DATA], self.is_short)
         return [replace(finding, problem=parse(finding.problem)[0]) for finding in found]
 
-    def tables_of(self, metrics: Metrics, best: Metrics) -> list[Table]:
+    def tables_of(self, metrics: Metrics, others: Metrics) -> list[Table]:
         return [self._table(metrics, data) for data in DATA]
 
     def _table(self, metrics: Metrics, data: str) -> Table:

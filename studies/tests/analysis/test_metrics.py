@@ -21,6 +21,9 @@ def test_the_best_step_is_chosen_on_validation_data_alone(largest, at):
     rows += [(step, "x", 10.0 * step) for step in seen]
     best = Metrics({("p", "m", 0): rows}).best(Quantity("x", largest))
     assert best.final("p", "m", "x").tolist() == [10.0 * at]
+    assert best.series("p", "m", "x").tolist() == [[0, 10, 20, 30]]
+    doubled = best.derived("y", ["x"], lambda _, values: 2 * values["x"], "p")
+    assert doubled.final("p", "m", "y").tolist() == [20.0 * at]
 
 
 def test_a_run_that_diverged_is_best_where_it_had_not_yet():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +75,15 @@ class MissingRunError(KeyError):
 
 
 class Metrics:
-    """All series of a study, by problem, method and quantity; the first axis is always the seed."""
+    """All series of a study, by problem, method and quantity; the first axis is always the seed.
 
-    def __init__(self, runs: dict[Key, list[Row]]) -> None:
+    Args:
+        runs: The records of each run.
+        results: The steps whose records are the runs' results. Default: the last ones.
+    """
+
+    def __init__(self, runs: dict[Key, list[Row]], results: Mapping[Key, int] | None = None) -> None:
+        self._results = results
         self._series: dict[tuple[Key, str], list[tuple[int, float]]] = {}
         self._runs = runs
         for key, rows in runs.items():
@@ -121,8 +127,14 @@ class Metrics:
         return np.array([[v for _, v in self._series[(problem, method, seed), quantity]] for seed in seeds])
 
     def final(self, problem: str, method: str, quantity: str) -> NDArray[np.float64]:
-        """[seeds], a quantity at the end of each run."""
-        return self.series(problem, method, quantity)[:, -1]
+        """[seeds], a quantity of each run's result, by default at its end."""
+        found = self.series(problem, method, quantity)
+        if self._results is None:
+            return found[:, -1]
+        steps = self.steps(problem, method, quantity)
+        wanted = [self._results[problem, method, seed] for seed in self.seeds(problem, method)]
+        at = np.searchsorted(steps, wanted, "right") - 1
+        return found[np.arange(len(found)), np.maximum(at, 0)]
 
     def renamed(self, problem: str, method: str, name: str, drop: Sequence[str] = ()) -> Metrics:
         """These metrics with a method's runs also under another name, and without the methods in `drop`."""
@@ -141,10 +153,10 @@ class Metrics:
                 if quantity in sources:
                     at.setdefault(step, {})[quantity] = value
             runs[key] = rows + [(step, name, formula(key, values)) for step, values in at.items()]
-        return Metrics(runs)
+        return Metrics(runs, self._results)
 
     def with_gains(self, name: str, problem: str, qualities: Sequence[Quantity], reference: str = "single") -> Metrics:
-        """Add the mean over `qualities` of the gain over the end of the reference's run of the same seed, in percent.
+        """Add the mean over `qualities` of the gain over the reference's result with the same seed, in percent.
 
         Where the reference was not run, nothing is added.
         """
@@ -176,14 +188,13 @@ class Metrics:
         return Metrics(runs)
 
     def best(self, criterion: Quantity) -> Metrics:
-        """The record of each run at which `criterion` is best on the validation data, as its only one."""
-        runs = {}
+        """These metrics, with the record at which `criterion` is best on validation data as the result of each run."""
+        results = {}
         for key, rows in self._runs.items():
             seen = [(value, step) for step, name, value in rows if name == VALIDATION + criterion.name]
             known = [(value, step) for value, step in seen if math.isfinite(value)] or seen
-            _, at = (max if criterion.largest else min)(known, key=lambda pair: pair[0])
-            runs[key] = [row for row in rows if row[0] == at]
-        return Metrics(runs)
+            _, results[key] = (max if criterion.largest else min)(known, key=lambda pair: pair[0])
+        return Metrics(self._runs, results)
 
     def write_csv(self, path: Path) -> None:
         """Write every row, one per line, in the order of `COLUMNS`."""

@@ -84,7 +84,7 @@ def weights(metrics: Metrics, problem: str, tasks: Sequence[str]) -> Table:
 
 
 def figures(metrics: Metrics, shown: Shown, tasks: Mapping[str, Sequence[str]], folder: Path) -> list[Figure]:
-    """In `folder`: where methods end by the first quantity, all over time, the others at the end, the weights."""
+    """In `folder`: the methods' results by the first quantity, all over time, results by the others, the weights."""
     from gradnorm_studies.analysis import figures as draw
 
     known = {problem: _known(metrics, problem, quantities) for problem, quantities in shown.items()}
@@ -94,7 +94,7 @@ def figures(metrics: Metrics, shown: Shown, tasks: Mapping[str, Sequence[str]], 
     rest = [_end(metrics, problem, q) for problem, quantities in known.items() for q in quantities[1:]]
     curves = [_curves(metrics, problem, quantity) for problem, quantity in pairs]
     weights = [panel for problem in known for panel in _weights(metrics, problem, tasks[problem])]
-    ends = "Where each method ends on test data: a dot per seed, a stroke and a number at the mean."
+    ends = "Each method on test data: a dot per seed, a stroke and a number at the mean."
     over_time = (
         f"All quantities over time: means over seeds, and their range, without the first {BURN_IN:.0%} of each run, "
         f"which would set the scale."
@@ -102,7 +102,7 @@ def figures(metrics: Metrics, shown: Shown, tasks: Mapping[str, Sequence[str]], 
     found = [Figure(draw.finals(folder / "ends.svg", first, columns=2), ends)]
     found.append(Figure(draw.over_time(folder / "metric.svg", curves, columns=2), over_time))
     if rest:
-        found.append(Figure(draw.finals(folder / "finals.svg", rest, columns=2), "The other quantities at the end."))
+        found.append(Figure(draw.finals(folder / "finals.svg", rest, columns=2), "The other quantities."))
     if weights:
         caption = "The weights over time: means over seeds, and their range."
         found.append(Figure(draw.over_time(folder / "weights.svg", weights, columns=3), caption))
@@ -110,7 +110,7 @@ def figures(metrics: Metrics, shown: Shown, tasks: Mapping[str, Sequence[str]], 
 
 
 def _end(metrics: Metrics, problem: str, quantity: Quantity):
-    """A panel of the quantity at the end of each method's runs."""
+    """A panel of the quantity of each method's results."""
     from gradnorm_studies.analysis import figures as draw
 
     finals = {m: metrics.final(problem, m, quantity.name) for m in metrics.methods(problem)}

@@ -61,6 +61,8 @@ class Study(ABC, Generic[C]):
     """Whether the claims are the paper's about these very tasks; questions of our own otherwise."""
     late: float = 0.0
     """A run's result is its mean over this last share of its records; 0: the last one."""
+    by_validation: bool = False
+    """A run's result is instead its record that is best on validation data, as where training is stopped early."""
     search_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     """The learning rates that `--search` tries for each method."""
     default_lr: float = 3e-3
@@ -146,15 +148,15 @@ class Study(ABC, Generic[C]):
 
     def report(self, metrics: Metrics, figures: Path) -> StudyReport:
         """The report; figures are drawn into the folder `figures`."""
-        best = self.derive(metrics.best(self.metric))
-        metrics = self.derive(metrics.late(self.late))
+        best, ends = self.derive(metrics.best(self.metric)), self.derive(metrics.late(self.late))
+        metrics, others = (best, ends) if self.by_validation else (ends, best)
         findings = self.findings(metrics)
         return StudyReport(
             title=self.title,
             command=self.command(),
             summary=[*self.headline(metrics), headline.verdicts(findings)],
             lead=[self.lead(), *self.caution(), *self.losing(metrics)],
-            tables=[*self.tables_of(metrics, best), *claims.tables(findings, self.is_papers)],
+            tables=[*self.tables_of(metrics, others), *claims.tables(findings, self.is_papers)],
             figures=[*self.figures_of(metrics, figures), *self.more_figures(metrics, figures)],
             settings=config_table(self.config),
             data={"claims.json": [finding.as_dict() for finding in findings], "ends.json": self._ends(metrics)},
@@ -214,15 +216,16 @@ class Study(ABC, Generic[C]):
         """Where the updates end behind other methods, in sentences."""
         return headline.losing(self.ends(metrics), self.ranked)
 
-    def tables_of(self, metrics: Metrics, best: Metrics) -> list[Table]:
-        """The results at the end, at each run's best step by validation, and the weights."""
+    def tables_of(self, metrics: Metrics, others: Metrics) -> list[Table]:
+        """The results, those at the end where they are by validation or the other way around, and the weights."""
         shown = {problem: self.shown(problem) for problem in self.problems}
         used = self.learning_rates()
-        ends = summary.ends("Where each method ends", metrics, shown, used)
-        bests = summary.ends("The best step by validation", best, shown, used)
+        titles = ("Where each method ends", "The best step by validation")
+        first, second = reversed(titles) if self.by_validation else titles
+        results = summary.ends(first, metrics, shown, used)
+        beside = [replace(table, terminal=None) for table in summary.ends(second, others, shown, used)]
         weights = [summary.weights(metrics, problem, self.tasks(problem)) for problem in self.problems]
-        bests = [replace(table, terminal=None) for table in bests]
-        return [*ends, *bests, *self.more_tables(metrics), *weights]
+        return [*results, *beside, *self.more_tables(metrics), *weights]
 
     def figures_of(self, metrics: Metrics, folder: Path) -> list[Figure]:
         """The shown quantities over time and at the end, and the weights over time."""

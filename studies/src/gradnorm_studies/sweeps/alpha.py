@@ -108,7 +108,7 @@ class Alpha(Sweep[AlphaConfig]):
         }
         return [Claim(f"{rule}: {text}", source, look) for text, (source, look) in asked.items()]
 
-    def tables_of(self, metrics: Metrics, best: Metrics) -> list[Table]:
+    def tables_of(self, metrics: Metrics, others: Metrics) -> list[Table]:
         return [self._table(metrics, problem) for problem in self.problems]
 
     def _table(self, metrics: Metrics, problem: str) -> Table:

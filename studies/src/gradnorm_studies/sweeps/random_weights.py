@@ -135,16 +135,16 @@ class Grid(Sweep[GridConfig]):
         found = self.cloud(metrics, problem).correlations
         return Evidence(CORRELATED - found, f"correlation {', '.join(f'{r:.2f}' for r in found)}")
 
-    def tables_of(self, metrics: Metrics, best: Metrics) -> list[Table]:
+    def tables_of(self, metrics: Metrics, others: Metrics) -> list[Table]:
         rows = []
         for problem in self.problems:
             cloud = self.cloud(metrics, problem)
             quantiles = [spread(np.quantile(cloud.gains, q, axis=0)) for q in (1.0, 0.5, 0.0)]
-            others = [spread(cloud.others[method]) for method in ("equal", "static")]
+            fixed = [spread(cloud.others[method]) for method in ("equal", "static")]
             beating = ", ".join(map(str, cloud.beating))
             correlation = ", ".join(f"{r:.2f}" for r in cloud.correlations)
             end = spread(metrics.final(problem, "gradnorm", self.metric.name))
-            rows.append((problem, end, *quantiles, *others, f"{beating} of {len(cloud.gains)}", correlation))
+            rows.append((problem, end, *quantiles, *fixed, f"{beating} of {len(cloud.gains)}", correlation))
         header = (
             "on", f"GradNorm: {self.metric.name}", "gain %: best", "median", "worst", "equal weights",
             "GradNorm's, static", "above GradNorm", "correlation of gain and distance",

@@ -74,7 +74,8 @@ class Sweep(Study[S]):
         config = replace(study.config, **{**given, **size, "methods": self.methods})
         check(config)
         self.base: Study[Any] = type(study)(config)
-        self.problems, self.metric, self.late = self.base.problems, self.base.metric, self.base.late
+        self.problems, self.metric = self.base.problems, self.base.metric
+        self.late, self.by_validation = self.base.late, self.base.by_validation
         self.gpus = self.base.gpus
 
     def tasks(self, problem: str) -> tuple[str, ...]:
