@@ -89,6 +89,27 @@ MUTANTS = [
         f"{SHARED} {ARCHITECTURES}",
     ),
     Mutant("capture/_layers.py", "is_plain = _are_plain(operands) and (", "is_plain = (", ARCHITECTURES),
+    Mutant("capture/_layers.py", " & ~gates[i])", ")", ARCHITECTURES),
+    Mutant("capture/_layers.py", " and not gate & ~gated & ~once", "", SHARED),
+    Mutant("capture/_layers.py", "if gated & gate == gated and", "if gate and", ARCHITECTURES),
+    Mutant(
+        "capture/_layers.py",
+        "*(leaf for leaf in graph.leaves if leaf not in known)",
+        "",
+        ARCHITECTURES,
+    ),
+    Mutant("capture/_first_look.py", "one.shared = asleep\n                    return sums", "return sums", SHARED),
+    Mutant(
+        "capture/_first_look.py", "layer.quiet_steps += one.measurement.sums is None", "layer.quiet_steps += 1", SHARED
+    ),
+    Mutant("capture/_first_look.py", "if layer.quiet_steps > PATIENCE:", "if False:", SHARED),
+    Mutant("capture/_first_look.py", "and not bool(sums.entries.any()):", "and False:", SHARED),
+    Mutant(
+        "capture/_shared.py",
+        "self._heads, self.parameters, self._here = heads, parameters, here",
+        "self.parameters, self._here = parameters, here",
+        SHARED,
+    ),
     Mutant(
         "capture/_shared.py", "if self._here and leaves == self._looked_at and ", "if self._here and ", ARCHITECTURES
     ),

@@ -240,6 +240,17 @@ def test_while_the_layer_is_asleep_the_ones_before_balance_the_first_step():
     torch.testing.assert_close(balancer.weights, 2 / norms / (1 / norms).sum())
 
 
+def test_a_layer_that_was_asleep_is_found_in_another_graph():
+    net, losses = asleep_at_first()
+    balancer = GradNorm(net.tasks, model=net)
+    more = losses()
+    balancer({**more, "a": more["a"] + nn.Linear(3, 3).weight.square().sum()}).backward()
+    balancer.step()
+    nn.init.ones_(net.norm.weight)
+    balancer(losses()).backward()
+    assert list(balancer.shared_names) == ["gate.1.weight"]
+
+
 @pytest.mark.parametrize("backwards", [1, 2])
 def test_a_layer_that_does_not_wake_is_left(backwards):
     net, losses = asleep_at_first()
