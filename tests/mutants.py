@@ -89,21 +89,16 @@ MUTANTS = [
         f"{SHARED} {ARCHITECTURES}",
     ),
     Mutant("capture/_layers.py", "is_plain = _are_plain(operands) and (", "is_plain = (", ARCHITECTURES),
-    Mutant("capture/_layers.py", " & ~gates[i])", ")", ARCHITECTURES),
-    Mutant("capture/_layers.py", " and not gate & ~gated & ~once", "", SHARED),
-    Mutant("capture/_layers.py", "if gated & gate == gated and", "if gate and", ARCHITECTURES),
+    Mutant("capture/_first_look.py", "if found is None or not has_waited:", "if found is None:", SHARED),
+    Mutant("capture/_first_look.py", "self._opening.quiet) > PATIENCE", "self._opening.quiet) > 10**9", SHARED),
+    Mutant("capture/_first_look.py", "is_whole = bool((sums.counts > 0).all()) and", "is_whole =", SHARED),
+    Mutant("capture/_first_look.py", "and not self._any(sums, one.measurement.sums is not None)", "", SHARED),
+    Mutant("capture/_first_look.py", "is_asleep = sums is not None and", "is_asleep = False and", SHARED),
     Mutant(
-        "capture/_layers.py",
-        "*(leaf for leaf in graph.leaves if leaf not in known)",
-        "",
-        ARCHITECTURES,
+        "capture/_first_look.py", "and not bool(idle.equal(sums.counts > 0))", "", "unit/capture/test_concatenated.py"
     ),
-    Mutant("capture/_first_look.py", "one.shared = asleep\n                    return sums", "return sums", SHARED),
-    Mutant(
-        "capture/_first_look.py", "layer.quiet_steps += one.measurement.sums is None", "layer.quiet_steps += 1", SHARED
-    ),
-    Mutant("capture/_first_look.py", "if layer.quiet_steps > PATIENCE:", "if False:", SHARED),
-    Mutant("capture/_first_look.py", "and not bool(sums.entries.any()):", "and False:", SHARED),
+    Mutant("capture/_shared.py", "self._quiet.update(parts - counted)", "self._quiet.update(parts)", SHARED),
+    Mutant("capture/_shared.py", "if bool(of_tasks.any())]", "]", ARCHITECTURES),
     Mutant(
         "capture/_shared.py",
         "self._heads, self.parameters, self._here = heads, parameters, here",

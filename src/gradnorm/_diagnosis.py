@@ -25,6 +25,7 @@ from .capture import (
     heads_among,
     refusal,
     resolve_shared,
+    without_gradient,
 )
 
 MOST_OTHERS = 8
@@ -167,11 +168,24 @@ def _named(losses: Losses) -> dict[str, Tensor]:
 def _detect(
     named: Mapping[str, Tensor], graph: AutogradGraph, layer: DetectedLayer
 ) -> tuple[Sequence[SharedParameter], Tensor]:
-    """The shared layer and the gradients there, [T, N]; where all are heads or without a gradient, the first."""
-    parts = layer.locate(graph, range(len(named)))
+    """The shared layer and the gradients there, [T, N]; while it is without any, the next ones that have some."""
+    found = _above_heads(named, graph, layer, layer.locate(graph, range(len(named))))
+    if bool(found[1].any()):
+        return found
+    candidates = layer.candidates(graph)
+    gradients = torch.autograd.grad(list(named.values()), candidates, retain_graph=True, allow_unused=True)
+    with layer.provisionally():
+        further = layer.look_further_up(graph, without_gradient(candidates, gradients))
+        return _above_heads(named, graph, layer, further) if further else found
+
+
+def _above_heads(
+    named: Mapping[str, Tensor], graph: AutogradGraph, layer: DetectedLayer, parts: Sequence[SharedParameter]
+) -> tuple[Sequence[SharedParameter], Tensor]:
+    """These, or the layers before them while they are heads; where all layers are, these."""
     rows = _rows(named, parts)
     first = parts, rows
-    while heads := heads_among(rows, parts) if bool(rows.any()) else [part.parameter for part in parts]:
+    while heads := heads_among(rows, parts):
         if not (parts := layer.look_further_up(graph, heads)):
             return first
         rows = _rows(named, parts)

@@ -25,6 +25,7 @@ from ._shared import (
     flat,
     heads_among,
     resolve_shared,
+    without_gradient,
 )
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "heads_among",
     "refusal",
     "resolve_shared",
+    "without_gradient",
 ]

@@ -26,7 +26,7 @@ from ._looks import look
 from ._measurement import Opening, Sums
 from ._operations import TOLERANCE, Path, kind
 from ._products import refusal
-from ._shared import DetectedLayer
+from ._shared import DetectedLayer, without_gradient
 
 PATIENCE = 10
 """Steps after which a layer without any gradient is left; a warm-up may start with a learning rate of zero."""
@@ -54,52 +54,71 @@ class FirstLook:
         one.frontiers = self._graph.frontiers([shared.used for shared in one.shared])
 
     def _settle(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor) -> Sums | None:
-        """Move to earlier layers while the detected one is a head; back to the first if all are."""
+        """Move to earlier layers while the detected one is a head; look beyond it while it is asleep."""
         self._opening.check(layer)
-        first = one.shared
-        sums = first_sums = self._measured(one, factor)
-        idle: Tensor | None = None
-        while sums is not None and one.measurement.has_cosines and bool(torch.isfinite(sums.entries).all()):
-            idle = self._idle(one, layer, factor, sums) if idle is None else idle
-            moving = sums.entries[(sums.counts > 0) & ~idle]
+        sums = self._measured(one, factor)
+        if sums is None or not one.measurement.has_cosines:
+            layer.settle(one.shared)
+            return sums
+        if not bool(torch.isfinite(sums.entries).all()):
+            return sums  # numbers that say nothing: the next backward looks again
+        idle = self._idle(one, layer, factor, sums)
+        sums = self._above_heads(one, layer, factor, sums, idle)
+        is_asleep = sums is not None and not bool(sums.entries.any()) and not bool(idle.equal(sums.counts > 0))
+        if sums is not None and is_asleep:
+            return self._while_asleep(one, layer, factor, sums, idle)
+        layer.settle(one.shared)
+        return sums
+
+    def _above_heads(
+        self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, sums: Sums, idle: Tensor
+    ) -> Sums | None:
+        """Move to earlier layers while these are heads, back to these if all are; returns the sums there."""
+        first, found = one.shared, sums
+        while found is not None and bool(torch.isfinite(found.entries).all()):
+            moving = found.entries[(found.counts > 0) & ~idle]
             heads = layer.heads_among(moving, one.shared) if len(moving) > 1 else []
             if not heads:
                 break
             one.shared = layer.look_further_up(self._graph, heads)
             if not one.shared:
-                one.shared, sums = first, first_sums
+                one.shared, found = first, sums
                 break
-            sums = self._measured(one, factor)
-        if first_sums is not None and not bool(torch.isfinite(first_sums.entries).all()):
-            return sums  # numbers that say nothing: the next backward looks again
-        if sums is not None and one.measurement.has_cosines and not bool(sums.entries.any()):
-            return self._awake(one, layer, factor) or sums
-        layer.settle(one.shared)
-        return sums
+            found = self._measured(one, factor)
+        return found
 
-    def _awake(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor) -> Sums | None:
-        """The sums at the next layers before `W` at which there is a gradient; `None` if there are none.
+    def _while_asleep(
+        self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, sums: Sums, idle: Tensor
+    ) -> Sums | None:
+        """The sums at the next layers before `W` at which there is a gradient, to balance the first step by.
 
         At `W` there is none, as in a residual branch that is multiplied by zero at first. A step of the optimizer ends
         that, and `W` is settled then; if `PATIENCE` steps have not, it is a dead end, and these layers are `W`.
         """
-        asleep = one.shared
-        layer.quiet_steps += one.measurement.sums is None
+        asleep, has_waited = one.shared, layer.quiet_steps(one.shared, self._opening.quiet) > PATIENCE
+        is_whole = bool((sums.counts > 0).all()) and not self._any(sums, one.measurement.sums is not None)
         with layer.provisionally():
-            while further := layer.look_further_up(self._graph, [each.parameter for each in one.shared]):
-                one.shared = further
-                sums = self._measured(one, factor)
-                if sums is None:
-                    break
-                if bool(sums.entries.any()):
-                    if layer.quiet_steps > PATIENCE:
-                        layer.settle(further)
-                    else:
-                        one.shared = asleep
-                    return sums
-        one.shared = asleep
-        layer.settle(asleep)
-        return None
+            found = self._beyond(one, layer, factor, idle) if is_whole else None
+            if has_waited:
+                layer.settle(asleep if found is None else one.shared)
+        if found is None or not has_waited:
+            one.shared = asleep
+        return sums if found is None else found
+
+    def _beyond(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, idle: Tensor) -> Sums | None:
+        """Move to the last layers at which there is a gradient; `None` if there are none."""
+        candidates = layer.candidates(self._graph)
+        gradients = self._run(self._graph.losses, candidates, factor)
+        further = layer.look_further_up(self._graph, without_gradient(candidates, gradients))
+        try:
+            self._opening.check(layer)
+        except GraphError:  # other processes have other layers: all keep `W`
+            return None
+        if not further:
+            return None
+        one.shared = further
+        sums = self._measured(one, factor)
+        return None if sums is None else self._above_heads(one, layer, factor, sums, idle)
 
     def _idle(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, sums: Sums) -> Tensor:
         """Bool [T], the tasks whose gradient is zero at all layers, as where a head starts at zero."""
@@ -112,8 +131,7 @@ class FirstLook:
             if idle[task]:
                 found = self._run([edge], candidates, factor)
                 moved[task] = float(any(bool(each.any()) for each in found if each is not None))
-        moved = self._opening.reduce(sums._replace(entries=moved.unsqueeze(1))).entries[:, 0]
-        idle &= moved == 0
+        idle &= self._reduced(sums, moved) == 0
         if bool(idle.any()):
             names = [name for name, quiet in zip(one.measurement.names, idle.tolist(), strict=True) if quiet]
             warn(
@@ -121,6 +139,14 @@ class FirstLook:
                 "starts at zero this is temporary; otherwise check how that loss depends on the network"
             )
         return idle
+
+    def _any(self, sums: Sums, flag: bool) -> bool:
+        """Whether it is so on any process."""
+        return bool(self._reduced(sums, torch.full_like(sums.losses, flag)).any())
+
+    def _reduced(self, sums: Sums, values: Tensor) -> Tensor:
+        """[T], summed over the processes that share the batch."""
+        return self._opening.reduce(sums._replace(entries=values.unsqueeze(1))).entries[:, 0]
 
     def _measured(self, one: BackwardPass, factor: Tensor) -> Sums | None:
         """The sums at `one.shared` with all weights 1; `None` where the heads cannot run twice."""

@@ -10,11 +10,9 @@ The rules here use the names and operands of nodes; each covers a kind of networ
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -28,8 +26,6 @@ _AFFINE = re.compile("addmm|conv|linear", re.IGNORECASE)
 """Those of them that are certainly a layer's: `mm` may be of two inputs, as in contrastive losses."""
 _LOOKUPS = re.compile("bmm|embedding|index|gather|rnn|lstm|gru|attention", re.IGNORECASE)
 """Other nodes whose output no longer counts as a parameter, whatever it is computed from."""
-_MULTIPLICATIONS = re.compile("mul|mm", re.IGNORECASE)
-"""Nodes that multiply one input by another; `addmm` and `bmm` among them."""
 _COMPILED = "CompiledFunctionBackward"
 
 
@@ -43,9 +39,6 @@ class _Made(NamedTuple):
 def last_layers(graph: AutogradGraph, candidates: Sequence[Tensor], passed_over: Sequence[Tensor] = ()) -> list[Tensor]:
     """Those of the candidates that no other of them follows on the way to the losses.
 
-    A gate is beside what it multiplies and does not follow it, though it is computed from it: an excitation of
-    channels, the scores of an attention.
-
     A layer that is used several times counts where most losses depend on it: a head may use tied weights once more.
     Where no place is common to all, as with a forward per loss, first uses count: in the graph of a gradient every
     layer is used once more, in reverse.
@@ -57,38 +50,15 @@ def last_layers(graph: AutogradGraph, candidates: Sequence[Tensor], passed_over:
     """
     eligible = (1 << len(candidates)) - 1
     applied = _first_uses(graph, _applied(graph, [*candidates, *passed_over], eligible))
-    gates = _gates(graph, candidates)
     above = dict.fromkeys(graph.children_first, 0)
     last = 0
     for node in reversed(graph.children_first):
         mine, followers = applied[node] & eligible, above[node]
-        last |= sum(1 << i for i in _bits(mine) if not followers & ~mine & ~gates[i])
+        if not followers & ~mine:
+            last |= mine
         for edge in graph.inner[node]:
             above[edge.to] |= followers | mine
-    return [candidates[i] for i in _bits(last)]
-
-
-def _gates(graph: AutogradGraph, candidates: Sequence[Tensor]) -> list[int]:
-    """For each candidate those, as a bit mask, in what its output is multiplied by, where that is computed from it.
-
-    Not where they are used more than once: the graph of a derivative multiplies in the same way.
-    """
-    known = set(candidates)
-    leaves = [*candidates, *(leaf for leaf in graph.leaves if leaf not in known)]
-    applied = _applied(graph, leaves, (1 << len(candidates)) - 1)
-    uses = Counter(bit for mask in applied.values() for bit in _bits(mask))
-    once = sum(1 << bit for bit, count in uses.items() if count == 1)
-    gates = [0] * len(candidates)
-    below: dict[Any, int] = {}
-    for node in graph.children_first:
-        operands = {below[edge.to] for edge in graph.inner[node]}
-        below[node] = applied[node] | _union(operands)
-        if _MULTIPLICATIONS.search(type(node).__name__):
-            for gated, gate in itertools.permutations(operands, 2):
-                if gated & gate == gated and not gate & ~gated & ~once:
-                    for bit in _bits(gated & (1 << len(candidates)) - 1):
-                        gates[bit] |= gate & ~gated
-    return gates
+    return [leaf for i, leaf in enumerate(candidates) if last >> i & 1]
 
 
 def _applied(graph: AutogradGraph, leaves: Sequence[Tensor], eligible: int) -> dict[Any, int]:
@@ -171,13 +141,6 @@ def _makes_weight(node: Any, operands: Mapping[int, _Made]) -> bool:
 
 def _are_plain(operands: Mapping[int, _Made]) -> bool:
     return all(each.is_plain for each in operands.values())
-
-
-def _bits(mask: int) -> Iterator[int]:
-    while mask:
-        lowest = mask & -mask
-        yield lowest.bit_length() - 1
-        mask ^= lowest
 
 
 def _union(masks: Iterable[int]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -87,6 +87,7 @@ class Opening:
             are inconclusive.
         abandon: Starts from the current weights, as no first look is possible.
         weights: The result of `open`, which also weights whatever runs backward afterwards.
+        quiet: Parts of `W` that were found without any gradient.
     """
 
     reduce: Callable[[Sums], Sums]
@@ -95,6 +96,7 @@ class Opening:
     open: Callable[[Sums, Sums | None], Tensor | None]
     abandon: Callable[[], None]
     weights: Tensor | None = None
+    quiet: set[Tensor] = field(default_factory=set)
 
     def look(self, tasks: Sequence[int], before: Sums | None, measure: Callable[[], Sums | None]) -> None:
         """Determine starting weights, if a task needs them.

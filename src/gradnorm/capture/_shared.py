@@ -4,8 +4,6 @@ The paper takes the last shared layer. In a graph that is **every parameter with
 all tasks reach, and that no other such parameter follows** on the way to the losses: one layer where all is shared up
 to the heads; all of them where parts stand side by side (experts, towers, pyramid levels).
 
-A gate is beside what it multiplies, and does not follow it.
-
 A graph does not show whether a task's gradient there is nonzero. A layer at which a task's gradient is exactly zero, or
 shares no entry with any other task's, is a head whose output was joined with others: the layers before it are examined
 instead. One at which all gradients are zero may be asleep, and is given some steps.
@@ -17,6 +15,7 @@ import functools
 import logging
 import operator
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,20 +127,17 @@ class DetectedLayer(SharedLayer):
     Args:
         tasks: Names of the declared tasks.
         names: Of the model's parameters, as far as they are known.
-
-    Attributes:
-        quiet_steps: How many steps began without any gradient there.
     """
 
     def __init__(self, tasks: Sequence[str], names: Mapping[nn.Parameter, str]) -> None:
         super().__init__((), names)
         self.is_confirmed = False
-        self.quiet_steps = 0
         self._tasks = tuple(tasks)
         self._seen = 0
         self._announced = False
         self._reach: dict[Tensor, int] = {}
         self._heads: dict[Tensor, None] = {}
+        self._quiet: Counter[Tensor] = Counter()
         self._settled: tuple[SharedParameter, ...] = ()
         self._looked_at: tuple[int, ...] = ()
         self._here: list[SharedParameter] = []
@@ -188,6 +184,13 @@ class DetectedLayer(SharedLayer):
         self.parameters = self._settled
         self._here = self._known(taken)
         return self._here
+
+    def quiet_steps(self, parameters: Sequence[SharedParameter], counted: set[Tensor]) -> int:
+        """How many steps these have been without any gradient; `counted` are the parts that this step has added."""
+        parts = {part.parameter for part in parameters}
+        self._quiet.update(parts - counted)
+        counted |= parts
+        return min(self._quiet[part] for part in parts)
 
     @contextmanager
     def provisionally(self) -> Iterator[None]:
@@ -299,20 +302,27 @@ def _is_reached_by_all(graph: AutogradGraph, leaf: Tensor) -> bool:
 def heads_among(gradients: Tensor, shared: Sequence[SharedParameter]) -> list[Tensor]:
     """Which parts of `W` are heads, by the tasks' gradients there; reads values, and so synchronizes with the device.
 
-    None where no task has a gradient at all.
+    A part where no task has a gradient is none: it is asleep, as behind a head that starts at zero.
 
     Args:
         gradients: [T, N], flat, of two tasks or more, in the order of `shared`.
         shared: The parts of `W`.
     """
     used = gradients != 0
-    if not bool(used.any()):  # behind a head that starts at zero: nothing can be told, and no task owns the layer
-        return []
     common = used.sum(0) > 1
-    if not bool((used & common).any(1).all()):  # for some task no entry is anybody else's
-        return [part.parameter for part in shared]
     sizes = [entry_count(part.parameter) for part in shared]
-    return [part.parameter for part, both in zip(shared, common.split(sizes), strict=True) if not bool(both.any())]
+    columns = zip(shared, used.split(sizes, 1), common.split(sizes), strict=True)
+    awake = [(part.parameter, both) for part, of_tasks, both in columns if bool(of_tasks.any())]
+    if not bool((used & common).any(1).all()):  # for some task no entry is anybody else's
+        return [parameter for parameter, _ in awake]
+    return [parameter for parameter, both in awake if not bool(both.any())]
+
+
+def without_gradient(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """The leaves whose gradient is zero or missing; reads values, and so synchronizes with the device."""
+    return [
+        leaf for leaf, gradient in zip(leaves, gradients, strict=True) if gradient is None or not bool(gradient.any())
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- what a user may name

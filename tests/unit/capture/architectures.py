@@ -256,7 +256,7 @@ class LoRA(HardSharing):
 class MergedLoRA(HardSharing):
     """The two factors multiplied first: side by side. The first one's gradient is zero while the second one is."""
 
-    W: ClassVar = {"adapters.1.B"}
+    W: ClassVar = {"adapters.1.A", "adapters.1.B"}
 
     def __init__(self):
         super().__init__()
@@ -586,9 +586,9 @@ class VAE(Architecture):
 
 
 class Gated(HardSharing):
-    """A gate that is computed from the last layer's output is beside that layer: SENet's excitation."""
+    """A gate that is computed from the last layer's output follows it: SENet's excitation."""
 
-    W: ClassVar = {"last.weight", "gate.1.weight"}
+    W: ClassVar = {"gate.1.weight"}
 
     def __init__(self):
         super().__init__()
@@ -613,7 +613,7 @@ class AttentionPooling(Gated):
 class GraphAttention(Gated):
     """Scores of edges, by two vectors per head that read the transformed nodes."""
 
-    W: ClassVar = {"last.weight", "source", "target"}
+    W: ClassVar = {"source", "target"}
 
     def __init__(self):
         super().__init__()
@@ -626,6 +626,22 @@ class GraphAttention(Gated):
         edges = torch.cartesian_prod(torch.arange(len(nodes)), torch.arange(len(nodes))).T
         attention = F.leaky_relu(scores[0][edges[0]] + scores[1][edges[1]]).exp()
         return torch.zeros_like(nodes).index_add(0, edges[1], attention[..., None] * nodes[edges[0]]).flatten(1)
+
+
+class AsleepBeside(Gated):
+    """Two branches side by side, of which one is multiplied by zero at first."""
+
+    W: ClassVar = {"last.weight", "branch.weight"}
+
+    def __init__(self):
+        super().__init__()
+        del self.gate
+        self.branch, self.scale = nn.Linear(8, 8), nn.Parameter(torch.zeros(8))
+
+    def losses(self, order):
+        features = self.trunk(batch())
+        features = self.last(features) + self.scale * self.branch(features)
+        return {task: error(self.heads[task](features)) for task in order(self.tasks)}
 
 
 class AsleepAtFirst(Gated):
@@ -1026,6 +1042,7 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
         Gated,
         AttentionPooling,
         GraphAttention,
+        AsleepBeside,
         AsleepAtFirst,
         LateFusion,
         PartialFusion,

@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from gradnorm import ArgumentError, Descent, GradNorm, GraphError, diagnose
-from gradnorm.capture._first_look import PATIENCE
+from gradnorm.capture._first_look import PATIENCE, FirstLook
 from gradnorm.capture._graph import AutogradGraph
 
 from ..networks import Net, batch
 from .architectures import AsleepAtFirst
+
+measured = FirstLook._measured
 
 
 def found(losses, count):
@@ -238,6 +240,83 @@ def test_while_the_layer_is_asleep_the_ones_before_balance_the_first_step():
     balancer.step()
     assert list(balancer.shared_names) == ["gate.1.weight"]
     torch.testing.assert_close(balancer.weights, 2 / norms / (1 / norms).sum())
+
+
+def test_tasks_in_turn_are_balanced_once_the_layer_is_awake():
+    net, losses = asleep_at_first()
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    balancer = GradNorm(net.tasks, model=net, update="closed-form", alpha=0)
+    balancer.attach(optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        for task in net.tasks:
+            balancer({task: losses()[task]}).backward()
+        norms = norms_at(net.gate[1].weight, losses())
+        optimizer.step()
+    assert list(balancer.shared_names) == ["gate.1.weight"]
+    assert norms[0] < norms[1]
+    assert balancer.weights[0] > 10 * balancer.weights[1]
+
+
+def test_experts_wait_each_for_itself():
+    """Each expert's branch is asleep in its first step, and the tenth is given as many steps as the first."""
+    torch.manual_seed(0)
+    count = PATIENCE + 4
+    net = nn.ModuleDict({"trunk": nn.Linear(6, 8), "heads": nn.ModuleList(nn.Linear(8, 1) for _ in range(2))})
+    net["experts"] = nn.ModuleList(nn.Linear(8, 8) for _ in range(count))
+    net["scales"] = nn.ParameterList(torch.zeros(8) for _ in range(count))
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    balancer = GradNorm(2, model=net)
+    for step in range(2 * count):
+        features = net["trunk"](batch())
+        features = features + net["scales"][step % count] * net["experts"][step % count](features)
+        optimizer.zero_grad()
+        balancer([head(features).square().mean() for head in net["heads"]]).backward()
+        optimizer.step()
+        balancer.step()
+    assert list(balancer.shared_names) == [f"experts.{i}.weight" for i in range(count)]
+
+
+def test_a_dead_part_in_later_micro_batches_only_is_kept():
+    net, losses = asleep_at_first()
+    net.norm.requires_grad_(False)
+    balancer = GradNorm(net.tasks, model=net)
+    for _ in range(70):  # more than the graphs that may add to W
+        features = net.last(net.trunk(batch()))
+        balancer({task: head(features).square().mean() for task, head in net.heads.items()}).backward()
+        balancer(losses()).backward()
+        balancer.step()
+    assert list(balancer.shared_names) == ["last.weight", "gate.1.weight"]
+
+
+def test_layers_beyond_one_that_is_asleep_may_be_heads():
+    """Columns of one output, refined by a layer whose result is multiplied by zero."""
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"trunk": nn.Linear(6, 8), "output": nn.Linear(8, 2), "refine": nn.Linear(2, 2)})
+    balancer = GradNorm(2, model=net, update="closed-form", alpha=0)
+
+    def losses():
+        output = net["output"](net["trunk"](batch()))
+        first, second = (output + 0 * net["refine"](output)).unbind(1)
+        return [first.square().mean(), 10 * second.square().mean()]
+
+    for _ in range(PATIENCE + 1):
+        norms = norms_at(net["trunk"].weight, dict(enumerate(losses())))
+        balancer(losses()).backward()
+        torch.testing.assert_close(balancer.weights, 2 / norms / (1 / norms).sum())
+        balancer.step()
+    assert list(balancer.shared_names) == ["trunk.weight"]
+    assert diagnose(losses(), model=net).layer == "trunk.weight (8, 6)"
+
+
+def test_with_heads_of_zero_the_way_to_the_input_is_not_searched(monkeypatch):
+    net, looks = Net(), []
+    for head in net.heads:
+        nn.init.zeros_(head.weight)
+    monkeypatch.setattr(FirstLook, "_measured", lambda *args: looks.append(0) or measured(*args))
+    with pytest.warns(RuntimeWarning, match="exactly zero at every layer"):
+        GradNorm(3)(list(net.losses(batch()).values())).backward()
+    assert len(looks) == 1
 
 
 def test_a_layer_that_was_asleep_is_found_in_another_graph():
