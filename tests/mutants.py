@@ -94,9 +94,7 @@ MUTANTS = [
     Mutant("capture/_first_look.py", "is_whole = bool((sums.counts > 0).all()) and", "is_whole =", SHARED),
     Mutant("capture/_first_look.py", "and not self._any(sums, one.measurement.sums is not None)", "", SHARED),
     Mutant("capture/_first_look.py", "is_asleep = sums is not None and", "is_asleep = False and", SHARED),
-    Mutant(
-        "capture/_first_look.py", "and not bool(idle.equal(sums.counts > 0))", "", "unit/capture/test_concatenated.py"
-    ),
+    Mutant("capture/_first_look.py", "and not bool(idle.equal(sums.counts > 0))", "", SHARED),
     Mutant("capture/_shared.py", "self._quiet.update(parts - counted)", "self._quiet.update(parts)", SHARED),
     Mutant("capture/_shared.py", "if bool(of_tasks.any())]", "]", ARCHITECTURES),
     Mutant(
