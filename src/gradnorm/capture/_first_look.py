@@ -64,8 +64,7 @@ class FirstLook:
             return sums  # numbers that say nothing: the next backward looks again
         idle = self._idle(one, layer, factor, sums)
         sums = self._above_heads(one, layer, factor, sums, idle)
-        is_asleep = sums is not None and not bool(sums.entries.any()) and not bool(idle.equal(sums.counts > 0))
-        if sums is not None and is_asleep:
+        if sums is not None and not bool(sums.entries.any()) and not idle.equal(sums.counts > 0):
             return self._while_asleep(one, layer, factor, sums, idle)
         layer.settle(one.shared)
         return sums
@@ -99,10 +98,12 @@ class FirstLook:
         is_whole = bool((sums.counts > 0).all()) and not self._any(sums, one.measurement.sums is not None)
         with layer.provisionally():
             found = self._beyond(one, layer, factor, idle) if is_whole else None
-            if has_waited:
-                layer.settle(asleep if found is None else one.shared)
-        if found is None or not has_waited:
-            one.shared = asleep
+            if found is not None and has_waited:
+                layer.settle(one.shared)
+                return found
+        one.shared = asleep
+        if has_waited:
+            layer.settle(asleep)
         return sums if found is None else found
 
     def _beyond(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, idle: Tensor) -> Sums | None:
