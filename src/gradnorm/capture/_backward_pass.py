@@ -29,10 +29,11 @@ from ._alone import Alone, taken_alone
 from ._graph import AccumulateGrad, AutogradGraph, FrontierEdge, TaskFrontier
 from ._measurement import Opening, Sums, Wanted
 from ._meetings import AtMeetings, GradientBuffer, Meeting
-from ._operations import TOLERANCE
+from ._operations import FINE_TOLERANCE, TOLERANCE
 from ._rows import RowNorms, Rows, WholeRows
 from ._shared import SharedParameter
 
+FLOAT32_BITS = torch.finfo(torch.float32).bits
 _NONE = -1
 """Identifier of no backward."""
 
@@ -79,6 +80,7 @@ class BackwardPass:
         self._factor: Tensor | None = None
         self._rows: Rows | None = None
         self._is_look = False
+        self._is_narrow = False
         self._has_run = False
         self._weights = mask
         self.looks: dict[tuple[int, ...], Sums] = {}
@@ -183,7 +185,8 @@ class BackwardPass:
         if look is None or not self.measurement.check:
             return
         found, alone = self.measurement.norms(sums), self.measurement.norms(look) * self._weights
-        apart = (found - alone).abs() > TOLERANCE * torch.maximum(found, alone)
+        tolerance = TOLERANCE if self._is_narrow else FINE_TOLERANCE
+        apart = (found - alone).abs() > tolerance * torch.maximum(found, alone)
         if bool((apart & torch.isfinite(found + alone)).any()):
             names = ", ".join(
                 name for name, is_apart in zip(self.measurement.names, apart.tolist(), strict=True) if is_apart
@@ -228,6 +231,9 @@ class BackwardPass:
         if full:
             if self._rows is None:
                 self._rows = self._new_rows()
+            if self.looks:  # to be compared with
+                dtypes = [gradient.dtype for buffer in full for gradient in buffer.gradients.values()]
+                self._is_narrow |= any(torch.finfo(dtype).bits < FLOAT32_BITS for dtype in dtypes)
             rows = self.measurement.entries(meeting, [buffer.gradients for buffer in full], self.shared)
             rows = self._of_losses_alone(meeting, full, rows) if self._alone else rows
             self._rows.add([buffer.task for buffer in full], rows)

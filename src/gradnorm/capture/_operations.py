@@ -16,6 +16,8 @@ from torch.autograd.function import BackwardCFunction
 TOLERANCE = 0.05
 """How far, relatively, two runs of a pure function may be apart: far above what rounding does in bfloat16, far below
 what overwriting does."""
+FINE_TOLERANCE = 0.01
+"""The same where all gradients are in float32 or wider."""
 
 
 class Path(IntEnum):
