@@ -17,8 +17,8 @@ from packaging.utils import canonicalize_name
 import gradnorm
 
 ROOT = Path(__file__).parents[2]
-LARGEST_WHEEL = 130_000
-"""Bytes."""
+LARGEST_WHEEL = 150_000
+"""Bytes, so that nothing else than code slips in."""
 
 
 def run(*command, **kwargs):
