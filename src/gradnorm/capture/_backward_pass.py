@@ -33,7 +33,6 @@ from ._operations import FINE_TOLERANCE, TOLERANCE
 from ._rows import RowNorms, Rows, WholeRows
 from ._shared import SharedParameter
 
-FLOAT32_BITS = torch.finfo(torch.float32).bits
 _NONE = -1
 """Identifier of no backward."""
 
@@ -233,7 +232,7 @@ class BackwardPass:
                 self._rows = self._new_rows()
             if self.looks:  # to be compared with
                 dtypes = [gradient.dtype for buffer in full for gradient in buffer.gradients.values()]
-                self._is_narrow |= any(torch.finfo(dtype).bits < FLOAT32_BITS for dtype in dtypes)
+                self._is_narrow |= any(torch.promote_types(dtype, torch.float32) != dtype for dtype in dtypes)
             rows = self.measurement.entries(meeting, [buffer.gradients for buffer in full], self.shared)
             rows = self._of_losses_alone(meeting, full, rows) if self._alone else rows
             self._rows.add([buffer.task for buffer in full], rows)
