@@ -24,6 +24,7 @@ def test_the_best_step_is_chosen_on_validation_data_alone(largest, at):
     assert best.series("p", "m", "x").tolist() == [[0, 10, 20, 30]]
     doubled = best.derived("y", ["x"], lambda _, values: 2 * values["x"], "p")
     assert doubled.final("p", "m", "y").tolist() == [20.0 * at]
+    assert best.renamed("p", "m", "other").final("p", "other", "x").tolist() == [10.0 * at]
 
 
 def test_a_run_that_diverged_is_best_where_it_had_not_yet():

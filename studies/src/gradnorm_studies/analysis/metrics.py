@@ -138,9 +138,10 @@ class Metrics:
 
     def renamed(self, problem: str, method: str, name: str, drop: Sequence[str] = ()) -> Metrics:
         """These metrics with a method's runs also under another name, and without the methods in `drop`."""
-        kept = {key: rows for key, rows in self._runs.items() if key[0] != problem or key[1] not in drop}
-        copies = {(p, name, seed): rows for (p, m, seed), rows in self._runs.items() if (p, m) == (problem, method)}
-        return Metrics({**kept, **copies})
+        kept = {key: key for key in self._runs if key[0] != problem or key[1] not in drop}
+        sources = {**kept, **{(problem, name, seed): (problem, method, seed) for seed in self.seeds(problem, method)}}
+        results = self._results and {key: self._results[source] for key, source in sources.items()}
+        return Metrics({key: self._runs[source] for key, source in sources.items()}, results)
 
     def derived(
         self, name: str, sources: Sequence[str], formula: Callable[[Key, dict[str, float]], float], problem: str
