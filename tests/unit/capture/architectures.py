@@ -595,8 +595,7 @@ class Gated(HardSharing):
         self.last, self.gate = nn.Linear(8, 8), nn.Sequential(mlp(8, 4), nn.Linear(4, 8))
 
     def losses(self, order):
-        features = self.last(self.trunk(batch()))
-        features = self.gated(features)
+        features = self.gated(self.last(self.trunk(batch())))
         return {task: error(self.heads[task](features)) for task in order(self.tasks)}
 
     def gated(self, features):
