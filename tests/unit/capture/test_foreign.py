@@ -324,7 +324,7 @@ def test_a_second_loss_through_a_head_is_named(at):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_second_loss_of_three_percent_is_told_from_rounding_in_full_precision_alone(dtype):
+def test_three_percent_of_a_second_loss_are_told_from_rounding_in_float32_alone(dtype):
     net = Net().to(dtype)
     balancer = GradNorm(["near", "far"], model=net)
     losses = net.losses(normal(32, 8, seed=1).to(dtype))
