@@ -297,12 +297,19 @@ def test_the_activation_may_follow_the_pooling(name, activation):
 
 def test_problems_differ_in_the_unit_of_the_landmarks_loss_alone(config):
     values = {}
-    for problem in FacesStudy.problems:
+    for problem in FacesStudy().problems:
         torch.manual_seed(0)
         values[problem] = Recognition(config, Job(problem, "equal", 0, 1e-3)).losses(0)
     crop, eyes = values["crop"], values["eye distance"]
     assert torch.equal(crop[1:], eyes[1:])
     assert 0.06 < crop[0] / eyes[0] < 1  # the squared distance between the eyes, about 1/3
+
+
+@pytest.mark.parametrize(("unit", "problem"), [("crop", "crop"), ("eye-distance", "eye distance")])
+def test_a_problem_can_be_run_alone(config, unit, problem):
+    alone, both = FacesStudy(replace(config, unit=unit)), FacesStudy(config)
+    assert alone.jobs() == [job for job in both.jobs() if job.problem == problem]
+    assert f" --unit {unit}" in alone.command()
 
 
 def test_the_loss_in_crop_units_is_the_mean_square_over_coordinates(config):
