@@ -305,7 +305,7 @@ class LossWeights(StatefulModule):
             what = "is not positive, and α > 0 compares losses with their first values"
             remedy = "Losses that may be zero or negative need alpha=0, which balances gradients alone"
         else:
-            what = "or its gradient norm is not finite, or its first value is not positive"
+            what = "or its gradient norm is not finite, or the loss is not positive"
             what = what if self.alpha > 0 else what.partition(",")[0]
             remedy = "Check the task itself"
         return (
