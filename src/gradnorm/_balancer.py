@@ -373,6 +373,8 @@ class GradNorm(SealedModule):
     @weights.setter
     def weights(self, weights: PerTask) -> None:
         self._loss_weights.assign(weights)
+        if self._step_opening is not None:
+            self._step_opening.weights = None
         self._measurement.is_partial = self._measurement.sums is not None  # assigned weights outlive this step
 
     def named_weights(self) -> dict[str, float]:
@@ -554,11 +556,7 @@ class GradNorm(SealedModule):
             balanced = self._measurement.balanced(parsed, values, weights, self._mask(tasks), opening, wanted)
             self._check_layer()
             return balanced
-        nothing = self._measurement.nothing(weights)
-        self._measurement.add(nothing)
-        if (found := opening()) is not None:
-            found.look([], None, lambda: found.reduce(nothing))
-        return (weights * values).sum()
+        return self._measurement.without_tasks(values, weights, opening)
 
     def _check_layer(self) -> None:
         """Raise if a detected layer cannot be the same on all processes."""
@@ -617,6 +615,7 @@ class GradNorm(SealedModule):
                 self._update(self._reduce(sums), found_inf)
             else:
                 self._loss_weights.skipped.add_(1)
+        self._loss_weights.restore_sum()
         self._forget()
         self._steps += 1
         self._step_count.fill_(self._steps)

@@ -24,8 +24,8 @@ from ._updates import Measured, Update
 InitialWeights = Literal["auto", "balanced"] | PerTask | None
 
 
-MOST_OPENINGS = 10
-"""Number of attempts after which a task whose gradient is still zero starts from its current weight."""
+MOST_TRIES = 10
+"""Number of steps after which a task whose gradient is still zero starts from its current weight."""
 
 
 class Priorities(MutableMapping[str, float]):
@@ -124,7 +124,9 @@ class LossWeights(StatefulModule):
         self.priorities = priorities
         self.rule = update.bound(weights)
         self._is_open = [not is_balanced] * count  # a copy on the host, which avoids synchronizing
-        self._openings = 0
+        self._tries = [0] * count
+        self._tried: set[int] = set()  # in the step in progress
+        self._is_uneven = False
         self._looks = 0
         self._knows_initial = given is not None  # on the host, likewise
         self._warned = False
@@ -183,6 +185,9 @@ class LossWeights(StatefulModule):
     def note_step(self, count: int) -> None:
         """A step with these weights, the `count`-th."""
         self._weight_sums.lerp_(self.weights, 1 / count)  # a mean: over millions of steps a sum would stop growing
+        for task in self._tried:
+            self._tries[task] += 1
+        self._tried.clear()
 
     # ---------------------------------------------------------------------------------------------- the first step
 
@@ -210,9 +215,11 @@ class LossWeights(StatefulModule):
         fresh = present & ~opened
         if not bool(torch.isfinite(raw_norms[fresh]).all()) or not bool(fresh.any()):
             return None
-        self._openings += 1
         self.rule.open(self.weights, raw_norms, fresh, self._p, has_begun)
-        opened |= fresh & (raw_norms > 0) if self._openings < MOST_OPENINGS else fresh
+        self._is_uneven |= has_begun
+        self._tried.update(task for task, is_fresh in enumerate(fresh.tolist()) if is_fresh)
+        is_late = torch.tensor([tries >= MOST_TRIES - 1 for tries in self._tries], device=fresh.device)
+        opened |= fresh & ((raw_norms > 0) | is_late)
         self._opened.copy_(opened)
         self._is_open = opened.tolist()
         return self.weights.clone()
@@ -257,6 +264,12 @@ class LossWeights(StatefulModule):
         self._note_skips(bad, usable, losses)
         values = torch.stack([losses, before, G, targets, rates], 1)
         return values if present is None else torch.where(present.unsqueeze(1), values, torch.nan)
+
+    def restore_sum(self) -> None:
+        """Back to the sum T, where a task that was balanced within the step has changed it."""
+        if self._is_uneven:
+            self._is_uneven = False
+            self.weights.copy_(rule.renormalize(self.weights, float(len(self.tasks))))
 
     def _usable(self, losses: Tensor, ratios: Tensor, G: Tensor) -> Tensor:
         """bool, [T]: whether a task's numbers are usable."""
@@ -318,7 +331,9 @@ class LossWeights(StatefulModule):
     def reset_parameters(self) -> None:
         """Back to the initial state."""
         super().reset_parameters()
-        self._openings = 0
+        self._tries = [0] * len(self.tasks)
+        self._tried.clear()
+        self._is_uneven = False
         self._warned = False
 
     def _read(self) -> None:

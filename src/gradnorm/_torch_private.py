@@ -7,7 +7,7 @@ no public API (torch 2.6 to 2.13).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 def output_shape(node: Any, nr: int) -> torch.Size:
@@ -59,6 +60,14 @@ def without_hooks(tensors: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for hooks, kept in found:
             hooks.update(kept)
+
+
+def weakly_keyed(items: Mapping[Tensor, Any]) -> MutableMapping[Tensor, Any]:
+    """A dictionary by tensors that keeps none of them alive.
+
+    Python's own compares keys by `==`, which tensors do elementwise; that of `torch.utils.weak` is not documented.
+    """
+    return WeakIdKeyDictionary(dict(items))
 
 
 def at_end_of_backward(function: Callable[[], None]) -> None:

@@ -91,7 +91,7 @@ class Update(StatefulModule, ABC):
             raw_norms: [T], NaN for tasks that are absent.
             fresh: bool, [T], the new tasks; a norm that is zero or not finite leaves the weight unchanged.
             priorities: `p_i`.
-            has_begun: Keep the others' weights, and restore the sum T at the end of the step.
+            has_begun: Keep the others' weights, so that the sum is another one until the end of the step.
         """
         norms = torch.where((raw_norms > 0) & torch.isfinite(raw_norms), raw_norms, torch.nan)
         known = self._known_norms(torch.where(fresh, torch.nan, norms))

@@ -253,6 +253,51 @@ def test_an_overflow_on_one_rank_leaves_the_collectives_in_step(tmp_path):
     assert min(first[1][:3]) < 0.1, "the first step that is made is balanced"
 
 
+def emptied(rank, scale):
+    """The first step is not made; the second rank has no task in its last micro-batch, nor in the second step."""
+    model = Outputs()
+    balancer = GradNorm(NAMES, shared=model.net.last, alpha=0, update="closed-form")
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    balancer.attach(optimizer)
+    for step in range(2):
+        optimizer.zero_grad()
+        for i, part in enumerate(batch(step, SIZE).chunk(2)[rank].chunk(2)):
+            present = [] if rank and step + i else NAMES
+            outputs = wrapped(part)
+            loss = balancer(losses(outputs, present)) + 0 * sum(y.sum() for y in outputs)
+            (loss / 2 * (scale if (step, i) == (0, 0) else 1.0)).backward()
+    weights = balancer.weights.clone()
+    raw = []
+    for name in NAMES:
+        model.zero_grad()
+        sum(losses(model(part))[name] / 2 for part in batch(1, SIZE).chunk(2)[0].chunk(2)).backward()
+        raw.append(model.net.last.grad.norm())
+    optimizer.step()
+    return weights, [row["norm"] / row["weight"] for row in balancer.history.rows()], torch.stack(raw).tolist()
+
+
+@pytest.mark.filterwarnings("ignore:.*find_unused_parameters.*")
+@pytest.mark.parametrize("scale", [1.0, math.inf])
+def test_a_rank_without_tasks_forgets_a_step_that_was_not_made(scale, tmp_path):
+    first, second = launch(emptied, tmp_path, scale)
+    assert torch.equal(first[0], second[0])
+    assert first[1] == second[1] == pytest.approx(first[2], rel=1e-4)
+
+
+def asleep_and_empty(rank):
+    model = AsleepAtFirst()
+    balancer = GradNorm(NAMES, model=model)
+    balancer(losses(model(batch(rank)))).backward()
+    balancer.step()
+    with pytest.raises(StateError, match="W is not settled yet; give the layer with shared="):
+        balancer({})
+
+
+def test_a_rank_without_tasks_needs_a_layer_that_is_settled(tmp_path):
+    launch(asleep_and_empty, tmp_path)
+
+
 def another_layer(rank):
     model, other = Outputs(), nn.Linear(8, 8 + rank)
     model.net.trunk.append(other)

@@ -100,6 +100,37 @@ def test_a_task_that_never_has_a_gradient_is_looked_for_ten_times(monkeypatch):
     assert len(looks) == 20
 
 
+def test_micro_batches_are_one_try_to_start():
+    given = Given(initial_weights="balanced")
+    for _ in range(12):
+        given.backward([1.0, 10.0, 0.0])
+    given.balancer.reset()
+    given.backward([1.0, 10.0, 100.0])
+    assert given.weights == shares([1.0, 10.0, 100.0])
+
+
+@pytest.mark.parametrize("options", [{"initial_losses": 3}, {"alpha": 1.0}])
+@pytest.mark.filterwarnings("ignore:GradNorm left the loss weights unchanged")
+def test_the_sum_is_restored_after_a_task_that_starts_within_a_step(options):
+    """Whether or not the step updates the weights."""
+    given = Given(tasks=2, update="closed-form", **options)
+    given.backward([None, 100.0], [-1.0, -1.0])
+    given.backward([1.0, None], [-1.0, -1.0])
+    assert sum(given.weights) != pytest.approx(2.0)
+    given.balancer.step()
+    assert sum(given.weights) == pytest.approx(2.0)
+    assert given.weights == shares([1.0, 100.0])
+
+
+def test_weights_that_are_assigned_within_the_first_step_hold():
+    given = Given(tasks=2, update="closed-form", alpha=0.0)
+    given.backward([1.0, 100.0])
+    given.balancer.weights = [0.5, 1.5]
+    given.W.grad = None
+    given.backward([1.0, 100.0])
+    assert given.W.grad[:, 0].tolist() == [0.5, 150.0]
+
+
 def test_a_task_that_comes_alone_starts_on_the_level_of_those_before():
     given = Given(update="closed-form", alpha=0.0)
     given.step([1.0, 4.0, None])

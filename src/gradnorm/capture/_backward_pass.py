@@ -108,7 +108,7 @@ class BackwardPass:
         if graph is None or not (due := self.measurement.outsiders.due(self.tasks)):
             return {}
         shared = [part.used for part in self.shared]
-        return taken_alone(graph, self.frontiers, shared, due, lambda i: factor * weights[self.tasks[i]])
+        return taken_alone(graph.unmixed(), self.frontiers, shared, due, lambda i: factor * weights[self.tasks[i]])
 
     def watch(self) -> None:
         """Register the hooks."""

@@ -3,7 +3,8 @@
 Two things must be known before the first gradient reaches an optimizer: whether the detected layer is shared (a head
 whose output was joined with others looks shared in the graph), and how large the tasks' gradients are, so that the
 first step can be balanced. Both are determined by running the heads' backward once more, with the same hooks. While no
-gradient reaches the layer at all, the layers before it tell the latter.
+gradient reaches the layer at all, the layers before it tell the latter, by a backward of the whole network; where that
+may run only once, nothing is said of them.
 
 It runs here, and not in the forward, for two reasons: gradients carry the loss scale that half precision needs, and DDP
 would mistake a backward that it has not prepared for its own.
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .._errors import GraphError, warn
+from .._torch_private import without_hooks
 from ._backward_pass import BackwardPass
 from ._collectors import Edge
 from ._graph import AutogradGraph
@@ -29,7 +31,7 @@ from ._products import refusal
 from ._shared import DetectedLayer, without_gradient
 
 PATIENCE = 10
-"""Steps after which a layer without any gradient is left; a warm-up may start with a learning rate of zero."""
+"""Steps after which a layer is taken or left as it is; a warm-up may start with a learning rate of zero."""
 
 
 class FirstLook:
@@ -48,8 +50,10 @@ class FirstLook:
     def take(self, one: BackwardPass, factor: Tensor) -> None:
         """Run the first look, and leave `one` ready to measure at the resulting layer."""
         layer = one.measurement.layer
-        one.shared = layer.locate(self._graph, one.tasks)
+        one.shared = first = layer.locate(self._graph, one.tasks)
         sums = self._settle(one, layer, factor) if isinstance(layer, DetectedLayer) and not layer.is_confirmed else None
+        if one.shared is not first and list(map(id, one.shared)) != list(map(id, first)):
+            one.measurement.discard()
         self._opening.look(one.tasks, one.measurement.sums, lambda: sums or self._measured(one, factor))
         one.frontiers = self._graph.frontiers([shared.used for shared in one.shared])
 
@@ -66,8 +70,12 @@ class FirstLook:
         sums = self._above_heads(one, layer, factor, sums, idle)
         if sums is not None and not bool(sums.entries.any()) and not idle.equal(sums.counts > 0):
             return self._while_asleep(one, layer, factor, sums, idle)
-        layer.settle(one.shared)
+        if layer.is_decided(one.shared) or self._has_waited(one, layer):
+            layer.settle(one.shared)
         return sums
+
+    def _has_waited(self, one: BackwardPass, layer: DetectedLayer) -> bool:
+        return layer.waited_steps(one.shared, self._opening.undecided) > PATIENCE
 
     def _above_heads(
         self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, sums: Sums, idle: Tensor
@@ -75,9 +83,9 @@ class FirstLook:
         """Move to earlier layers while these are heads, back to these if all are; returns the sums there."""
         first, found = one.shared, sums
         while found is not None and bool(torch.isfinite(found.entries).all()):
-            moving = found.entries[(found.counts > 0) & ~idle]
-            heads = layer.heads_among(moving, one.shared) if len(moving) > 1 else []
-            if not heads:
+            moving = (found.counts > 0) & ~idle
+            layer.note_use(found.entries[moving], moving.nonzero()[:, 0].tolist(), one.shared)
+            if not (heads := layer.heads_among(one.shared)):
                 break
             one.shared = layer.look_further_up(self._graph, heads)
             if not one.shared:
@@ -94,10 +102,11 @@ class FirstLook:
         At `W` there is none, as in a residual branch that is multiplied by zero at first. A step of the optimizer ends
         that, and `W` is settled then; if `PATIENCE` steps have not, it is a dead end, and these layers are `W`.
         """
-        asleep, has_waited = one.shared, layer.quiet_steps(one.shared, self._opening.quiet) > PATIENCE
+        asleep, has_waited = one.shared, self._has_waited(one, layer)
         is_whole = bool((sums.counts > 0).all()) and not self._any(sums, one.measurement.sums is not None)
+        is_wanted = is_whole and self._opening.awaits(one.tasks, False)
         with layer.provisionally():
-            found = self._beyond(one, layer, factor, idle) if is_whole else None
+            found = self._beyond(one, layer, factor, idle) if is_wanted or has_waited else None
             if found is not None and has_waited:
                 layer.settle(one.shared)
                 return found
@@ -108,9 +117,9 @@ class FirstLook:
 
     def _beyond(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, idle: Tensor) -> Sums | None:
         """Move to the last layers at which there is a gradient; `None` if there are none."""
-        candidates = layer.candidates(self._graph)
-        gradients = self._run(self._graph.losses, candidates, factor)
-        further = layer.look_further_up(self._graph, without_gradient(candidates, gradients))
+        candidates = self._within_reach(one, layer)
+        gradients = self._gradients(self._graph.losses, candidates, factor)
+        further = layer.look_further_up(self._graph, without_gradient(candidates, gradients)) if gradients else ()
         try:
             self._opening.check(layer)
         except GraphError:  # other processes have other layers: all keep `W`
@@ -127,19 +136,44 @@ class FirstLook:
         if not bool(idle.any()):
             return idle
         moved = torch.zeros_like(sums.losses)
-        candidates = layer.candidates(self._graph)
+        candidates = self._within_reach(one, layer)
         for edge, task in zip(self._graph.losses, one.tasks, strict=True):
             if idle[task]:
-                found = self._run([edge], candidates, factor)
+                found = self._gradients([edge], candidates, factor)
                 moved[task] = float(any(bool(each.any()) for each in found if each is not None))
         idle &= self._reduced(sums, moved) == 0
-        if bool(idle.any()):
+        if bool(idle.any()) and not layer.has_told_idle:
+            layer.has_told_idle = True
             names = [name for name, quiet in zip(one.measurement.names, idle.tolist(), strict=True) if quiet]
             warn(
                 f"the gradient of {', '.join(names)} is exactly zero at every layer that all tasks share. If a head "
                 "starts at zero this is temporary; otherwise check how that loss depends on the network"
             )
         return idle
+
+    def _within_reach(self, one: BackwardPass, layer: DetectedLayer) -> list[Tensor]:
+        """The layers down to which a backward runs nothing twice that may run only once, but for the heads."""
+        shared = {id(part.used) for part in one.shared}
+        graph, to_w, blocked = self._graph, set(), set()
+        for node in graph.children_first:
+            if any(id(edge.to.variable) in shared for edge in graph.ends.get(node, ())) or any(
+                edge.to in to_w for edge in graph.inner[node]
+            ):
+                to_w.add(node)
+        for node in reversed(graph.children_first):
+            if node in blocked or (kind(node) is Path.FOREIGN and node not in to_w):
+                blocked.add(node)
+                blocked.update(edge.to for edge in graph.inner[node])
+        return [leaf for leaf in layer.candidates(graph) if blocked.isdisjoint(graph.leaves[leaf])]
+
+    def _gradients(self, edges: Sequence[Edge], layers: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor | None]:
+        """The gradients of the sum of these losses at these layers; empty where autograd refuses."""
+        try:
+            return self._run(edges, layers, factor) if layers else ()
+        except RuntimeError as error:
+            if refusal(error) is None:
+                raise
+            return ()
 
     def _any(self, sums: Sums, flag: bool) -> bool:
         """Whether it is so on any process."""
@@ -199,7 +233,8 @@ class FirstLook:
         self, edges: Sequence[Edge], inputs: Sequence[Tensor | GradientEdge], factor: Tensor
     ) -> Sequence[Tensor | None]:
         """The gradients of the sum of these losses, in a separate backward without side effects."""
-        return look(edges, inputs, [factor] * len(edges))
+        with without_hooks(each for each in inputs if isinstance(each, Tensor)):
+            return look(edges, inputs, [factor] * len(edges))
 
 
 _ONCE = (

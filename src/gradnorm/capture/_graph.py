@@ -119,11 +119,15 @@ class AutogradGraph:
             mask |= self.tasks[node]
         return mask
 
+    def unmixed(self) -> AutogradGraph:
+        """The graph that frontiers are of: a collection that is also read as a whole is a node, as it mixes tasks."""
+        mixing = self._passed_by & self.inner.keys()
+        return AutogradGraph(self.losses, {*self._opaque, *mixing}).unmixed() if mixing else self
+
     def frontiers(self, shared: Sequence[Tensor]) -> list[TaskFrontier]:
         """The frontier before `shared` (`W`), grouped by task and shared node."""
-        # A collection that is also read as a whole propagates the gradients of its parts, too: it mixes tasks.
-        if mixing := self._passed_by & self.inner.keys():
-            return AutogradGraph(self.losses, {*self._opaque, *mixing}).frontiers(shared)
+        if (unmixed := self.unmixed()) is not self:
+            return unmixed.frontiers(shared)
         wanted = {id(tensor) for tensor in shared}
         tasks, inner, ends = self.tasks, self.inner, self.ends
         leads: dict[Any, Path] = {}

@@ -87,7 +87,7 @@ class Opening:
             are inconclusive.
         abandon: Starts from the current weights, as no first look is possible.
         weights: The result of `open`, which also weights whatever runs backward afterwards.
-        quiet: Parts of `W` that were found without any gradient.
+        undecided: Parts of `W` that were found to need more steps.
     """
 
     reduce: Callable[[Sums], Sums]
@@ -96,7 +96,7 @@ class Opening:
     open: Callable[[Sums, Sums | None], Tensor | None]
     abandon: Callable[[], None]
     weights: Tensor | None = None
-    quiet: set[Tensor] = field(default_factory=set)
+    undecided: set[Tensor] = field(default_factory=set)
 
     def look(self, tasks: Sequence[int], before: Sums | None, measure: Callable[[], Sums | None]) -> None:
         """Determine starting weights, if a task needs them.
@@ -238,6 +238,23 @@ class Measurement(ABC):
         Raises:
             GraphError: The tasks cannot be measured in this graph.
         """
+
+    def without_tasks(self, values: Tensor, weights: Tensor, opening: FindOpening) -> Tensor:
+        """As `balanced`, of a batch that lacks all tasks: its backward takes part in what other processes reduce.
+
+        Raises:
+            StateError: `W` is not known here yet.
+        """
+        nothing = self.nothing(weights)
+        begin = partial(self._begin_without_tasks, nothing, opening())
+        return BalancedLoss.apply(values.requires_grad_(), weights, begin)  # pyright: ignore[reportReturnType]
+
+    def _begin_without_tasks(self, nothing: Sums, opening: Opening | None, _: Tensor, weights: Tensor) -> Tensor:
+        if self.begin(is_again=False):
+            if opening is not None:
+                opening.look([], self.sums, lambda: opening.reduce(nothing))
+            self.add(nothing)
+        return weights
 
     @abstractmethod
     def norms(self, sums: Sums) -> Tensor:

@@ -91,6 +91,11 @@ class AtMeetings(Measurement):
     def add(self, sums: Sums) -> None:
         self._sums = sums if self._sums is None else self._sums.plus(sums)
 
+    def discard(self) -> None:
+        """Discard the sums so far, which are of another layer."""
+        if self._sums is not None:
+            self._sums, self.is_partial = None, True
+
     @abstractmethod
     def entries(self, meeting: Meeting, gradients: Sequence[Gradients], shared: Sequence[SharedParameter]) -> Tensor:
         """[K, N], the entries to add for the contributions of K tasks to one shared node."""
@@ -102,6 +107,8 @@ class AtMeetings(Measurement):
     def nothing(self, like: Tensor) -> Sums:
         if not self.layer.parameters:
             raise StateError("this process has seen no loss yet, so W is not known here; give the layer with shared=")
+        if not self.layer.is_confirmed:
+            raise StateError("this batch has no task, and W is not settled yet; give the layer with shared=")
         zeros = torch.zeros_like(like)
         return Sums(self.no_entries(like), zeros, zeros, zeros, zeros)
 

@@ -6,7 +6,8 @@ to the heads; all of them where parts stand side by side (experts, towers, pyram
 
 A graph does not show whether a task's gradient there is nonzero. A layer at which a task's gradient is exactly zero, or
 shares no entry with any other task's, is a head whose output was joined with others: the layers before it are examined
-instead. One at which all gradients are zero may be asleep, and is given some steps.
+instead. One at which all gradients are zero may be asleep, and is given some steps, as is one at which a single task
+has had a gradient so far, where tasks come in turn.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import ArgumentError, GraphError
 from .._numerics import at_least_float32
+from .._torch_private import weakly_keyed
 from .._types import Shared
 from ._graph import AutogradGraph
 from ._layers import last_layers
@@ -135,9 +138,11 @@ class DetectedLayer(SharedLayer):
         self._tasks = tuple(tasks)
         self._seen = 0
         self._announced = False
-        self._reach: dict[Tensor, int] = {}
+        self._reach = weakly_keyed({})
         self._heads: dict[Tensor, None] = {}
-        self._quiet: Counter[Tensor] = Counter()
+        self._used: dict[Tensor, dict[int, Tensor]] = {}
+        self._waited: Counter[Tensor] = Counter()
+        self.has_told_idle = False
         self._settled: tuple[SharedParameter, ...] = ()
         self._looked_at: tuple[int, ...] = ()
         self._here: list[SharedParameter] = []
@@ -185,33 +190,55 @@ class DetectedLayer(SharedLayer):
         self._here = self._known(taken)
         return self._here
 
-    def quiet_steps(self, parameters: Sequence[SharedParameter], counted: set[Tensor]) -> int:
-        """How many steps these have been without any gradient; `counted` are the parts that this step has added."""
+    def waited_steps(self, parameters: Sequence[SharedParameter], counted: set[Tensor]) -> int:
+        """How many steps these have been undecided; `counted` are the parts that this step has added."""
         parts = {part.parameter for part in parameters}
-        self._quiet.update(parts - counted)
+        self._waited.update(parts - counted)
         counted |= parts
-        return min(self._quiet[part] for part in parts)
+        return min(self._waited[part] for part in parts)
+
+    def note_use(self, gradients: Tensor, tasks: Sequence[int], shared: Sequence[SharedParameter]) -> None:
+        """Note at which entries these tasks have a gradient.
+
+        Args:
+            gradients: [K, N], flat, in the order of all of `W`.
+            tasks: The K tasks.
+            shared: The parts that the graph shows.
+        """
+        here = {part.parameter for part in shared}
+        columns = (gradients != 0).split([entry_count(part.parameter) for part in self.parameters], 1)
+        for part, used in zip(self.parameters, columns, strict=True):
+            if part.parameter in here and bool(used.any()):  # or it may be asleep
+                known = self._used.setdefault(part.parameter, {})
+                for task, row in zip(tasks, used, strict=True):
+                    known[task] = row | known[task] if task in known else row
+
+    def is_decided(self, shared: Sequence[SharedParameter]) -> bool:
+        """Whether enough tasks have had a gradient at these parts to tell heads."""
+        users = [len(self._used[part.parameter]) for part in shared if part.parameter in self._used]
+        return min(users, default=0) >= min(2, len(self._tasks))
 
     @contextmanager
     def provisionally(self) -> Iterator[None]:
         """Context after which all is as before, unless the layer was settled."""
         heads, parameters, here = dict(self._heads), self.parameters, self._here
-        yield
-        if not self.is_confirmed:
-            self._heads, self.parameters, self._here = heads, parameters, here
+        try:
+            yield
+        finally:
+            if not self.is_confirmed:
+                self._heads, self.parameters, self._here = heads, parameters, here
 
-    def heads_among(self, gradients: Tensor, shared: Sequence[SharedParameter]) -> list[Tensor]:
-        """Which of these parts of `W` are heads; not those that were settled before.
-
-        Args:
-            gradients: [T, N], flat, in the order of all of `W`.
-            shared: The parts that the graph shows.
-        """
-        here = {part.parameter for part in shared}
-        columns = gradients.split([entry_count(part.parameter) for part in self.parameters], 1)
-        shown = [each for each, part in zip(columns, self.parameters, strict=True) if part.parameter in here]
+    def heads_among(self, shared: Sequence[SharedParameter]) -> list[Tensor]:
+        """Which of these parts of `W` are heads, by what `note_use` has noted; not those that were settled before."""
+        told = [part for part in shared if len(self._used.get(part.parameter, ())) > 1]
+        if not told:
+            return []
+        known = [self._used[part.parameter] for part in told]
+        nothing = [torch.zeros_like(next(iter(each.values()))) for each in known]
+        users = sorted({task for each in known for task in each})
+        used = [torch.cat([each.get(task, no) for each, no in zip(known, nothing, strict=True)]) for task in users]
         settled = {part.parameter for part in self._settled}
-        return [head for head in heads_among(torch.cat(shown, 1), shared) if head not in settled]
+        return [head for head in heads_among(torch.stack(used), told) if head not in settled]
 
     def settle(self, parameters: Sequence[SharedParameter]) -> None:
         """Set `W` to these, overriding earlier decisions."""
@@ -222,7 +249,14 @@ class DetectedLayer(SharedLayer):
         self.parameters = self._settled
         self._here = list(parameters)
         self.is_confirmed = True
+        self._used.clear()
         _log.info("gradients are compared at the detected layer: %s; see shared=", ", ".join(self.described))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reach": dict(self._reach)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _reach=weakly_keyed(state["_reach"]))
 
     def _announce_wait(self) -> None:
         if not self._announced:
@@ -305,7 +339,7 @@ def heads_among(gradients: Tensor, shared: Sequence[SharedParameter]) -> list[Te
     A part where no task has a gradient is none: it is asleep, as behind a head that starts at zero.
 
     Args:
-        gradients: [T, N], flat, of two tasks or more, in the order of `shared`.
+        gradients: [T, N], or whether they are not zero, of two tasks or more, flat, in the order of `shared`.
         shared: The parts of `W`.
     """
     used = gradients != 0

@@ -144,6 +144,25 @@ def test_a_loss_that_reads_w_itself_and_what_is_made_of_it_counts_once(net):
         assert raw_norms(balancer) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_part_of_what_another_task_reads_as_a_whole_counts_once():
+    torch.manual_seed(0)
+    W = torch.nn.Parameter(torch.randn(3, 6))
+    balancer = GradNorm(list("abc"), shared=W, alpha=0.0, initial_weights=None)
+    for step in range(3):
+        W.grad = None
+        whole = torch.cat([batch(2 * step) @ W.T, batch(2 * step + 1) @ W.T])
+        part = whole[:5]
+        losses = {
+            "a": (part - 1).square().mean() + 0.1 * W.square().sum(),
+            "b": (part + 2).square().mean(),
+            "c": whole.square().mean(),
+        }
+        (expected,) = torch.autograd.grad(losses["a"], W, retain_graph=True)
+        balancer(losses).backward()
+        balancer.step()
+        assert raw_norms(balancer)["a"] == pytest.approx(expected.norm().item(), rel=1e-4)
+
+
 def test_what_is_not_torchs_own_may_lie_elsewhere(net):
     class Foreign(torch.autograd.Function):
         @staticmethod

@@ -1,10 +1,13 @@
 """Heads whose outputs are concatenated before the losses: in the graph every loss then reaches every head."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
 from gradnorm import GradNorm
+from gradnorm.capture._first_look import PATIENCE
 
 from ..networks import batch
 
@@ -80,6 +83,53 @@ def test_a_head_that_starts_at_zero_is_told_and_does_not_move_the_layer():
     assert balancer.shared == (net.trunk.weight,)
     balancer(net.losses(batch(1))).backward()
     balancer.step()  # warnings are errors here
+
+
+class Output(nn.Module):
+    """One output layer, a row per task."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.output = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def losses(self, x):
+        return [(column - 1).square().mean() for column in self.output(self.trunk(x).tanh()).unbind(1)]
+
+
+ALONE_AT_FIRST = {
+    "a loss times zero": [[[1, 0, 0]], [[1, 1, 1]]],
+    "one task a batch": [[[1, 0, 0]], [[0, 1, 0]], [[0, 0, 1]], [[1, 0, 0]], [[0, 1, 0]]],
+    "one task a micro-batch": [[[1, 0, 0], [0, 1, 0], [0, 0, 1]]] * 2,
+}
+
+
+@pytest.mark.parametrize("times_zero", [True, False])
+@pytest.mark.parametrize("steps", ALONE_AT_FIRST.values(), ids=ALONE_AT_FIRST)
+@pytest.mark.filterwarnings("ignore:the gradient of .* is exactly zero:RuntimeWarning")
+def test_a_head_is_told_once_two_tasks_have_had_a_gradient(steps, times_zero):
+    net = Output()
+    balancer = GradNorm(3, model=net, update="closed-form", alpha=0)
+    for step in steps:
+        net.zero_grad()
+        for present in step:
+            losses = zip(net.losses(batch()), present, strict=True)
+            balancer([loss * there if there or times_zero else None for loss, there in losses]).backward()
+        balancer.step()
+    assert balancer.shared_names == ("trunk.weight",)
+    assert balancer._measurement.layer.is_confirmed
+
+
+def test_a_task_that_stays_alone_does_not_keep_the_layer_undecided():
+    net = Output()
+    balancer = GradNorm(3, model=net, alpha=0)
+    for step in range(PATIENCE + 2):
+        first, *others = net.losses(batch())
+        balanced = balancer([first, *(0 * loss for loss in others)])
+        with nullcontext() if step else pytest.warns(RuntimeWarning, match="exactly zero at every layer"):
+            balanced.backward()  # told once: warnings are errors here
+        balancer.step()
+        assert balancer._measurement.layer.is_confirmed == (step >= PATIENCE)
 
 
 def test_named_the_layer_is_measured_exactly():

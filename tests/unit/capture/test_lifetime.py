@@ -1,5 +1,6 @@
 """Nothing of the graph outlives the user's own references: after backward, after an error in it, without it."""
 
+import copy
 import gc
 import weakref
 from typing import ClassVar
@@ -95,6 +96,19 @@ def test_after_an_error_in_backward(parts):
     Tracked.fail = False
     balanced().backward()
     assert balancer._measurement.sums.factors.tolist() == [1.0, 1.0], "what the broken backward measured does not count"
+
+
+def test_parameters_that_are_made_for_one_step_are_not_kept():
+    net, balancer, made = Net(), GradNorm(list("abc")), []
+    for step in range(4):
+        noise = nn.Parameter(torch.zeros(5, 6))
+        made.append(weakref.ref(noise))
+        balancer(net.losses(batch(step) + noise)).backward()
+        balancer.step()
+        del noise
+    gc.collect()
+    assert not [each for each in made if each() is not None]
+    assert copy.deepcopy(balancer).shared_names == balancer.shared_names
 
 
 @pytest.mark.parametrize("batches", [["ab"], ["a", "b"]], ids=["together", "one by one"])

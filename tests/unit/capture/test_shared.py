@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gradnorm import ArgumentError, Descent, GradNorm, GraphError, diagnose
 from gradnorm.capture._first_look import PATIENCE, FirstLook
@@ -12,6 +13,7 @@ from gradnorm.capture._graph import AutogradGraph
 
 from ..networks import Net, batch
 from .architectures import AsleepAtFirst
+from .test_foreign import SavedInPlace
 
 
 def found(losses, count):
@@ -276,7 +278,7 @@ def test_experts_wait_each_for_itself():
     assert list(balancer.shared_names) == [f"experts.{i}.weight" for i in range(count)]
 
 
-def test_a_dead_part_in_later_micro_batches_only_is_kept():
+def test_a_dead_part_in_later_micro_batches_only_is_left():
     net, losses = asleep_at_first()
     net.norm.requires_grad_(False)
     balancer = GradNorm(net.tasks, model=net)
@@ -285,7 +287,7 @@ def test_a_dead_part_in_later_micro_batches_only_is_kept():
         balancer({task: head(features).square().mean() for task, head in net.heads.items()}).backward()
         balancer(losses()).backward()
         balancer.step()
-    assert list(balancer.shared_names) == ["last.weight", "gate.1.weight"]
+    assert list(balancer.shared_names) == ["last.weight"]
 
 
 def test_layers_beyond_one_that_is_asleep_may_be_heads():
@@ -342,6 +344,81 @@ def test_a_layer_that_does_not_wake_is_left(backwards):
     assert found == ["gate.1.weight"] * PATIENCE + ["last.weight"] * 2
     measured = torch.tensor([balancer.log_dict()[f"gradnorm/norm/{task}"] for task in net.tasks])
     torch.testing.assert_close(measured, norms_at(net.last.weight, losses()), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("backwards", [1, 2])
+def test_a_layer_that_does_not_wake_is_left_by_tasks_in_turn(backwards):
+    net, losses = asleep_at_first()
+    net.norm.requires_grad_(False)
+    balancer = GradNorm(net.tasks, model=net, update="closed-form", alpha=0)
+    for step in range(2 * PATIENCE + 4):
+        for backward in range(backwards):
+            task = net.tasks[(step + backward) % 2]
+            balancer({task: losses()[task]}).backward()
+        balancer.step()
+    assert list(balancer.shared_names) == ["last.weight"]
+    norms = norms_at(net.last.weight, losses())
+    torch.testing.assert_close(balancer.weights, 2 / norms / (1 / norms).sum(), rtol=1e-3, atol=0)
+
+
+def test_an_error_while_layers_are_looked_for_leaves_the_layer_as_it_was(monkeypatch):
+    net, losses = asleep_at_first()
+    balancer = GradNorm(net.tasks, model=net, update="closed-form", alpha=0)
+    measured, calls = FirstLook._measured, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 2:  # at the layers before
+            raise KeyboardInterrupt
+        return measured(self, *args)
+
+    monkeypatch.setattr(FirstLook, "_measured", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        balancer(losses()).backward()
+    nn.init.ones_(net.norm.weight)
+    balancer(losses()).backward()
+    assert list(balancer.shared_names) == ["gate.1.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of .* is exactly zero:RuntimeWarning")
+@pytest.mark.parametrize("where", ["zero head", "asleep"])
+def test_functions_before_w_that_can_run_only_once_run_once(where):
+    torch.manual_seed(0)
+    stem, last, heads = nn.Linear(6, 8), nn.Linear(8, 8), nn.ModuleList(nn.Linear(8, 1) for _ in range(2))
+    scale = 0.0 if where == "asleep" else 1.0
+    if where == "zero head":
+        nn.init.zeros_(heads[0].weight)
+
+    def losses():
+        features = SavedInPlace.apply(stem(batch()))
+        features = features + scale * last(features)
+        return [(head(features) - 1).square().mean() for head in heads]
+
+    (expected,) = torch.autograd.grad(sum(losses()), stem.weight)
+    GradNorm(2)(losses()).backward()
+    torch.testing.assert_close(stem.weight.grad, expected)
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of .* is exactly zero:RuntimeWarning")
+def test_reentrant_checkpoints_before_w_are_left_alone():
+    torch.manual_seed(0)
+    stem, last, heads = nn.Linear(6, 8), nn.Linear(8, 8), nn.ModuleList(nn.Linear(8, 1) for _ in range(2))
+    nn.init.zeros_(heads[0].weight)
+    features = last(checkpoint(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), stem(batch()), use_reentrant=True))
+    balancer = GradNorm(2)
+    balancer([(head(features) - 1).square().mean() for head in heads]).backward()
+    assert balancer.shared == (last.weight,)
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of .* is exactly zero:RuntimeWarning")
+def test_hooks_on_layers_fire_once_in_the_first_backward():
+    net = Net()
+    nn.init.zeros_(net.heads[0].weight)
+    fired = []
+    for parameter in net.trunk.parameters():
+        parameter.register_hook(lambda _: fired.append(1))
+    GradNorm(list("abc"))(net.losses(batch())).backward()
+    assert len(fired) == len(list(net.trunk.parameters()))
 
 
 def test_a_diagnosis_is_of_layers_that_are_awake():
