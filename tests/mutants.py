@@ -93,15 +93,16 @@ MUTANTS = [
     Mutant("capture/_first_look.py", "if found is not None and has_waited:", "if found is not None:", SHARED),
     Mutant("capture/_first_look.py", "if has_waited:\n", "if False:\n", SHARED),
     Mutant("capture/_first_look.py", "self._opening.undecided) > PATIENCE", "self._opening.undecided) > 10**9", SHARED),
-    Mutant("capture/_first_look.py", "is_whole = bool((sums.counts > 0).all()) and", "is_whole =", SHARED),
-    Mutant("capture/_first_look.py", "and not self._any(sums, one.measurement.sums is not None)", "", SHARED),
+    Mutant(
+        "capture/_first_look.py",
+        "bool((sums.counts > 0).all()) and self._opening.awaits",
+        "self._opening.awaits",
+        SHARED,
+    ),
     Mutant("capture/_first_look.py", "if sums is not None and not bool(sums.entries.any())", "if False", SHARED),
     Mutant("capture/_first_look.py", " and not idle.equal(sums.counts > 0)", "", SHARED),
     Mutant("capture/_shared.py", "self._waited.update(parts - counted)", "self._waited.update(parts)", SHARED),
     Mutant("capture/_shared.py", " and bool(used.any()):  # or", ":  # or", SHARED),
-    Mutant(
-        "capture/_shared.py", "row | known[task] if task in known else row", "row", "unit/capture/test_concatenated.py"
-    ),
     Mutant(
         "capture/_shared.py",
         "min(users, default=0) >= min(2, len(self._tasks))",
@@ -110,7 +111,7 @@ MUTANTS = [
     ),
     Mutant("capture/_shared.py", "self._reach = weakly_keyed({})", "self._reach = {}", "unit/capture/test_lifetime.py"),
     Mutant("capture/_first_look.py", "if is_wanted or has_waited else None", "if is_wanted else None", SHARED),
-    Mutant("capture/_first_look.py", " if blocked.isdisjoint(graph.leaves[leaf])]", "]", SHARED),
+    Mutant("capture/_shared.py", " if blocked.isdisjoint(graph.leaves[leaf])]", "]", SHARED),
     Mutant("capture/_first_look.py", " and not layer.has_told_idle", "", "unit/capture/test_concatenated.py"),
     Mutant(
         "capture/_first_look.py",
@@ -120,7 +121,7 @@ MUTANTS = [
     ),
     Mutant("_balancer.py", "self._step_opening.weights = None", "pass", RULES),
     Mutant("_balancer.py", "self._loss_weights.restore_sum()", "pass", RULES),
-    Mutant("capture/_shared.py", "if bool(of_tasks.any())]", "]", ARCHITECTURES),
+    Mutant("capture/_shared.py", "if bool(of_tasks.any())]", "]", SHARED),
     Mutant(
         "capture/_shared.py",
         "self._heads, self.parameters, self._here = heads, parameters, here",
@@ -222,7 +223,7 @@ MUTANTS = [
     Mutant("_balancer.py", "self._measurement.moved(self.weights)", "pass", f"{BALANCER} -k measured_before"),
     Mutant("_balancer.py", "weights = self.weights.clone()", "weights = self.weights", BALANCER),
     Mutant("_balancer.py", 'getattr(optimizer, "found_inf", None)', "None", f"{BALANCER} -k fused"),
-    Mutant("_balancer.py", "self._step_opening = None\n        self._called", "self._called", BALANCER),
+    Mutant("_balancer.py", "self._step_opening = None\n        self._called", "self._called", SHARED),
     Mutant(
         "_loss_weights.py",
         "float(len(self.tasks))))\n        self.abandon_opening()",

@@ -14,6 +14,7 @@ from ._advice import bad_numbers, cells, conflicts, dominance, evenness, page, w
 from ._arguments import check_graphs, parse_losses, parse_tasks
 from ._errors import GraphError
 from ._numerics import at_least_float32, cosines, row_norms
+from ._torch_private import without_hooks
 from ._types import Losses, Shared
 from .capture import (
     AutogradGraph,
@@ -172,8 +173,9 @@ def _detect(
     found = _above_heads(named, graph, layer, layer.locate(graph, range(len(named))))
     if bool(found[1].any()):
         return found
-    candidates = layer.candidates(graph)
-    gradients = torch.autograd.grad(list(named.values()), candidates, retain_graph=True, allow_unused=True)
+    candidates = layer.within_reach(graph, found[0])
+    with without_hooks(candidates):
+        gradients = torch.autograd.grad(list(named.values()), candidates, retain_graph=True, allow_unused=True)
     with layer.provisionally():
         further = layer.look_further_up(graph, without_gradient(candidates, gradients))
         return _above_heads(named, graph, layer, further) if further else found
@@ -200,7 +202,8 @@ def _rows(named: Mapping[str, Tensor], parts: Sequence[SharedParameter]) -> Tens
 def _row(task: str, loss: Tensor, used: Sequence[Tensor]) -> Tensor:
     """[N], the gradient of one loss at `W`."""
     try:
-        gradients = torch.autograd.grad(loss, used, retain_graph=True, allow_unused=True)
+        with without_hooks(used):
+            gradients = torch.autograd.grad(loss, used, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         if (remedy := refusal(error)) is None:
             raise

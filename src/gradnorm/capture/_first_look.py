@@ -103,8 +103,7 @@ class FirstLook:
         that, and `W` is settled then; if `PATIENCE` steps have not, it is a dead end, and these layers are `W`.
         """
         asleep, has_waited = one.shared, self._has_waited(one, layer)
-        is_whole = bool((sums.counts > 0).all()) and not self._any(sums, one.measurement.sums is not None)
-        is_wanted = is_whole and self._opening.awaits(one.tasks, False)
+        is_wanted = bool((sums.counts > 0).all()) and self._opening.awaits(one.tasks, False)
         with layer.provisionally():
             found = self._beyond(one, layer, factor, idle) if is_wanted or has_waited else None
             if found is not None and has_waited:
@@ -117,7 +116,7 @@ class FirstLook:
 
     def _beyond(self, one: BackwardPass, layer: DetectedLayer, factor: Tensor, idle: Tensor) -> Sums | None:
         """Move to the last layers at which there is a gradient; `None` if there are none."""
-        candidates = self._within_reach(one, layer)
+        candidates = layer.within_reach(self._graph, one.shared)
         gradients = self._gradients(self._graph.losses, candidates, factor)
         further = layer.look_further_up(self._graph, without_gradient(candidates, gradients)) if gradients else ()
         try:
@@ -136,7 +135,7 @@ class FirstLook:
         if not bool(idle.any()):
             return idle
         moved = torch.zeros_like(sums.losses)
-        candidates = self._within_reach(one, layer)
+        candidates = layer.within_reach(self._graph, one.shared)
         for edge, task in zip(self._graph.losses, one.tasks, strict=True):
             if idle[task]:
                 found = self._gradients([edge], candidates, factor)
@@ -151,21 +150,6 @@ class FirstLook:
             )
         return idle
 
-    def _within_reach(self, one: BackwardPass, layer: DetectedLayer) -> list[Tensor]:
-        """The layers down to which a backward runs nothing twice that may run only once, but for the heads."""
-        shared = {id(part.used) for part in one.shared}
-        graph, to_w, blocked = self._graph, set(), set()
-        for node in graph.children_first:
-            if any(id(edge.to.variable) in shared for edge in graph.ends.get(node, ())) or any(
-                edge.to in to_w for edge in graph.inner[node]
-            ):
-                to_w.add(node)
-        for node in reversed(graph.children_first):
-            if node in blocked or (kind(node) is Path.FOREIGN and node not in to_w):
-                blocked.add(node)
-                blocked.update(edge.to for edge in graph.inner[node])
-        return [leaf for leaf in layer.candidates(graph) if blocked.isdisjoint(graph.leaves[leaf])]
-
     def _gradients(self, edges: Sequence[Edge], layers: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor | None]:
         """The gradients of the sum of these losses at these layers; empty where autograd refuses."""
         try:
@@ -174,10 +158,6 @@ class FirstLook:
             if refusal(error) is None:
                 raise
             return ()
-
-    def _any(self, sums: Sums, flag: bool) -> bool:
-        """Whether it is so on any process."""
-        return bool(self._reduced(sums, torch.full_like(sums.losses, flag)).any())
 
     def _reduced(self, sums: Sums, values: Tensor) -> Tensor:
         """[T], summed over the processes that share the batch."""

@@ -32,6 +32,7 @@ from .._torch_private import weakly_keyed
 from .._types import Shared
 from ._graph import AutogradGraph
 from ._layers import last_layers
+from ._operations import Path, kind
 
 MOST_GROWTHS = 64
 """Maximum number of graphs in a row that add to `W`: with more, parameters are replaced, and it is no mixture of
@@ -182,6 +183,18 @@ class DetectedLayer(SharedLayer):
             if _is_layer(leaf) and self._reach.get(leaf) == everyone and leaf not in self._heads
         ]
 
+    def within_reach(self, graph: AutogradGraph, shared: Sequence[SharedParameter]) -> list[Tensor]:
+        """The candidates down to which a backward runs nothing twice that may run only once, but for heads of these."""
+        wanted, to_shared, blocked = {id(part.used) for part in shared}, set(), set()
+        for node in graph.children_first:
+            ends = {id(edge.to.variable) for edge in graph.ends.get(node, ())}
+            if ends & wanted or any(edge.to in to_shared for edge in graph.inner[node]):
+                to_shared.add(node)
+        for node in reversed(graph.children_first):
+            if node in blocked or (kind(node) is Path.FOREIGN and node not in to_shared):
+                blocked |= {node, *(edge.to for edge in graph.inner[node])}
+        return [leaf for leaf in self.candidates(graph) if blocked.isdisjoint(graph.leaves[leaf])]
+
     def look_further_up(self, graph: AutogradGraph, heads: Sequence[Tensor]) -> Sequence[SharedParameter]:
         """As `locate`, without the parameters that proved to be heads; empty if none remains."""
         self._heads.update(dict.fromkeys(heads))
@@ -209,9 +222,7 @@ class DetectedLayer(SharedLayer):
         columns = (gradients != 0).split([entry_count(part.parameter) for part in self.parameters], 1)
         for part, used in zip(self.parameters, columns, strict=True):
             if part.parameter in here and bool(used.any()):  # or it may be asleep
-                known = self._used.setdefault(part.parameter, {})
-                for task, row in zip(tasks, used, strict=True):
-                    known[task] = row | known[task] if task in known else row
+                self._used.setdefault(part.parameter, {}).update(zip(tasks, used, strict=True))
 
     def is_decided(self, shared: Sequence[SharedParameter]) -> bool:
         """Whether enough tasks have had a gradient at these parts to tell heads."""

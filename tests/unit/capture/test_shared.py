@@ -316,12 +316,12 @@ def test_with_heads_of_zero_nothing_is_searched_for(monkeypatch):
         nn.init.zeros_(head.weight)
     monkeypatch.setattr(FirstLook, "_beyond", None)
     with pytest.warns(RuntimeWarning, match="exactly zero at every layer"):
-        GradNorm(3)(list(net.losses(batch()).values())).backward()
+        GradNorm(3, update="closed-form")(list(net.losses(batch()).values())).backward()
 
 
 def test_a_layer_that_was_asleep_is_found_in_another_graph():
     net, losses = asleep_at_first()
-    balancer = GradNorm(net.tasks, model=net)
+    balancer = GradNorm(net.tasks, model=net, update="closed-form")
     more = losses()
     balancer({**more, "a": more["a"] + nn.Linear(3, 3).weight.square().sum()}).backward()
     balancer.step()
@@ -344,6 +344,18 @@ def test_a_layer_that_does_not_wake_is_left(backwards):
     assert found == ["gate.1.weight"] * PATIENCE + ["last.weight"] * 2
     measured = torch.tensor([balancer.log_dict()[f"gradnorm/norm/{task}"] for task in net.tasks])
     torch.testing.assert_close(measured, norms_at(net.last.weight, losses()), rtol=1e-4, atol=0)
+
+
+def test_a_layer_that_does_not_wake_is_kept_where_none_before_it_can_be_told(monkeypatch):
+    net, losses = asleep_at_first()
+    net.norm.requires_grad_(False)
+    monkeypatch.setattr(FirstLook, "_beyond", lambda *_: None)
+    balancer = GradNorm(net.tasks, model=net, alpha=0)
+    for step in range(PATIENCE + 2):
+        balancer(losses()).backward()
+        balancer.step()
+        assert balancer._measurement.layer.is_confirmed == (step >= PATIENCE)
+    assert list(balancer.shared_names) == ["gate.1.weight"]
 
 
 @pytest.mark.parametrize("backwards", [1, 2])
@@ -426,6 +438,18 @@ def test_a_diagnosis_is_of_layers_that_are_awake():
     diagnosis = diagnose(losses(), model=net)
     assert diagnosis.layer == "last.weight (8, 8)"
     torch.testing.assert_close(diagnosis.norms, norms_at(net.last.weight, losses()))
+
+
+def test_a_diagnosis_keeps_a_part_that_is_asleep_beside_others_and_calls_no_hooks():
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"awake": nn.Linear(6, 8), "asleep": nn.Linear(6, 8)})
+    heads, fired = nn.ModuleList(nn.Linear(8, 1) for _ in range(2)), []
+    for layer in net.values():
+        layer.weight.register_hook(lambda _: fired.append(1))
+    features = net["awake"](batch()) + 0 * net["asleep"](batch())
+    diagnosis = diagnose([(head(features) - 1).square().mean() for head in heads], model=net)
+    assert diagnosis.layer == "awake.weight (8, 6), asleep.weight (8, 6)"
+    assert not fired
 
 
 def test_heads_that_a_later_graph_shows_first_are_recognized():
