@@ -67,7 +67,7 @@ def weakly_keyed(items: Mapping[Tensor, Any]) -> MutableMapping[Tensor, Any]:
 
     Python's own compares keys by `==`, which tensors do elementwise; that of `torch.utils.weak` is not documented.
     """
-    return WeakIdKeyDictionary(dict(items))
+    return WeakIdKeyDictionary(items)
 
 
 def at_end_of_backward(function: Callable[[], None]) -> None:

@@ -52,7 +52,7 @@ class FirstLook:
         layer = one.measurement.layer
         one.shared = first = layer.locate(self._graph, one.tasks)
         sums = self._settle(one, layer, factor) if isinstance(layer, DetectedLayer) and not layer.is_confirmed else None
-        if one.shared is not first and list(map(id, one.shared)) != list(map(id, first)):
+        if list(map(id, one.shared)) != list(map(id, first)):
             one.measurement.discard()
         self._opening.look(one.tasks, one.measurement.sums, lambda: sums or self._measured(one, factor))
         one.frontiers = self._graph.frontiers([shared.used for shared in one.shared])
