@@ -31,8 +31,8 @@ def write_official(root, train=4, test=2):
     return root
 
 
-def write_prepared(path, n=30, **changed):
-    random = np.random.default_rng(0)
+def write_prepared(path, n=30, seed=0, **changed):
+    random = np.random.default_rng(seed)
     arrays = {}
     for split in ("train", "test"):
         arrays |= {

@@ -65,6 +65,9 @@ def test_help_says_what_every_setting_is_then_why_its_default(study):
         (("toy", "--preactivation", "0"), ("--preactivation", "0")),
         (("toy", "--methods", "equal,equals"), ("--methods", "equals", "uncertainty")),
         (("toy", "--methods", "static"), ("--methods", "static", "gradnorm")),
+        (("rl", "--discount", "1.5"), ("--discount", "1.5", "at most 1")),
+        (("vision", "--size", "100"), ("--size", "100", "a multiple of 32")),
+        (("vision", "--data", "nyuv2", "--root", "nowhere"), ("NYUv2 is not in nowhere", "does not exist")),
         (("alpha", "--on", "nothing"), ("--on", "nothing", "toy")),
         (("alpha", "--seeds", "0"), ("--seeds", "0")),
         (("grid", "--weightings", "1"), ("--weightings", "1")),
@@ -89,6 +92,7 @@ def test_a_folder_of_something_else_is_an_error_of_one_sentence(tmp_path):
     ("missing", "arguments", "extra"),
     [
         ("gymnasium", ["rl", "--learning-starts", "1", "--eval-episodes", "1"], "rl"),
+        ("gymnasium", ["alpha", "--on", "rl"], "rl"),
         ("ray", ["toy", "--address", "local"], "ray"),
     ],
 )

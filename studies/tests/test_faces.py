@@ -361,6 +361,8 @@ def test_runs_are_compared_where_they_are_best_by_validation(config, tmp_path):
         ("The best step by validation: crop", "5"),
         ("Where each method ends: crop", "8"),
     ]
+    (weights,) = (table for table in report.tables if table.title == "The weights at the end: crop")
+    assert weights.rows == [("equal", *["8"] * 5)]
 
 
 def test_where_the_data_lie_is_no_part_of_a_run_and_not_told(config, tmp_path):

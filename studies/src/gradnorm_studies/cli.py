@@ -184,9 +184,10 @@ def _run(kind: type[Study[Any]], config: Config, out: Path | None, workers: int,
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with usage_errors():
-            _check_extra(f"The study {kind.name}", kind.extra)
             check(config)
-            study = Search(kind(config)) if search else kind(config)
+            study = kind(config)
+            _check_extra(f"The study {kind.name}", study.extra)
+            study = Search(study) if search else study
             folder = out or Path("runs") / "-".join(filter(None, (study.name, getattr(config, kind.chooser, ""))))
             report = reproduce(study, folder, _pool(workers, address), console)
     except Interrupted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -204,5 +205,6 @@ class Toy(Study[ToyConfig]):
         if not grid or "equal" not in metrics.methods("T=2"):
             return metrics
         validated = VALIDATION + METRIC.name
-        best = min([*grid, "equal"], key=lambda m: metrics.final("T=2", m, validated).mean())
+        means = {m: metrics.final("T=2", m, validated).mean() for m in [*grid, "equal"]}
+        best = min(means, key=lambda m: np.nan_to_num(means[m], nan=np.inf))
         return metrics.renamed("T=2", best, BEST, drop=grid)

@@ -200,7 +200,8 @@ class Units(Study[UnitsConfig]):
     def _flat(self, method: str) -> Look:
         def look(metrics: Metrics, problem: str) -> Evidence:
             data, _ = parse(problem)
-            best = max((metrics.final(problem, other, SCORE.name) for other in metrics.methods(problem)), key=np.mean)
+            scores = [metrics.final(problem, other, SCORE.name) for other in metrics.methods(problem)]
+            best = max(scores, key=lambda found: np.nan_to_num(found.mean(), nan=-np.inf))
             worst = self._at_every_k(metrics, data, method).min(axis=0)
             return Evidence(
                 worst - (best - TOLERANCE), f"worst k: {spread(worst)}, best method at k = 0: {spread(best)}"

@@ -1,10 +1,13 @@
 """The first lines of a report say what was compared, who wins and by how much, and how the claims fared."""
 
+from typing import get_args
+
 import numpy as np
 
 from gradnorm_studies.analysis import headline
-from gradnorm_studies.analysis.claims import Finding
+from gradnorm_studies.analysis.claims import Finding, Verdict
 from gradnorm_studies.analysis.metrics import Quantity
+from gradnorm_studies.analysis.report import VERDICTS
 
 LOSS, SCORE = Quantity("loss"), Quantity("score %", largest=True)
 
@@ -61,4 +64,6 @@ def test_verdicts_are_counted():
 
     found = headline.verdicts([finding(v) for v in ("undecided", "holds", "does not hold", "holds")])
     assert found == "Verdicts on 4 claims: holds 2, does not hold 1, undecided 1."
+    assert headline.verdicts([finding("a run diverged")]) == "Verdicts on 1 claim: a run diverged 1."
+    assert set(get_args(Verdict)) == set(VERDICTS)
     assert "none" in headline.verdicts([])

@@ -1,7 +1,10 @@
 """The report is one file that needs no other, and says what the tables say."""
 
 import html
+import json
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -156,3 +159,8 @@ def test_figures_are_the_same_bytes_each_time(tmp_path: Path):
     ends = figures.Ends("T=2", {"equal": np.ones(2)}, "loss")
     first, second = (figures.finals(tmp_path / name, [ends]).read_bytes() for name in ("a.png", "b.png"))
     assert first == second
+
+
+def test_what_json_has_no_number_for_is_null(report: StudyReport, tmp_path: Path):
+    replace(report, data={"claims.json": [{"margin": math.nan, "ends": (1.0, math.inf)}]}).write(tmp_path)
+    assert json.loads((tmp_path / "claims.json").read_text()) == [{"margin": None, "ends": [1.0, None]}]

@@ -15,6 +15,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from faces_files import write_prepared
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.engine import rates, results
 from gradnorm_studies.engine.errors import Interrupted, UsageError
@@ -23,12 +24,14 @@ from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.pool import InProcess, Pool
 from gradnorm_studies.engine.progress import Board, board
 from gradnorm_studies.engine.results import claim, writing
+from gradnorm_studies.faces.study import FacesStudy
 from gradnorm_studies.studies import STUDIES as REGISTERED
 from gradnorm_studies.sweeps.learning_rate import FIRST_SEED, Search
 from gradnorm_studies.toy import Toy
 from small_studies import STUDIES
 
 METHODS = "gradnorm,equal,static"
+TINY = {"seeds": 1, "steps": 2, "record_every": 1, "batch": 4, "validation": 6, "methods": "equal", "unit": "crop"}
 TOY = Toy(replace(Toy.default, seeds=1, steps=4, record_every=2, batch=8, test_size=16, methods=METHODS))
 
 
@@ -42,6 +45,22 @@ def test_a_folder_of_other_settings_is_refused_and_untouched(tmp_path):
     with pytest.raises(UsageError, match=r"--out .*steps: 4 there, 6 asked for.*another --out"):
         run(Toy(replace(TOY.config, steps=6)), tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_runs_on_other_data_are_refused(tmp_path):
+    root = write_prepared(tmp_path / "faces.npz")
+    study = FacesStudy(replace(FacesStudy.default, root=str(root), **TINY))
+    run(study, tmp_path / "out")
+    write_prepared(root, seed=1)
+    with pytest.raises(UsageError, match=r"root: .* bytes, crc32 .* there, .* asked for"):
+        run(study, tmp_path / "out")
+
+
+def test_a_folder_without_any_run_takes_other_settings(tmp_path):
+    claim(tmp_path, TOY.name, TOY.recorded(), TOY.learning_rates())
+    other = Toy(replace(TOY.config, steps=6))
+    run(other, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 6
 
 
 def test_runs_of_learning_rates_that_a_later_search_changed_are_refused(tmp_path, monkeypatch):
@@ -64,7 +83,7 @@ def test_what_cannot_be_written_is_said_before_any_training(tmp_path):
         with pytest.raises(UsageError, match=r"--out.*file.*another --out"):
             run(TOY, out)
     out = tmp_path / "out"
-    claim(out, TOY.name, TOY.config, TOY.learning_rates())
+    claim(out, TOY.name, TOY.recorded(), TOY.learning_rates())
     (out / "metrics.csv").mkdir()
     with pytest.raises(UsageError, match=r"metrics\.csv cannot be written.*run the same command again"):
         run(TOY, out)

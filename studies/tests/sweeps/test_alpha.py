@@ -58,6 +58,12 @@ def test_the_data_s_place_is_the_base_s_and_refused_where_none_is_read():
         Alpha(AlphaConfig(2, 6, 3, "helmholtz", "c.npz"))
 
 
+def test_settings_of_the_base_are_recorded_and_its_extra_is_the_sweep_s():
+    sweep = Alpha(AlphaConfig(2, 6, 3, "rl", base_settings="batch=32"))
+    assert sweep.recorded()["base"]["batch"] == 32
+    assert sweep.extra == sweep.base.extra is not None
+
+
 def job_at(alpha, method="gradnorm"):
     return next(job for job in SWEEP.jobs() if job.label == f"{method} α={alpha:g}")
 

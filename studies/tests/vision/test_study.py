@@ -2,8 +2,10 @@
 
 import io
 import json
+import math
 import multiprocessing
 import pickle
+import signal
 import time
 from dataclasses import replace
 
@@ -15,14 +17,14 @@ from typer.testing import CliRunner
 
 from gradnorm_studies.analysis.metrics import VALIDATION
 from gradnorm_studies.cli import build
-from gradnorm_studies.engine.errors import UsageError
+from gradnorm_studies.engine.errors import Interrupted, UsageError
 from gradnorm_studies.engine.executor import reproduce
 from gradnorm_studies.engine.pool import InProcess
 from gradnorm_studies.engine.settings import recorded
 from gradnorm_studies.vision.loading import load
 from gradnorm_studies.vision.module import TOGETHER_STEPS, VisionModule
 from gradnorm_studies.vision.settings import VISION_PRESETS as PRESETS
-from gradnorm_studies.vision.study import Vision
+from gradnorm_studies.vision.study import Detect, Vision
 
 COUNTS = {"train_images": 8, "validation_images": 3, "test_images": 4}
 SMALL = replace(PRESETS["cpu"], steps=6, size=32, width=0.05, batch=4, record_every=3, seeds=1, **COUNTS)
@@ -107,6 +109,20 @@ def test_both_splits_are_evaluated_and_the_test_loss_is_recorded(tmp_path):
     for task in ("segmentation", "depth", "normals"):
         expected |= {f"weight/{task}", f"loss/{task}", f"test loss/{task}"}
     assert names == expected
+
+
+DETECT = Detect(replace(Detect.default, steps=6, size=32, width=0.05, batch=4, record_every=3, seeds=1, **COUNTS))
+
+
+@pytest.mark.parametrize("study", [small(), DETECT], ids=["vision", "detect"])
+def test_a_network_that_diverged_has_no_figures(study):
+    run = study.experiment(job_of(study, "equal"))
+    torch.nn.init.constant_(next(run.model[0].heads["segmentation"].parameters()), float("nan"))
+    run.eval()
+    with torch.no_grad():
+        found = run.evaluate("validation")
+    lost = {name for name, value in found.items() if math.isnan(value)}
+    assert lost == {"mean error", *(quantity.name for quantity in study.image_tasks["segmentation"].quantities)}
 
 
 def test_the_mean_of_losses_over_test_images_is_recorded():
@@ -215,6 +231,24 @@ def test_nyuv2_trains_from_either_form(form, request, tmp_path):
     assert [row[0] for row in report.tables[0].rows] == ["gradnorm", "equal"]
     assert "--data nyuv2 --root" in report.command
     assert (tmp_path / "out" / "figures" / "pictures.png").exists()
+
+
+def test_no_more_images_of_nyuv2_are_told_than_there_are(prepared):
+    study = Vision(replace(PRESETS["gpu"], data="nyuv2", root=str(prepared)))
+    assert "595 training, 200 validation and 654 test images" in study.lead()
+
+
+def test_ctrl_c_in_this_process_stops_as_everywhere(tmp_path, monkeypatch):
+    def interrupt(self, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VisionModule, "losses", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(Interrupted):
+            reproduced(small(methods="equal"), tmp_path / "out")
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_views_of_nyuv2_keep_their_shape_in_their_preset(prepared, tmp_path):

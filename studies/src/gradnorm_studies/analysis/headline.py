@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from gradnorm_studies.analysis.metrics import Quantity
 
 MOST_NAMED = 6
 """With more methods than these only their number is given."""
-ORDER: tuple[Verdict, ...] = ("holds", "does not hold", "undecided", "not enough to say")
+ORDER: tuple[Verdict, ...] = get_args(Verdict)
 """In which verdicts are counted."""
 
 

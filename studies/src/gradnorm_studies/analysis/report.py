@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +59,28 @@ figure img { width: 100%; height: auto; display: block; background: #fff; border
 
 PIXELS = 110 / 72
 """Of a point, at the resolution of the figures that are pixels."""
-VERDICTS = {"holds": "holds", "does not hold": "fails", "undecided": "open", "not enough to say": "open"}
+VERDICTS = {
+    "holds": "holds",
+    "does not hold": "fails",
+    "undecided": "open",
+    "not enough to say": "open",
+    "a run diverged": "open",
+}
 """CSS class by verdict; the word itself is always shown, so color is redundant."""
+
+
+def _finite(content: Any) -> Any:
+    """What JSON has no number for becomes null.
+
+    Examples:
+        >>> _finite({"margin": float("nan"), "ends": [1.0, float("inf")]})
+        {'margin': None, 'ends': [1.0, None]}
+    """
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 @dataclass(frozen=True)
@@ -105,12 +127,12 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        colors = {"holds": "green", "does not hold": "red", "undecided": "yellow", "not enough to say": "yellow"}
+        colors = {"holds": "green", "fails": "red", "open": "yellow"}
         columns = [i for i, name in enumerate(self.header) if name in (self.terminal or self.header)]
         names = [self.header[i] for i in columns]
         table = RichTable(*names, title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
         for row in self.rows:
-            table.add_row(*(Text(row[i], style=colors.get(row[i], "")) for i in columns))
+            table.add_row(*(Text(row[i], style=colors.get(VERDICTS.get(row[i], ""), "")) for i in columns))
         console.print(table)
         console.print(Text(self.note if self.terminal_note is None else self.terminal_note, style="dim"))
 
@@ -190,7 +212,9 @@ class StudyReport:
         (folder / "table.md").write_text(self.markdown(), encoding="utf-8")
         (folder / "report.html").write_text(self.html(), encoding="utf-8")
         for name, content in self.data.items():
-            (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            (folder / name).write_text(
+                json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+            )
 
     def print(self, console: Console) -> None:
         """Print the tables, without the settings, and the summary below them."""

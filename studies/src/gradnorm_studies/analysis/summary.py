@@ -83,8 +83,18 @@ def weights(metrics: Metrics, problem: str, tasks: Sequence[str]) -> Table:
     return Table(f"The weights at the end: {problem}", ("method", *tasks), rows, terminal=None)
 
 
-def figures(metrics: Metrics, shown: Shown, tasks: Mapping[str, Sequence[str]], folder: Path) -> list[Figure]:
-    """In `folder`: the methods' results by the first quantity, all over time, results by the others, the weights."""
+def figures(
+    metrics: Metrics, shown: Shown, tasks: Mapping[str, Sequence[str]], folder: Path, late: float = 0.0
+) -> list[Figure]:
+    """In `folder`: the methods' results by the first quantity, all over time, results by the others, the weights.
+
+    Args:
+        metrics: The results.
+        shown: The quantities.
+        tasks: By problem, the tasks.
+        folder: Where the figures go.
+        late: The last share of the records over which the last one is a mean.
+    """
     from gradnorm_studies.analysis import figures as draw
 
     known = {problem: _known(metrics, problem, quantities) for problem, quantities in shown.items()}
@@ -98,6 +108,7 @@ def figures(metrics: Metrics, shown: Shown, tasks: Mapping[str, Sequence[str]], 
     over_time = (
         f"All quantities over time: means over seeds, and their range, without the first {BURN_IN:.0%} of each run, "
         f"which would set the scale."
+        + (f" The last point is the mean of the last {late:.0%} of the records." if late else "")
     )
     found = [Figure(draw.finals(folder / "ends.svg", first, columns=2), ends)]
     found.append(Figure(draw.over_time(folder / "metric.svg", curves, columns=2), over_time))

@@ -24,6 +24,7 @@ class RlConfig(TrainingConfig):
         "Discount of later rewards, γ.",
         "A horizon of 50 steps: Acrobot needs about 80, CartPole falls within 10.",
         above=0,
+        most=1,
     )
     batch: int = setting(128, "DQN: batch size, from each game's own replay buffer.", "A common size.", least=1)
     buffer_size: int = setting(
@@ -33,9 +34,13 @@ class RlConfig(TrainingConfig):
         250, "DQN: random steps of every copy before training.", "So that no batch is from one episode.", least=1
     )
     exploration_fraction: float = setting(
-        0.3, "DQN: share of the run over which epsilon falls from 1 to 0.05.", "Common shares are 0.1 to 0.5.", above=0
+        0.3,
+        "DQN: share of the run over which epsilon falls from 1 to 0.05.",
+        "Common shares are 0.1 to 0.5.",
+        above=0,
+        most=1,
     )
-    tau: float = setting(0.005, "DQN: rate of the target network's soft update.", "A common rate.", above=0)
+    tau: float = setting(0.005, "DQN: rate of the target network's soft update.", "A common rate.", above=0, most=1)
     rollout_envs: int = setting(32, "PPO: copies of each environment.", "2,048 transitions per rollout.", least=1)
     rollout_steps: int = setting(64, "PPO: steps of every copy per rollout.", "385,024 per game over a run.", least=1)
     updates: int = setting(
@@ -44,7 +49,7 @@ class RlConfig(TrainingConfig):
     minibatch: int = setting(256, "PPO: transitions per minibatch.", "An eighth of a rollout.", least=1)
     clip: float = setting(0.2, "PPO: clipping range of the probability ratio.", "The PPO paper's.", above=0)
     gae_lambda: float = setting(
-        0.9, "PPO: λ of generalized advantage estimation.", "Within the usual 0.8 to 0.95.", least=0
+        0.9, "PPO: λ of generalized advantage estimation.", "Within the usual 0.8 to 0.95.", least=0, most=1
     )
     value_coefficient: float = setting(
         0.5, "PPO: factor of the value losses.", "As in common implementations.", above=0

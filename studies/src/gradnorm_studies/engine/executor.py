@@ -45,7 +45,7 @@ def reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) ->
 
 def _reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) -> StudyReport:
     jobs = study.jobs()
-    claim(out, study.name, study.config, study.learning_rates())
+    claim(out, study.name, study.recorded(), study.learning_rates())
     manifest = Manifest(out)
     missing = [job for job in jobs if not result_path(out, job).exists()]
     try:

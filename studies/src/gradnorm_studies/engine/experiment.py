@@ -76,7 +76,7 @@ class Experiment(ABC):
             epoch: Steps over which DWA averages a loss.
         """
         alpha = config.alpha if job.alpha is None else job.alpha
-        facts = WeightingConfig(self.tasks, shared, alpha, config.weight_lr, job.weights, epoch, job.seed)
+        facts = WeightingConfig(self.tasks, shared, alpha, config.weight_lr, job.weights, max(1, epoch), job.seed)
         self.weighting = weighting(job.method, facts)
         own = {"params": self.weighting.parameters(), "lr": config.weight_lr}
         self.optimizer = torch.optim.Adam(

@@ -22,7 +22,6 @@ import torch
 from gradnorm_studies.analysis.metrics import Row
 from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.experiment import Job
-from gradnorm_studies.engine.settings import Config, recorded
 from gradnorm_studies.weightings import Weighting
 
 WRITTEN_LAST = ("metrics.csv", "table.md", "report.html", "manifest.json")
@@ -54,23 +53,23 @@ def writing(out: Path, option: str = "--out") -> Iterator[None]:
         ) from None
 
 
-def claim(out: Path, name: str, settings: Config, rates: Mapping[str, Mapping[str, float]]) -> None:
+def claim(out: Path, name: str, settings: Mapping[str, Any], rates: Mapping[str, Mapping[str, float]]) -> None:
     """Create `out` as the folder of the study `name`, or check that it is, with these settings, and can be written.
 
     Args:
         out: The folder.
         name: The study.
-        settings: Its config.
+        settings: Its settings, by name.
         rates: The learning rates of its runs, by problem and label, which a later search may change.
 
     Raises:
         UsageError: It holds something else, or the same study with other settings or rates.
     """
-    config = json.loads(json.dumps({"study": name, **recorded(settings), "learning_rates": rates}))
+    config = json.loads(json.dumps({"study": name, **settings, "learning_rates": rates}))
     path = out / "config.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found != config:
+        if found != config and any((out / "runs").iterdir()):
             raise UsageError(
                 f"--out {out} holds a run with other settings ({_differences(found, config)}). "
                 f"It is left as it is: give another --out, or the same settings to resume it."
@@ -78,7 +77,7 @@ def claim(out: Path, name: str, settings: Config, rates: Mapping[str, Mapping[st
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists and holds no run of gradnorm. It is left as it is: give another --out.")
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    if not any((out / "runs").iterdir()):
         write_whole(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
     _try_writing(out)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ WEIGHT_LR = "Learning rate of GradNorm's weights and of uncertainty weighting's,
 """What a setting is that several studies have, each with its own default."""
 
 
+CHUNK = 1 << 24
+"""Bytes of a file that are read at once."""
+
+
 def setting(
     default: Any,
     what: str,
@@ -28,7 +33,7 @@ def setting(
     *,
     least: float = -math.inf,
     above: float = -math.inf,
-    below: float = math.inf,
+    most: float = math.inf,
     choices: Sequence[str] = (),
     is_place: bool = False,
 ) -> Any:
@@ -40,11 +45,11 @@ def setting(
         why: The reason for the default; shown after it.
         least: The smallest valid number.
         above: Valid numbers are above this.
-        below: Valid numbers are below this.
+        most: The largest valid number.
         choices: The valid texts.
-        is_place: Whether it is where data lie: no part of what a run computes, and in reports its last part alone.
+        is_place: Whether it is where data lie, of which reports show the last part alone.
     """
-    facts = {"what": what, "why": why, "least": least, "above": above, "below": below, "choices": choices}
+    facts = {"what": what, "why": why, "least": least, "above": above, "most": most, "choices": choices}
     facts["is_place"] = is_place
     return dataclasses.field(default=default, metadata=facts)
 
@@ -81,16 +86,37 @@ def check(config: Any) -> None:
             if f.metadata["choices"] and value not in f.metadata["choices"]:
                 raise UsageError(f"{option} is {value!r}: choose one of {', '.join(f.metadata['choices'])}.")
             continue
-        least, above, below = (f.metadata[k] for k in ("least", "above", "below"))
-        if not (value >= least and above < value < below):
-            wanted = {"at least": least, "above": above, "below": below}
+        least, above, most = (f.metadata[k] for k in ("least", "above", "most"))
+        if not (least <= value <= most and value > above):
+            wanted = {"at least": least, "above": above, "at most": most}
             bounds = " and ".join(f"{word} {bound:g}" for word, bound in wanted.items() if math.isfinite(bound))
             raise UsageError(f"{option} is {value}: give a number {bounds}.")
 
 
 def recorded(config: Any) -> dict[str, Any]:
-    """The settings that decide what runs compute: all but places."""
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if not f.metadata["is_place"]}
+    """The settings that decide what runs compute: of places what is there, so that files may move, but not change."""
+    values = {f: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {
+        f.name: fingerprint(Path(value)) if f.metadata["is_place"] and value else value for f, value in values.items()
+    }
+
+
+def fingerprint(path: Path) -> str:
+    """What tells the data at a place from others: a file's size and checksum, a folder's number of files and size.
+
+    Raises:
+        UsageError: There is nothing.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist: give the place of the data.")
+    if path.is_dir():
+        sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+        return f"{len(sizes):,} files, {sum(sizes):,} bytes"
+    checksum = 0
+    with path.open("rb") as stream:
+        while part := stream.read(CHUNK):
+            checksum = zlib.crc32(part, checksum)
+    return f"{path.stat().st_size:,} bytes, crc32 {checksum:08x}"
 
 
 def shown(config: Any) -> dict[str, str]:

@@ -16,7 +16,7 @@ from gradnorm_studies.analysis.metrics import Metrics, Quantity
 from gradnorm_studies.analysis.report import Figure, StudyReport, Table
 from gradnorm_studies.engine import rates, training
 from gradnorm_studies.engine.experiment import Experiment, Job, Stop
-from gradnorm_studies.engine.settings import Config, command_line, config_table, parse_methods
+from gradnorm_studies.engine.settings import Config, command_line, config_table, parse_methods, recorded
 from gradnorm_studies.weightings import STATIC
 
 
@@ -146,6 +146,10 @@ class Study(ABC, Generic[C]):
         source = self._job(problem, STATIC[method], seed) if method in STATIC else None
         return Job(problem, method, seed, self.lr(problem, method), weights_from=source)
 
+    def recorded(self) -> dict[str, Any]:
+        """The settings that decide what runs compute, for the study's folder."""
+        return recorded(self.config)
+
     def report(self, metrics: Metrics, figures: Path) -> StudyReport:
         """The report; figures are drawn into the folder `figures`."""
         best, ends = self.derive(metrics.best(self.metric)), self.derive(metrics.late(self.late))
@@ -224,10 +228,14 @@ class Study(ABC, Generic[C]):
         first, second = reversed(titles) if self.by_validation else titles
         results = summary.ends(first, metrics, shown, used)
         beside = [replace(table, terminal=None) for table in summary.ends(second, others, shown, used)]
-        weights = [summary.weights(metrics, problem, self.tasks(problem)) for problem in self.problems]
+        weights = [
+            summary.weights(others if self.by_validation else metrics, problem, self.tasks(problem))
+            for problem in self.problems
+        ]
         return [*results, *beside, *self.more_tables(metrics), *weights]
 
     def figures_of(self, metrics: Metrics, folder: Path) -> list[Figure]:
         """The shown quantities over time and at the end, and the weights over time."""
         shown = {problem: self.shown(problem) for problem in self.problems}
-        return summary.figures(metrics, shown, {p: self.tasks(p) for p in self.problems}, folder)
+        late = 0.0 if self.by_validation else self.late
+        return summary.figures(metrics, shown, {p: self.tasks(p) for p in self.problems}, folder, late)

@@ -169,7 +169,7 @@ class Recognition(Experiment):
         self._held_out: dict[str, Faces] = {"test": faces["test"], "validation": validation}
         trunks = len(TASKS) if job.method == "single" else 1
         self.model = network = Network(self._train.points.mean(dim=0), config.activation, trunks)
-        self.equip(job, config, network.last_shared, epoch=max(1, len(self._train) // config.batch))
+        self.equip(job, config, network.last_shared, epoch=len(self._train) // config.batch)
 
     def losses(self, step: int) -> Tensor:
         """[T], the landmarks' mean squared error, and a cross entropy per attribute."""

@@ -49,7 +49,8 @@ class Search(Study[Any]):
             f"Every method at every rate, the same for all, on seeds from {FIRST_SEED}, which are never reported, by "
             f"{self.metric.name} on validation data after {self.config.steps:,} steps, {self.config.seeds} "
             f"{'seed' if self.config.seeds == 1 else 'seeds'} each. Where the best is the smallest or largest that was "
-            f"tried, a better one may lie beyond."
+            f"tried, a better one may lie beyond. Static weights are tried as the averages of a run at the same rate; "
+            f"in the study they are those of a run at the rate that is best for it."
         )
 
     def report(self, metrics: Metrics, figures: Path) -> StudyReport:

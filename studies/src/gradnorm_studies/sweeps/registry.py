@@ -76,7 +76,7 @@ class Sweep(Study[S]):
         self.base: Study[Any] = type(study)(config)
         self.problems, self.metric = self.base.problems, self.base.metric
         self.late, self.by_validation = self.base.late, self.base.by_validation
-        self.gpus = self.base.gpus
+        self.gpus, self.extra = self.base.gpus, self.base.extra
 
     def tasks(self, problem: str) -> tuple[str, ...]:
         return self.base.tasks(problem)
@@ -86,6 +86,10 @@ class Sweep(Study[S]):
 
     def train(self, job: Job, folder: Path, stop: Stop) -> bool:
         return self.base.train(job, folder, stop)
+
+    def recorded(self) -> dict[str, Any]:
+        """With the settings of the base study."""
+        return {**super().recorded(), "base": self.base.recorded()}
 
     def losing(self, metrics: Metrics) -> list[str]:
         """Nothing: a sweep has questions of its own."""

@@ -64,7 +64,7 @@ class VisionModule(LightningModule, Experiment):
         networks = [MODELS[config.model](each, config.width) for each in heads]
         # The layout in which convolutions in bfloat16 are fastest.
         self.model: nn.Module = nn.ModuleList(networks).to(memory_format=torch.channels_last)  # pyright: ignore
-        self.equip(job, config, networks[0].last_shared, epoch=math.ceil(config.train_images / config.batch))
+        self.equip(job, config, networks[0].last_shared, epoch=math.ceil(images.train / config.batch))
         self.rows: list[Row] = []
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -98,6 +98,7 @@ class VisionModule(LightningModule, Experiment):
         """Every metric of every task, and on test images every task's loss."""
         whole = load(self._images, split)
         errors = {name: image_task.errors().to(self.device) for name, image_task in self._image_tasks.items()}
+        diverged: set[str] = set()
         total = torch.zeros(len(self.tasks), device=self.device)
         at_once = EVALUATED * self.config.batch
         for start in range(0, len(whole.image), at_once):
@@ -105,10 +106,14 @@ class VisionModule(LightningModule, Experiment):
             truth = whole.map(lambda values: values[part].to(self.device))  # noqa: B023 - called at once
             outputs = self(truth.image)
             total += len(truth.image) * self._losses(outputs, truth)
-            for name, output in outputs.items():
-                errors[name].update(output, truth)
-        figures = [zip(each.names, each.compute(), strict=True) for each in errors.values()]
-        found = {name: value for pairs in figures for name, value in pairs}
+            # Metrics leave out what is not a number, or take it for a class.
+            diverged |= {name for name, output in outputs.items() if not output.isfinite().all()}
+            for name in outputs.keys() - diverged:
+                errors[name].update(outputs[name], truth)
+        found: dict[str, float] = {}
+        for name, each in errors.items():
+            values = (math.nan,) * len(each.names) if name in diverged else each.compute()
+            found |= dict(zip(each.names, values, strict=True))
         own = [found[image_task.quantities[0].name] for image_task in self._image_tasks.values()]
         found = {ERROR.name: math.prod(own) ** (1 / len(own))} | found
         if split == "test":
@@ -232,7 +237,12 @@ def fit(module: VisionModule, folder: Path, stop: Stop) -> bool:
             enable_model_summary=False,
             log_every_n_steps=1,
         )
-        trainer.fit(module, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+        try:
+            trainer.fit(module, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
     finished = (folder / f"{job.file_name}.json").exists()
     if finished:
         checkpoint.unlink(missing_ok=True)

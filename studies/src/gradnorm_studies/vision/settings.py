@@ -65,7 +65,7 @@ class ImageConfig(TrainingConfig):
         "32-true",
         "Precision, by Lightning's name.",
         "Works on any machine.",
-        choices=("32-true", "bf16-mixed", "bf16-true"),
+        choices=("32-true", "bf16-mixed"),
     )
     devices: int = setting(1, "GPUs, or processes on a CPU; several train with DDP.", "One process per run.", least=1)
 

@@ -23,8 +23,11 @@ from gradnorm_studies.engine.errors import UsageError
 from gradnorm_studies.engine.experiment import Job, Stop
 from gradnorm_studies.engine.results import read_result
 from gradnorm_studies.engine.study import Extra, Study
+from gradnorm_studies.vision.data.nyuv2 import OFFICIAL
+from gradnorm_studies.vision.data.nyuv2.scenes import missing
 from gradnorm_studies.vision.detection import CLASSIFICATION, DETECTION
 from gradnorm_studies.vision.loading import Images, load
+from gradnorm_studies.vision.models.dense import STRIDE
 from gradnorm_studies.vision.pictures import DRAWN, SHOWN, compare
 from gradnorm_studies.vision.settings import (
     DETECT_PRESETS,
@@ -88,12 +91,25 @@ class ImageStudy(Study[I]):
         torch.manual_seed(job.seed)
         return fit(self.experiment(job), folder, stop)
 
+    def jobs(self) -> list[Job]:
+        """As for all studies.
+
+        Raises:
+            UsageError: A size that the networks cannot halve, and see `Study`.
+        """
+        for option, side in zip(("--size", "--image-width"), self.images.size, strict=True):
+            if side % STRIDE:
+                raise UsageError(
+                    f"{option} is {side}: give a multiple of {STRIDE}, which is how far networks reduce it."
+                )
+        return super().jobs()
+
     def lead(self) -> str:
         config = self.config
         return (
             f"One {config.model} of width {config.width:g} learns {', '.join(self.image_tasks)} on {self.where}: "
-            f"{'×'.join(map(str, self.images.size))} pixels in, a quarter of it out, {config.train_images:,} training, "
-            f"{config.validation_images:,} validation and {config.test_images:,} test images, {config.steps:,} steps "
+            f"{'×'.join(map(str, self.images.size))} pixels in, a quarter of it out, {self.images.train:,} training, "
+            f"{self.images.validation:,} validation and {self.images.test:,} test images, {config.steps:,} steps "
             f"of {config.batch}; all is shared but the tasks' heads. All methods with a seed but single start "
             f"from the same initial values, and all see the same batches. {ERROR.name.capitalize()} is the geometric "
             f"mean of the tasks' errors, each in its first metric; {GAIN.name} the mean of their gains over one "
@@ -199,7 +215,10 @@ def _claims(own: Sequence[Quantity], tasks: tuple[str, ...]) -> tuple[Claim, ...
 
 def _images(config: ImageConfig, data: str, root: str = "", width: int = 0) -> Images:
     size = config.size, width or config.size
-    return Images(data, root, config.train_images, config.validation_images, config.test_images, size, config.rooms)
+    train, held_out, test = config.train_images, config.validation_images, config.test_images
+    if data == "nyuv2":
+        train, test = min(train, OFFICIAL["train"] - held_out), min(test, OFFICIAL["test"])
+    return Images(data, root, train, held_out, test, size, config.rooms)
 
 
 def _rooms(config: ImageConfig) -> str:
@@ -238,13 +257,15 @@ class Vision(ImageStudy[VisionConfig]):
         """As for all studies.
 
         Raises:
-            UsageError: The data have no keypoints or no such size, and see `Study`.
+            UsageError: The data are not there, or have no keypoints or no such size, and see `Study`.
         """
         height, width = self.images.size
         if self.config.data == "rooms" and width != height:
             raise UsageError(f"--image-width {width}: rooms are square; leave it out, or take --data nyuv2.")
         if self.config.data == "nyuv2" and self.config.tasks == "kpts":
             raise UsageError("--tasks kpts: NYUv2's keypoints were never published; take --data rooms.")
+        if self.config.data == "nyuv2" and not Path(self.config.root).exists():
+            raise missing(Path(self.config.root), "nothing")
         return super().jobs()
 
 

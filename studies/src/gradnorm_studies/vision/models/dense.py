@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+STRIDE = 32
+"""Divisor of the images' height and width: both encoders halve them five times."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -36,7 +39,6 @@ class Dense(nn.Module, ABC):
         heads: By the tasks' names.
         encoded: Channels of the encoder's output.
         decoded: Channels of the decoder's output.
-        stride: Divisor of the images' height and width.
 
     Raises:
         ValueError: No task.
@@ -48,13 +50,12 @@ class Dense(nn.Module, ABC):
     encoder: nn.ModuleList | nn.Sequential
     decoder: nn.ModuleList | nn.Sequential
 
-    def __init__(self, heads: Mapping[str, Head], encoded: int, decoded: int, stride: int) -> None:
+    def __init__(self, heads: Mapping[str, Head], encoded: int, decoded: int) -> None:
         super().__init__()
         if not heads:
             raise ValueError("heads names no task: give one Head for each")
         self.heads = nn.ModuleDict({task: head.build(encoded, decoded) for task, head in heads.items()})
         self._whole = {task for task, head in heads.items() if head.whole}
-        self._stride = stride
 
     @property
     def last_shared(self) -> nn.Conv2d:
@@ -70,13 +71,13 @@ class Dense(nn.Module, ABC):
         """[B, 3, H, W] → each task's [B, channels, H/4, W/4], or [B, channels] where it is about the whole image.
 
         Raises:
-            ValueError: H or W is not a multiple of the stride.
+            ValueError: H or W is not a multiple of `STRIDE`.
         """
         height, width = image.shape[-2:]
-        if height % self._stride or width % self._stride:
+        if height % STRIDE or width % STRIDE:
             raise ValueError(
                 f"image is {height}×{width}, but {type(self).__name__} halves it until one pixel stands for "
-                f"{self._stride}: scale or crop height and width to multiples of {self._stride}"
+                f"{STRIDE}: scale or crop height and width to multiples of {STRIDE}"
             )
         encoded, decoded = self.features(image)
         pooled = encoded.mean(dim=(2, 3))

@@ -73,7 +73,7 @@ class FCN(Dense):
 
     def __init__(self, heads: Mapping[str, Head], width: float = 1.0) -> None:
         encoded = 4 * scaled(STAGES[-1][0], width)
-        super().__init__(heads, encoded, decoded=scaled(DECODER[-1], width), stride=32)
+        super().__init__(heads, encoded, decoded=scaled(DECODER[-1], width))
         filters = scaled(64, width)
         self.stem = nn.Sequential(rectified(3, filters, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1))
         blocks = []

@@ -40,7 +40,7 @@ class SegNet(Dense):
         layers = iter(pairwise([3, *(filters for stage in stages for filters in stage)]))
         down = [[next(layers) for _ in stage] for stage in stages]
         up = [[(outputs, inputs) for inputs, outputs in reversed(stage)] for stage in reversed(down[UNDECODED:])]
-        super().__init__(heads, encoded=stages[-1][-1], decoded=up[-1][-1][1], stride=2 ** len(VGG16))
+        super().__init__(heads, encoded=stages[-1][-1], decoded=up[-1][-1][1])
         self.encoder = nn.ModuleList(nn.Sequential(*(rectified(*layer) for layer in stage)) for stage in down)
         mirrored = [] if all(head.whole for head in heads.values()) else up
         self.decoder = nn.ModuleList(nn.Sequential(*(rectified(*layer) for layer in stage)) for stage in mirrored)

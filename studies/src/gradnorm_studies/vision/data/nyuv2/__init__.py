@@ -6,6 +6,6 @@ preprocessed folders that most multi-task code reads, or one small file that `pr
 """
 
 from gradnorm_studies.vision.data.nyuv2.command import HEADER, check, prepare
-from gradnorm_studies.vision.data.nyuv2.dataset import NYUv2
+from gradnorm_studies.vision.data.nyuv2.dataset import OFFICIAL, NYUv2
 
-__all__ = ["HEADER", "NYUv2", "check", "prepare"]
+__all__ = ["HEADER", "OFFICIAL", "NYUv2", "check", "prepare"]

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gradnorm_studies.engine.errors import UsageError
-from gradnorm_studies.vision.data.nyuv2.dataset import find
+from gradnorm_studies.vision.data.nyuv2.dataset import OFFICIAL, find
 from gradnorm_studies.vision.data.nyuv2.folders import CHANNELS, SPLIT_FOLDERS
 from gradnorm_studies.vision.data.nyuv2.official import LABELED, MAPPING, SPLITS
 from gradnorm_studies.vision.data.nyuv2.prepared import write
 from gradnorm_studies.vision.data.nyuv2.scenes import Scenes
 
 HEADER = ("form", "what", "found", "remedy")
-EXPECTED = {"train": 795, "test": 654}
-"""Images of the official splits."""
 SOURCES = {
     LABELED: '"Labeled dataset" (2.8 GB) of https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html',
     SPLITS: "the same authors' page on indoor segmentation and support inference",
@@ -100,7 +98,7 @@ def _of_folders(root: Path) -> list[Line]:
         counts = {channel: len(list((root / name / channel).glob("*.npy"))) for channel in CHANNELS}
         found = ", ".join(f"{count} {channel}" for channel, count in counts.items())
         is_whole = min(counts.values()) == max(counts.values()) > 0
-        remedy = "" if is_whole else f"{EXPECTED[split]} files of each: {MTAN}"
+        remedy = "" if is_whole else f"{OFFICIAL[split]} files of each: {MTAN}"
         lines.append(Line("folders", f"{name}/", found if any(counts.values()) else "missing", remedy))
     return lines
 
@@ -120,5 +118,5 @@ def _read_all(form: str, root: Path) -> Check:
         return Check([Line(form, "reading", "fails", str(error))], False)
     counts = {split: len(scenes) for split, scenes in splits.items()}
     found = ", ".join(f"{count} {split}" for split, count in counts.items())
-    whole = ", ".join(f"{count} {split}" for split, count in EXPECTED.items())
-    return Check([Line(form, "images", found, "" if counts == EXPECTED else f"the whole data set has {whole}")], True)
+    whole = ", ".join(f"{count} {split}" for split, count in OFFICIAL.items())
+    return Check([Line(form, "images", found, "" if counts == OFFICIAL else f"the whole data set has {whole}")], True)

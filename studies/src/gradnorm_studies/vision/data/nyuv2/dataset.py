@@ -17,6 +17,9 @@ from gradnorm_studies.vision.data.nyuv2.resizing import Size, resized
 from gradnorm_studies.vision.data.nyuv2.scenes import OfficialSplit, Scenes, missing
 from gradnorm_studies.vision.data.sample import Sample, Split
 
+OFFICIAL = {"train": 795, "test": 654}
+"""Images of the official splits."""
+
 VALIDATION_SEED = 0
 """Draws the images for validation: the same in every run."""
 
