@@ -55,6 +55,8 @@ LIFETIME = "unit/capture/test_lifetime.py"
 FOREIGN = "unit/capture/test_foreign.py"
 SHARED = "unit/capture/test_shared.py"
 ARCHITECTURES = "unit/capture/test_architectures.py"
+PENALTIES = "unit/capture/test_penalties.py"
+BY_LOSS = "unit/capture/test_by_loss.py"
 STATE = "reliability/test_state.py"
 REDUCE = "distributed/test_reduce.py"
 
@@ -67,6 +69,17 @@ MUTANTS = [
     ),
     Mutant("_errors.py", '{"gradnorm", "torch", "accel', '{"gradnorm", "accel', f"{SILENCE} -k points"),
     Mutant("_errors.py", '"lightning", "pytorch_lightning", ', "", f"{SILENCE} -k points"),
+    Mutant("capture/_penalties.py", "node in serves if node in plain else ", "", PENALTIES),
+    Mutant("capture/_penalties.py", ".numel() > 1", ".numel() > 0", PENALTIES),
+    Mutant("capture/_penalties.py", "found if not tasks[node] & ~others", "found", PENALTIES),
+    Mutant("capture/_penalties.py", "or _makes_weight(node, ends.get(node, ()))", "", PENALTIES),
+    Mutant("capture/_penalties.py", "not has_input", "True", f"{PENALTIES} {ARCHITECTURES}"),
+    Mutant("capture/_layers.py", "if not is_shift(type(node))) or eligible", ") or eligible", SHARED),
+    Mutant("capture/_layers.py", " or eligible\n", "\n", SHARED),
+    Mutant("capture/_by_loss.py", "return by_loss < by_products", "return False", BY_LOSS),
+    Mutant("capture/_by_loss.py", "frontier.whole is Path.FOREIGN for", "False for", f"{BY_LOSS} {FOREIGN}"),
+    Mutant("capture/_backward_pass.py", "self.graph = graph  # of", "# of", BY_LOSS),
+    Mutant("capture/_backward_pass.py", "[factor * weights[task] for task", "[factor for task", BY_LOSS),
     Mutant("capture/_graph.py", "mixing = self._passed_by & self.inner.keys()", "mixing = set()", CASES),
     Mutant("capture/_backward_pass.py", "taken_alone(graph.unmixed(), ", "taken_alone(graph, ", ALONE),
     Mutant(

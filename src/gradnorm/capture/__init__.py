@@ -1,10 +1,12 @@
 """Per-task gradients at `W`, measured inside one ordinary backward. Independent of the rule.
 
 - `_graph.py`: where in the graph the tasks meet; `_collectors.py`: nodes that only collect tensors;
-- `_shared.py`: the parameters of `W`; `_layers.py`: which layers of a graph come last;
+- `_shared.py`: the parameters of `W`; `_layers.py`: which layers of a graph come last; `_penalties.py`: what reads
+  layers but applies none;
 - `_measurement.py`: the measurements since the last step, and which backwards belong to it;
 - `_backward_pass.py`: hooks that collect each task's gradient; `_hooks.py`: the measurement at `W` (`_products.py`) or
-  at the features; `_rows.py`: storage of the gradients or their norms;
+  at the features; `_by_loss.py`: where a backward of each loss is cheaper; `_rows.py`: storage of the gradients or
+  their norms;
 - `_operations.py`, `_self_check.py`: functions that are not torch's own, and the check that measuring does not affect
   them;
 - `_branches.py`: the measurement at features that the network forks, without hooks, for compiled graphs;

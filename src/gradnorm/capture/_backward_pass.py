@@ -15,7 +15,7 @@ graph, so it would leak. Hooks are therefore registered when the backward begins
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.autograd.graph import GradientEdge
 from .._errors import warn
 from .._torch_private import current_backward, never_compiled, output_shape
 from ._alone import Alone, taken_alone
+from ._by_loss import gradients_by_loss, is_faster_by_loss
 from ._graph import AccumulateGrad, AutogradGraph, FrontierEdge, TaskFrontier
 from ._measurement import Opening, Sums, Wanted
 from ._meetings import AtMeetings, GradientBuffer, Meeting
@@ -95,20 +96,43 @@ class BackwardPass:
             look(self, factor)
         if self.opening is not None and self.opening.weights is not None:
             weights = self.opening.weights
-        alone = self._losses_alone(factor, weights)
+        graph, self.graph = self.graph, None  # hooks must not lead to it
+        if graph is not None and self.is_by_loss(graph):
+            self.graph = graph  # of which there are no hooks
+            rows = self._new_rows(dict.fromkeys(self.tasks, 1))
+            self.measurement.add(self.by_loss(graph, factor, weights, rows))
+            return weights
+        alone = self._losses_alone(graph, factor, weights)
         if self.frontiers:
             self.watch()
         self.start(factor, weights, current_backward())
         self._alone = alone
         return weights
 
-    def _losses_alone(self, factor: Tensor, weights: Tensor) -> Alone:
+    def is_by_loss(self, graph: AutogradGraph) -> bool:
+        """Whether to run a backward of each loss rather than products from where tasks meet."""
+        return self.measurement.takes_products and is_faster_by_loss(graph, self.frontiers, self._used)
+
+    def by_loss(self, graph: AutogradGraph, factor: Tensor, weights: Tensor, rows: Rows) -> Sums:
+        """The sums by a backward of each loss, with their rows; without effect on anything else.
+
+        Raises:
+            RuntimeError: Autograd refuses it.
+        """
+        factors = [factor * weights[task] for task in self.tasks]
+        for task, gradients in zip(self.tasks, gradients_by_loss(graph.losses, self._used, factors), strict=True):
+            rows.add([task], self.measurement.laid_out(gradients, self.shared).unsqueeze(0))
+        return self._sums(rows, factor, weights)
+
+    @property
+    def _used(self) -> list[Tensor]:
+        return [part.used for part in self.shared]
+
+    def _losses_alone(self, graph: AutogradGraph | None, factor: Tensor, weights: Tensor) -> Alone:
         """The gradients of tasks that meet no other, where losses outside the balancer may add to what arrives."""
-        graph, self.graph = self.graph, None  # hooks must not lead to it
         if graph is None or not (due := self.measurement.outsiders.due(self.tasks)):
             return {}
-        shared = [part.used for part in self.shared]
-        return taken_alone(graph.unmixed(), self.frontiers, shared, due, lambda i: factor * weights[self.tasks[i]])
+        return taken_alone(graph.unmixed(), self.frontiers, self._used, due, lambda i: factor * weights[self.tasks[i]])
 
     def watch(self) -> None:
         """Register the hooks."""
@@ -167,21 +191,22 @@ class BackwardPass:
         rows, self._rows, self._backward, self._alone = self._rows, None, _NONE, {}
         if rows is None or self._factor is None:
             return None
-        factors = self._factor.to(self.mask.dtype) * self.mask
-        entries, products = rows.taken()
-        is_complete = len(self.tasks) == len(self.mask)
-        scales = factors * self._weights
-        sums = Sums(entries, factors * self.losses, factors, self.mask, scales, products, is_complete, rows.are_whole)
+        sums = self._sums(rows, self._factor, self._weights)
         if not self._is_look:
             self._compare_with_look(sums)
             self.measurement.check &= not all(each.check and each.check.has_passed for each in self._meetings)
         return sums
 
+    def _sums(self, rows: Rows, factor: Tensor, weights: Tensor) -> Sums:
+        factors = factor.to(self.mask.dtype) * self.mask
+        entries, products = rows.taken()
+        is_complete = len(self.tasks) == len(self.mask)
+        scales = factors * weights
+        return Sums(entries, factors * self.losses, factors, self.mask, scales, products, is_complete, rows.are_whole)
+
     def _compare_with_look(self, sums: Sums) -> None:
         """Warn if more than its loss runs backward through a task's head; a first look has seen the loss alone."""
-        look = self.looks.get(tuple(map(id, self.shared)))
-        self.looks = {}
-        if look is None or not self.measurement.check:
+        if (look := self.looks.get(tuple(map(id, self.shared)))) is None:
             return
         found, alone = self.measurement.norms(sums), self.measurement.norms(look) * self._weights
         tolerance = TOLERANCE if self._is_narrow else FINE_TOLERANCE
@@ -229,7 +254,7 @@ class BackwardPass:
         full = [buffer for buffer in buffers if buffer.gradients]
         if full:
             if self._rows is None:
-                self._rows = self._new_rows()
+                self._rows = self._new_rows(Counter(each.task for of in self._meetings for each in of.buffers))
             if self.looks:  # to be compared with
                 dtypes = [gradient.dtype for buffer in full for gradient in buffer.gradients.values()]
                 self._is_narrow |= any(torch.promote_types(dtype, torch.float32) != dtype for dtype in dtypes)
@@ -253,8 +278,8 @@ class BackwardPass:
                 self.measurement.outsiders.compare(buffer.task, row, entry)
         return entries
 
-    def _new_rows(self) -> Rows:
+    def _new_rows(self, expected: Mapping[int, int]) -> Rows:
+        """For so many contributions to each task's row."""
         if self._is_look or self.wanted.rows or self.measurement.adds_up:
             return WholeRows(len(self.mask))
-        expected = Counter(buffer.task for meeting in self._meetings for buffer in meeting.buffers)
         return RowNorms(len(self.mask), expected, self.wanted.products)

@@ -28,6 +28,7 @@ from ._looks import look
 from ._measurement import Opening, Sums
 from ._operations import TOLERANCE, Path, kind
 from ._products import refusal
+from ._rows import WholeRows
 from ._shared import DetectedLayer, without_gradient
 
 PATIENCE = 10
@@ -166,9 +167,11 @@ class FirstLook:
     def _measured(self, one: BackwardPass, factor: Tensor) -> Sums | None:
         """The sums at `one.shared` with all weights 1; `None` where the heads cannot run twice."""
         one.frontiers = self._graph.frontiers([shared.used for shared in one.shared])
-        one.watch()
+        is_by_loss = one.is_by_loss(self._graph)
+        if not is_by_loss:
+            one.watch()
         try:
-            sums = self._look(one, factor)
+            sums = self._by_loss(one, factor) if is_by_loss else self._look(one, factor)
             if sums is not None and one.measurement.check and self._is_foreign:
                 self._compare(sums, self._look(one, factor))
         except torch.OutOfMemoryError:
@@ -187,7 +190,9 @@ class FirstLook:
             one.unwatch()
         if sums is None:
             return None
-        if not any(type(node).__name__ == "BalancedLossBackward" for node in self._graph.children_first):
+        if one.measurement.check and not any(
+            type(node).__name__ == "BalancedLossBackward" for node in self._graph.children_first
+        ):
             one.looks[tuple(map(id, one.shared))] = sums  # another balancer's weights may change before the losses run
         return self._opening.reduce(sums)
 
@@ -196,6 +201,11 @@ class FirstLook:
         self._run(self._graph.losses, one.edges(), factor)
         self._has_run = True
         return one.finish()
+
+    def _by_loss(self, one: BackwardPass, factor: Tensor) -> Sums:
+        found = one.by_loss(self._graph, factor, torch.ones_like(one.mask), WholeRows(len(one.mask)))
+        self._has_run = True
+        return found
 
     @functools.cached_property
     def _is_foreign(self) -> bool:

@@ -25,6 +25,7 @@ from torch.autograd.graph import get_gradient_edge
 from .._torch_private import output_shape
 from ._collectors import COLLECTING, Edge, origin
 from ._operations import Path, kind
+from ._penalties import penalties
 
 
 def _leaf_type() -> type:
@@ -100,12 +101,16 @@ class AutogradGraph:
 
     @functools.cached_property
     def leaves(self) -> dict[Tensor, list[Any]]:
-        """The leaves, each with the nodes that read it, in the order of the forward."""
+        """The leaves, each with the nodes that read it but for a penalty, in the order of the forward."""
         found: dict[Tensor, list[Any]] = {}
         for node in self.children_first:
             for edge in self.ends.get(node, ()):
                 found.setdefault(edge.to.variable, []).append(node)
-        return found
+        if all(len(nodes) == 1 for nodes in found.values()):  # as without penalties, in most networks
+            return found
+        ignored = penalties(self.children_first, self.inner, self.ends, self.tasks)
+        kept = {leaf: [node for node in nodes if node not in ignored] for leaf, nodes in found.items()}
+        return {leaf: nodes for leaf, nodes in kept.items() if nodes}
 
     @property
     def everyone(self) -> int:

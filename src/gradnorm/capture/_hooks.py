@@ -79,6 +79,7 @@ class AtLayer(AtFrontier):
     """
 
     has_cosines = True
+    takes_products = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -108,17 +109,17 @@ class AtLayer(AtFrontier):
                 for each in gradients:
                     _product(meeting, each, used)
             try:
-                return self._laid_out(batched_product(meeting.node, gradients, used), shared, (len(gradients),))
+                return self.laid_out(batched_product(meeting.node, gradients, used), shared, (len(gradients),))
             except RuntimeError:
                 self._batches, meeting.check = False, None
         found = [_product(meeting, each, used) for each in gradients]
-        rows = [self._laid_out(each, shared) for each in found]
+        rows = [self.laid_out(each, shared) for each in found]
         return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
-    def _laid_out(
+    def laid_out(
         self, found: Sequence[Tensor | None], shared: Sequence[SharedParameter], batch: Sequence[int] = ()
     ) -> Tensor:
-        """[*, N], flat, in the order of all of `W`."""
+        """[*, N]; `batch` are the sizes of dimensions before those of `W`."""
         by_part = dict(zip(map(id, shared), found, strict=True))
         parts = self.layer.parameters
         return flat([by_part.get(id(part)) for part in parts], [part.used for part in parts], batch)

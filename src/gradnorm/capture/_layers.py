@@ -11,21 +11,14 @@ from __future__ import annotations
 
 import functools
 import operator
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 
 from ._graph import AutogradGraph
+from ._operations import is_affine, is_lookup, is_product, is_shift, may_make_weight
 
-_PRODUCTS = re.compile("mm|conv|linear", re.IGNORECASE)
-"""Nodes of a layer's product with its input, which comes first."""
-_AFFINE = re.compile("addmm|conv|linear", re.IGNORECASE)
-"""Those of them that are certainly a layer's: `mm` may be of two inputs, as in contrastive losses."""
-_LOOKUPS = re.compile("bmm|embedding|index|gather|rnn|lstm|gru|attention", re.IGNORECASE)
-"""Other nodes whose output no longer counts as a parameter, whatever it is computed from."""
 _COMPILED = "CompiledFunctionBackward"
 
 
@@ -39,6 +32,8 @@ class _Made(NamedTuple):
 def last_layers(graph: AutogradGraph, candidates: Sequence[Tensor], passed_over: Sequence[Tensor] = ()) -> list[Tensor]:
     """Those of the candidates that no other of them follows on the way to the losses.
 
+    What is only added, or scales a normalized tensor, counts where nothing else is.
+
     A layer that is used several times counts where most losses depend on it: a head may use tied weights once more.
     Where no place is common to all, as with a forward per loss, first uses count: in the graph of a gradient every
     layer is used once more, in reverse.
@@ -50,6 +45,7 @@ def last_layers(graph: AutogradGraph, candidates: Sequence[Tensor], passed_over:
     """
     eligible = (1 << len(candidates)) - 1
     applied = _first_uses(graph, _applied(graph, [*candidates, *passed_over], eligible))
+    eligible &= _union(bits for node, bits in applied.items() if not is_shift(type(node))) or eligible
     above = dict.fromkeys(graph.children_first, 0)
     last = 0
     for node in reversed(graph.children_first):
@@ -73,7 +69,7 @@ def _applied(graph: AutogradGraph, leaves: Sequence[Tensor], eligible: int) -> d
         if type(node).__name__ == _COMPILED:  # the order inside does not show: what it takes last
             operands = dict(sorted((slot, each) for slot, each in operands.items() if each.leaves & eligible)[-1:])
         applied[node] = _layer_at(node, operands, node in roots)
-        is_plain = _are_plain(operands) and (not _is_product(node) or _makes_weight(node, operands))
+        is_plain = _are_plain(operands) and (not is_product(type(node)) or _makes_weight(node, operands))
         made[node] = _Made(_union(each.leaves for each in operands.values()), is_plain)
     used = _union(applied.values())
     for node, bits in read.items():  # what was part of an input only, or of the weight of the very first layer
@@ -114,29 +110,21 @@ def _layer_at(node: Any, operands: Mapping[int, _Made], is_root: bool) -> int:
     """Which leaves are the layer that is applied at a node, and not its input; `operands` are by slot."""
     if not operands or _makes_weight(node, operands):
         return 0
-    name = type(node).__name__
     plain = _union(each.leaves for each in operands.values() if each.is_plain)
-    if not _is_product(node):  # a parameter that is added to an input, say
+    if not is_product(type(node)):  # a parameter that is added to an input, say
         return 0 if _are_plain(operands) and not is_root else plain
     last = operands[max(operands)]
-    if _LOOKUPS.search(name) or not _PRODUCTS.search(name):
+    if is_lookup(type(node)):
         return plain
-    if plain or not _AFFINE.search(name):
+    if plain or not is_affine(type(node)):
         return last.leaves if last.is_plain else plain
     others = _union(each.leaves for slot, each in operands.items() if slot != max(operands))
     return last.leaves & ~others if others else 0  # a computed weight, unless it is the only operand
 
 
-def _is_product(node: Any) -> bool:
-    """Whether a layer ends here: a product, a lookup, a function that is not torch's."""
-    name = type(node).__name__
-    return isinstance(node, BackwardCFunction) or bool(_PRODUCTS.search(name) or _LOOKUPS.search(name))
-
-
 def _makes_weight(node: Any, operands: Mapping[int, _Made]) -> bool:
-    """Whether a product is of parameters alone, and so the weight of a layer to come; a layer's own has a bias."""
-    name = type(node).__name__
-    return len(operands) > 1 and _are_plain(operands) and "mm" in name.lower() and not _AFFINE.search(name)
+    """Whether a product is of parameters alone, and so the weight of a layer to come."""
+    return len(operands) > 1 and _are_plain(operands) and may_make_weight(type(node))
 
 
 def _are_plain(operands: Mapping[int, _Made]) -> bool:

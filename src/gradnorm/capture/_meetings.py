@@ -69,9 +69,11 @@ class AtMeetings(Measurement):
         check: Whether the next measured backward checks itself.
         outsiders: Whether more than a task's loss runs backward through what belongs to it alone.
         adds_up: Whether the measurements of several backwards can be added; if not, only one backward is of use.
+        takes_products: Whether contributions are propagated to `W`, so that `laid_out` is defined.
     """
 
     adds_up = True
+    takes_products = False
 
     def __init__(self, *args: Any, check: bool = True) -> None:
         super().__init__(*args)
@@ -99,6 +101,10 @@ class AtMeetings(Measurement):
     @abstractmethod
     def entries(self, meeting: Meeting, gradients: Sequence[Gradients], shared: Sequence[SharedParameter]) -> Tensor:
         """[K, N], the entries to add for the contributions of K tasks to one shared node."""
+
+    def laid_out(self, found: Sequence[Tensor | None], shared: Sequence[SharedParameter]) -> Tensor:
+        """[N], the gradients at the parts of `W` that a graph shows, flat, in the order of all of `W`."""
+        raise NotImplementedError
 
     def can_be_batched(self, meeting: Meeting, shared: Sequence[SharedParameter], device: torch.device) -> bool:
         """Whether to measure the contributions of all tasks together."""

@@ -291,7 +291,10 @@ class DetectedLayer(SharedLayer):
             return f"smaller ones are ({', '.join(self._describe(smaller[-3:]))}): give one as shared="
         together = max(self._reach.values(), key=int.bit_count, default=0)
         if together.bit_count() < 2:
-            return "check that all losses come from one network, or name the shared parameters with shared="
+            return (
+                "check that all losses come from one network, of which no frozen layer counts, or name the shared "
+                "parameters with shared="
+            )
         apart = ", ".join(task for i, task in enumerate(self._tasks) if not together >> i & 1)
         return (
             f"the others share one that the loss of {apart} does not reach: if that is meant, leave {apart} out of the "

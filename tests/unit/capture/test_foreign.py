@@ -323,6 +323,16 @@ def test_a_second_loss_through_a_head_is_named(at):
         gradients(net, lambda losses: balancer(losses) + net.heads[0](torch.ones(1, 16)).sum() + 3 * losses[0])
 
 
+def test_a_penalty_of_the_balanced_loss_s_gradient_is_named():
+    net = Net()
+    balancer = GradNorm(["near", "far"], model=net)
+    parameters = list(net.parameters())
+    loss = balancer(net.losses(normal(32, 8, seed=1)))
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+    with pytest.warns(RuntimeWarning, match="belongs to near, far alone"):
+        (loss + sum(each.square().sum() for each in gradients)).backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_three_percent_of_a_second_loss_are_told_from_rounding_in_float32_alone(dtype):
     net = Net().to(dtype)

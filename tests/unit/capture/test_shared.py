@@ -54,6 +54,23 @@ def test_norm_layers_and_biases_are_passed_over():
     assert found([h(features).square().mean() for h in heads], 2) is trunk[0].weight
 
 
+@pytest.mark.parametrize("last", ["norm", "positions"])
+def test_a_norm_of_many_dimensions_and_positions_that_are_added_are_passed_over(last):
+    trunk = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
+    norm, positions = nn.LayerNorm([5, 8]), nn.Parameter(torch.randn(5, 8))
+    heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(2))
+    features = trunk(batch(size=15).view(3, 5, 6))
+    features = norm(features) if last == "norm" else (features + positions).relu()
+    assert found([h(features).square().mean() for h in heads], 2) is trunk[2].weight
+
+
+def test_what_is_added_is_w_where_nothing_else_is_shared():
+    image = nn.Parameter(torch.randn(6, 6))
+    smooth = image.diff().abs().mean()
+    losses = [(batch(size=6) + image).square().mean() + smooth, (batch(size=6) - image).sigmoid().mean() + smooth]
+    assert found(losses, 2) is image
+
+
 def test_tied_weights_count_where_the_common_forward_uses_them():
     embedding, layer, head = nn.Embedding(10, 8), nn.Linear(8, 8), nn.Linear(8, 1)
     features = layer(embedding(torch.tensor([1, 2]))).relu()
