@@ -24,19 +24,37 @@ class Outputs(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = Net()
+        self.w = self.net.last
 
     def forward(self, x):
         features = self.net.trunk(x)
         return [head(features) for head in self.net.heads]
 
 
+class Unrolled(nn.Module):
+    """Heads at every step of a recurrence, where a backward of each loss is run."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell, self.heads = nn.RNNCell(6, 8), nn.ModuleList(nn.Linear(8, 2) for _ in range(3))
+        self.w = self.cell.weight_hh
+
+    def forward(self, x):
+        h, outputs = x.new_zeros(len(x), 8), []
+        for _ in range(20):
+            h = self.cell(x, h)
+            outputs.append([head(h) for head in self.heads])
+        return [torch.stack(each) for each in zip(*outputs, strict=True)]
+
+
 def losses(outputs):
     return [10**i * (y - 1).square().mean() for i, y in enumerate(outputs)]
 
 
-def worker(rank, kwargs):
-    model = Outputs()
-    w = model.net.last
+def worker(rank, network, kwargs):
+    model = network()
+    w = model.w
     wrapped = DistributedDataParallel(model, **kwargs)
     balancer = GradNorm(3, shared=w)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -55,8 +73,9 @@ def worker(rank, kwargs):
 
 @pytest.mark.filterwarnings("ignore:.*find_unused_parameters.*")
 @pytest.mark.parametrize("mode", MODES)
-def test_capture_is_exact_and_gradients_are_still_averaged(mode, tmp_path):
-    ranks = launch(worker, tmp_path, MODES[mode])
+@pytest.mark.parametrize("network", [Outputs, Unrolled])
+def test_capture_is_exact_and_gradients_are_still_averaged(network, mode, tmp_path):
+    ranks = launch(worker, tmp_path, network, MODES[mode])
     for steps in zip(*ranks, strict=True):
         for local, measured, *_ in steps:
             torch.testing.assert_close(measured, local)
