@@ -26,12 +26,13 @@ from torch.autograd.graph import GradientEdge
 from .._errors import warn
 from .._torch_private import current_backward, never_compiled, output_shape
 from ._alone import Alone, taken_alone
-from ._by_loss import gradients_by_loss, is_faster_by_loss
+from ._by_loss import gradients_of, is_faster_by_loss
 from ._graph import AccumulateGrad, AutogradGraph, FrontierEdge, TaskFrontier
 from ._measurement import Opening, Sums, Wanted
 from ._meetings import AtMeetings, GradientBuffer, Meeting
 from ._operations import FINE_TOLERANCE, TOLERANCE
 from ._rows import RowNorms, Rows, WholeRows
+from ._self_check import adds_up
 from ._shared import SharedParameter
 
 _NONE = -1
@@ -100,7 +101,7 @@ class BackwardPass:
         if graph is not None and self.is_by_loss(graph):
             self.graph = graph  # of which there are no hooks
             rows = self._new_rows(dict.fromkeys(self.tasks, 1))
-            self.measurement.add(self.by_loss(graph, factor, weights, rows))
+            self.measurement.add(self.by_loss(graph, factor, weights, rows, check=self.measurement.check))
             return weights
         alone = self._losses_alone(graph, factor, weights)
         if self.frontiers:
@@ -111,16 +112,21 @@ class BackwardPass:
 
     def is_by_loss(self, graph: AutogradGraph) -> bool:
         """Whether to run a backward of each loss rather than products from where tasks meet."""
-        return self.measurement.takes_products and is_faster_by_loss(graph, self.frontiers, self._used)
+        may_run_twice = self.measurement.takes_products and self.measurement.may_run_twice
+        return may_run_twice and is_faster_by_loss(graph, self.frontiers, self._used)
 
-    def by_loss(self, graph: AutogradGraph, factor: Tensor, weights: Tensor, rows: Rows) -> Sums:
+    def by_loss(self, graph: AutogradGraph, factor: Tensor, weights: Tensor, rows: Rows, check: bool = False) -> Sums:
         """The sums by a backward of each loss, with their rows; without effect on anything else.
 
         Raises:
             RuntimeError: Autograd refuses it.
+            GraphError: The losses' gradients do not add up to that of their sum.
         """
         factors = [factor * weights[task] for task in self.tasks]
-        for task, gradients in zip(self.tasks, gradients_by_loss(graph.losses, self._used, factors), strict=True):
+        found = [gradients_of([loss], self._used, [c]) for loss, c in zip(graph.losses, factors, strict=True)]
+        if check and adds_up(found, self._used, lambda: gradients_of(graph.losses, self._used, factors)):
+            self.measurement.check = False
+        for task, gradients in zip(self.tasks, found, strict=True):
             rows.add([task], self.measurement.laid_out(gradients, self.shared).unsqueeze(0))
         return self._sums(rows, factor, weights)
 
@@ -208,7 +214,8 @@ class BackwardPass:
         """Warn if more than its loss runs backward through a task's head; a first look has seen the loss alone."""
         if (look := self.looks.get(tuple(map(id, self.shared)))) is None:
             return
-        found, alone = self.measurement.norms(sums), self.measurement.norms(look) * self._weights
+        factors = sums.factors / look.factors  # of another backward than the first
+        found, alone = self.measurement.norms(sums), self.measurement.norms(look) * self._weights * factors.abs()
         tolerance = TOLERANCE if self._is_narrow else FINE_TOLERANCE
         apart = (found - alone).abs() > tolerance * torch.maximum(found, alone)
         if bool((apart & torch.isfinite(found + alone)).any()):

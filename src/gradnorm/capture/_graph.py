@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from torch.autograd.graph import get_gradient_edge
 from .._torch_private import output_shape
 from ._collectors import COLLECTING, Edge, origin
 from ._operations import Path, kind
-from ._penalties import penalties
+from ._penalties import uses
 
 
 def _leaf_type() -> type:
@@ -101,27 +101,30 @@ class AutogradGraph:
 
     @functools.cached_property
     def leaves(self) -> dict[Tensor, list[Any]]:
-        """The leaves, each with the nodes that read it but for a penalty, in the order of the forward."""
+        """The leaves, each with the nodes that read it, in the order of the forward."""
         found: dict[Tensor, list[Any]] = {}
         for node in self.children_first:
             for edge in self.ends.get(node, ()):
                 found.setdefault(edge.to.variable, []).append(node)
-        if all(len(nodes) == 1 for nodes in found.values()):  # as without penalties, in most networks
-            return found
-        ignored = penalties(self.children_first, self.inner, self.ends, self.tasks)
-        kept = {leaf: [node for node in nodes if node not in ignored] for leaf, nodes in found.items()}
-        return {leaf: nodes for leaf, nodes in kept.items() if nodes}
+        return found
+
+    @functools.cached_property
+    def uses(self) -> dict[Any, int]:
+        """For each node that reads leaves the mask of the losses that use them, not for a penalty alone."""
+        if all(len(nodes) == 1 for nodes in self.leaves.values()):  # as without penalties, in most networks
+            return self.tasks
+        return uses(self.children_first, self.inner, self.ends, self.tasks)
 
     @property
     def everyone(self) -> int:
         """The mask of all losses."""
         return (1 << len(self.losses)) - 1
 
-    def reach(self, leaf: Tensor) -> int:
-        """The mask of the losses that reach a leaf."""
+    def reach(self, leaf: Tensor, by: Mapping[Any, int] | None = None) -> int:
+        """The mask of the losses that reach a leaf; by `uses` of those that use it."""
         mask = 0
         for node in self.leaves.get(leaf, ()):
-            mask |= self.tasks[node]
+            mask |= (self.tasks if by is None else by)[node]
         return mask
 
     def unmixed(self) -> AutogradGraph:

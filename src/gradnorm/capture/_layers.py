@@ -29,7 +29,9 @@ class _Made(NamedTuple):
     is_plain: bool
 
 
-def last_layers(graph: AutogradGraph, candidates: Sequence[Tensor], passed_over: Sequence[Tensor] = ()) -> list[Tensor]:
+def last_layers(
+    graph: AutogradGraph, candidates: Sequence[Tensor], passed_over: Sequence[Tensor], uses: Mapping[Any, int]
+) -> list[Tensor]:
     """Those of the candidates that no other of them follows on the way to the losses.
 
     What is only added, or scales a normalized tensor, counts where nothing else is.
@@ -42,10 +44,11 @@ def last_layers(graph: AutogradGraph, candidates: Sequence[Tensor], passed_over:
         graph: Of the losses.
         candidates: Leaves of it.
         passed_over: Leaves that are no candidates, but make weights together with them.
+        uses: The mask of each node that reads leaves.
     """
     eligible = (1 << len(candidates)) - 1
-    applied = _first_uses(graph, _applied(graph, [*candidates, *passed_over], eligible))
-    eligible &= _union(bits for node, bits in applied.items() if not is_shift(type(node))) or eligible
+    applied = _first_uses(graph, _applied(graph, [*candidates, *passed_over], eligible, uses))
+    eligible = _union(bits & eligible for node, bits in applied.items() if not is_shift(type(node))) or eligible
     above = dict.fromkeys(graph.children_first, 0)
     last = 0
     for node in reversed(graph.children_first):
@@ -57,9 +60,9 @@ def last_layers(graph: AutogradGraph, candidates: Sequence[Tensor], passed_over:
     return [leaf for i, leaf in enumerate(candidates) if last >> i & 1]
 
 
-def _applied(graph: AutogradGraph, leaves: Sequence[Tensor], eligible: int) -> dict[Any, int]:
+def _applied(graph: AutogradGraph, leaves: Sequence[Tensor], eligible: int, uses: Mapping[Any, int]) -> dict[Any, int]:
     """The nodes at which layers are applied to their inputs, each with the leaves there, as a bit mask."""
-    read = _read(graph, leaves)
+    read = _read(graph, leaves, uses)
     made: dict[Any, _Made] = {}
     applied: dict[Any, int] = {}
     roots = {root.node for root in graph.roots if root is not None}
@@ -78,13 +81,13 @@ def _applied(graph: AutogradGraph, leaves: Sequence[Tensor], eligible: int) -> d
     return applied
 
 
-def _read(graph: AutogradGraph, leaves: Sequence[Tensor]) -> dict[Any, list[tuple[int, int]]]:
+def _read(graph: AutogradGraph, leaves: Sequence[Tensor], uses: Mapping[Any, int]) -> dict[Any, list[tuple[int, int]]]:
     """The nodes that read a leaf where most losses depend on it, with slot and bit."""
     read: dict[Any, list[tuple[int, int]]] = {}
     for i, leaf in enumerate(leaves):
-        most = max(graph.tasks[node].bit_count() for node in graph.leaves[leaf])
+        most = max(uses[node].bit_count() for node in graph.leaves[leaf])
         for node in graph.leaves[leaf]:
-            if graph.tasks[node].bit_count() == most:
+            if uses[node].bit_count() == most:
                 slots = [edge.slot for edge in graph.ends[node] if edge.to.variable is leaf]
                 read.setdefault(node, []).extend((slot, 1 << i) for slot in slots)
     return read

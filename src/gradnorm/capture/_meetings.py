@@ -67,6 +67,7 @@ class AtMeetings(Measurement):
 
     Attributes:
         check: Whether the next measured backward checks itself.
+        may_run_twice: Whether functions that belong to one task may be run again.
         outsiders: Whether more than a task's loss runs backward through what belongs to it alone.
         adds_up: Whether the measurements of several backwards can be added; if not, only one backward is of use.
         takes_products: Whether contributions are propagated to `W`, so that `laid_out` is defined.
@@ -77,7 +78,7 @@ class AtMeetings(Measurement):
 
     def __init__(self, *args: Any, check: bool = True) -> None:
         super().__init__(*args)
-        self.check = check
+        self.check = self.may_run_twice = check
         self.outsiders = Outsiders(check)
         self._sums: Sums | None = None
 

@@ -16,30 +16,34 @@ from .._torch_private import output_shape
 from ._operations import is_product, may_make_weight
 
 
-def penalties(
+def uses(
     children_first: Sequence[Any],
     inner: Mapping[Any, Sequence[Any]],
     ends: Mapping[Any, Sequence[Any]],
     tasks: Mapping[Any, int],
-) -> set[Any]:
-    """The nodes that read leaves for a penalty; the arguments are those of `AutogradGraph`."""
+) -> dict[Any, int]:
+    """The losses, as a bit mask, for which a node that reads leaves uses them; the arguments are `AutogradGraph`'s."""
     plain: set[Any] = set()  # functions of parameters alone; the network's inputs do not appear but in products
     for node in children_first:
         if all(edge.to in plain for edge in inner[node]) and (
             not is_product(type(node)) or _makes_weight(node, ends.get(node, ()))
         ):
             plain.add(node)
-    serves: set[Any] = set()  # of which a layer's weight is made, or what stands in for its input
+    served = dict.fromkeys(plain, 0)  # as a layer's weight, or as what stands in for its input
     for node in reversed(children_first):
         for edge in inner[node]:
-            is_used = node in serves if node in plain else output_shape(edge.to, edge.nr).numel() > 1
-            if is_used and edge.to in plain:
-                serves.add(edge.to)
-    found = {node for node in ends if node in plain and node not in serves}
+            if edge.to in plain and (node in plain or not _is_number(edge)):
+                served[edge.to] |= served[node] if node in plain else tasks[node]
+    used = {node: served.get(node, tasks[node]) for node in ends}
     others = 0
-    for node in ends.keys() - found:
-        others |= tasks[node]
-    return {node for node in found if not tasks[node] & ~others}
+    for mask in used.values():
+        others |= mask
+    return {node: mask | tasks[node] & ~others for node, mask in used.items()}
+
+
+def _is_number(edge: Any) -> bool:
+    """Whether it is one number that is read; a ragged dimension is more."""
+    return all(size == 1 for size in output_shape(edge.to, edge.nr))
 
 
 def _makes_weight(node: Any, ends: Sequence[Any]) -> bool:

@@ -8,7 +8,7 @@ computes. The check costs as much as one measurement, once, and synchronizes wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -103,3 +103,28 @@ _DO_NOT_ADD_UP = (
     "the first measured step checks itself, and the tasks' gradients at W do not add up to the model's: {}, or a hook "
     f"between where the tasks meet and W, does not act on gradients linearly{_REMEDY}"
 )
+
+
+def adds_up(
+    found: Sequence[Sequence[Tensor | None]], used: Sequence[Tensor], whole: Callable[[], Sequence[Tensor | None]]
+) -> bool:
+    """Whether gradients of the losses add up to that of their sum; false where numbers are not finite.
+
+    Args:
+        found: Of each loss, at each tensor of `W`.
+        used: The tensors of `W`.
+        whole: Computes it of their sum.
+
+    Raises:
+        GraphError: They do not, or the latter is another one when it is taken again.
+    """
+    rows = [flat(each, used) for each in found]
+    one, other = flat(whole(), used), flat(whole(), used)
+    scale = torch.stack([row.norm() for row in rows]).sum()
+    if not bool(torch.isfinite(scale)):
+        return False
+    if bool((one - other).norm() > TOLERANCE * scale):
+        raise GraphError(_CHANGES.format("a function"))
+    if bool((sum(rows[1:], rows[0]) - one).norm() > TOLERANCE * scale):
+        raise GraphError(_DO_NOT_ADD_UP.format("a function"))
+    return True

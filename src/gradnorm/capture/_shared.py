@@ -140,6 +140,7 @@ class DetectedLayer(SharedLayer):
         self._seen = 0
         self._announced = False
         self._reach = weakly_keyed({})
+        self._use = weakly_keyed({})
         self._heads: dict[Tensor, None] = {}
         self._used: dict[Tensor, dict[int, Tensor]] = {}
         self._waited: Counter[Tensor] = Counter()
@@ -159,7 +160,7 @@ class DetectedLayer(SharedLayer):
 
     def locate(self, graph: AutogradGraph, tasks: Sequence[int]) -> Sequence[SharedParameter]:
         leaves = tuple(map(id, graph.leaves))
-        if self._here and leaves == self._looked_at and _is_reached(graph, [each.used for each in self._here]):
+        if self._here and leaves == self._looked_at and self._is_reached(graph, [each.used for each in self._here]):
             return self._here
         self._note_reach(graph, tasks)
         if self.awaited:
@@ -176,12 +177,20 @@ class DetectedLayer(SharedLayer):
 
     def candidates(self, graph: AutogradGraph) -> list[Tensor]:
         """The layers in this graph that all declared tasks reach and that are no heads."""
-        everyone = (1 << len(self._tasks)) - 1
-        return [
-            leaf
-            for leaf in graph.leaves
-            if _is_layer(leaf) and self._reach.get(leaf) == everyone and leaf not in self._heads
-        ]
+        known = self._use if self._are_used else self._reach
+        return [leaf for leaf in graph.leaves if known.get(leaf) == self._everyone and leaf not in self._heads]
+
+    @property
+    def _everyone(self) -> int:
+        return (1 << len(self._tasks)) - 1
+
+    @property
+    def _are_used(self) -> bool:
+        """Whether all tasks use some layer; otherwise what they read for penalties counts, too."""
+        return self._everyone in self._use.values()
+
+    def _uses(self, graph: AutogradGraph) -> Mapping[Any, int]:
+        return graph.uses if self._are_used else graph.tasks
 
     def within_reach(self, graph: AutogradGraph, shared: Sequence[SharedParameter]) -> list[Tensor]:
         """The candidates down to which a backward runs nothing twice that may run only once, but for heads of these."""
@@ -264,10 +273,10 @@ class DetectedLayer(SharedLayer):
         _log.info("gradients are compared at the detected layer: %s; see shared=", ", ".join(self.described))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reach": dict(self._reach)}
+        return {**self.__dict__, "_reach": dict(self._reach), "_use": dict(self._use)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _reach=weakly_keyed(state["_reach"]))
+        vars(self).update(state, _reach=weakly_keyed(state["_reach"]), _use=weakly_keyed(state["_use"]))
 
     def _announce_wait(self) -> None:
         if not self._announced:
@@ -303,17 +312,25 @@ class DetectedLayer(SharedLayer):
 
     def _last(self, graph: AutogradGraph) -> list[Tensor]:
         candidates, heads = self.candidates(graph), [head for head in self._heads if head in graph.leaves]
-        last = last_layers(graph, candidates, heads)
-        if last and not _is_reached(graph, last):
-            last = last_layers(graph, [leaf for leaf in candidates if _is_reached_by_all(graph, leaf)], heads) or last
+        uses = self._uses(graph)
+        last = last_layers(graph, candidates, heads, uses)
+        if last and not self._is_reached(graph, last):
+            by_all = [leaf for leaf in candidates if graph.reach(leaf, uses) == graph.everyone]
+            last = last_layers(graph, by_all, heads, uses) or last
         return last
 
+    def _is_reached(self, graph: AutogradGraph, leaves: Sequence[Tensor]) -> bool:
+        """Whether every loss of a graph uses one of these."""
+        uses = self._uses(graph)
+        return functools.reduce(operator.or_, (graph.reach(leaf, uses) for leaf in leaves), 0) == graph.everyone
+
     def _note_reach(self, graph: AutogradGraph, tasks: Sequence[int]) -> None:
-        for leaf in filter(_is_layer, graph.leaves):
-            mask = graph.reach(leaf)
-            for position, task in enumerate(tasks):
-                if mask >> position & 1:
-                    self._reach[leaf] = self._reach.get(leaf, 0) | 1 << task
+        for known, by in ((self._use, graph.uses), (self._reach, graph.tasks)):
+            for leaf in filter(_is_layer, graph.leaves):
+                mask = graph.reach(leaf, by)
+                for position, task in enumerate(tasks):
+                    if mask >> position & 1:
+                        known[leaf] = known.get(leaf, 0) | 1 << task
         for task in tasks:
             self._seen |= 1 << task
 
@@ -336,11 +353,6 @@ class DetectedLayer(SharedLayer):
 def _is_layer(leaf: Tensor) -> bool:
     """A parameter with two or more dimensions above one: [C, 1, 1] is a vector in disguise."""
     return isinstance(leaf, nn.Parameter) and sum(size > 1 for size in leaf.shape) > 1
-
-
-def _is_reached(graph: AutogradGraph, leaves: Sequence[Tensor]) -> bool:
-    """Whether every loss of a graph reaches one of these."""
-    return functools.reduce(operator.or_, map(graph.reach, leaves), 0) == graph.everyone
 
 
 def _is_reached_by_all(graph: AutogradGraph, leaf: Tensor) -> bool:

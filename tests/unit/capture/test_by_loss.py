@@ -1,12 +1,13 @@
 """Where tasks meet at every step of a recurrence, measuring costs a backward per task, and is exact."""
 
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
-from gradnorm import GradNorm
+from gradnorm import GradNorm, GraphError
 
 STEPS = 24
 
@@ -20,16 +21,20 @@ class Unrolled(nn.Module):
         self.cell, self.heads = nn.GRUCell(4, 8), nn.ModuleList(nn.Linear(8, 1) for _ in range(2))
         self.is_interleaved = is_interleaved
         self.nodes = []
+        self.first, self.hook, self.around_heads = nn.Identity(), None, nullcontext
 
     def losses(self, steps=STEPS):
         h, states, outputs, self.nodes = torch.zeros(3, 8), [], [], []
         for x in torch.randn(steps, 3, 4, generator=torch.Generator().manual_seed(1)):
-            h = self.cell(x, h)
+            h = self.cell(self.first(x), h)
+            if self.hook is not None:
+                h.register_hook(self.hook)
             self.nodes.append(h.grad_fn)
             states.append(h)
             if self.is_interleaved:
                 outputs.append([head(h) for head in self.heads])
-        outputs = outputs or [[head(h) for head in self.heads] for h in states]
+        with self.around_heads():
+            outputs = outputs or [[head(h) for head in self.heads] for h in states]
         return [sum((each[i] - i - 1).square().mean() for each in outputs) / steps for i in range(2)]
 
 
@@ -65,7 +70,7 @@ def test_the_gradients_are_those_of_each_loss_and_the_model_s_that_of_their_sum(
 def test_no_function_runs_more_often_than_once_per_backward(is_interleaved):
     net = Unrolled(is_interleaved)
     balancer = GradNorm(2, model=net)
-    for most in (1 + 2 * 2, 1 + 2):  # the first step looks, too
+    for most in (1 + 2 + 2 + 2, 1 + 2):  # the first step looks and checks, too
         loss = balancer(net.losses())
         runs = Counter()
         for i, node in enumerate(net.nodes):
@@ -103,6 +108,39 @@ def test_functions_that_may_run_only_once_run_once():
 class _Applied(nn.Module):
     def forward(self, x):
         return Once.apply(x)
+
+
+@pytest.mark.parametrize("where", ["named", "detected"])
+def test_a_function_that_is_not_torch_s_before_w_changes_nothing(where):
+    net = Unrolled(is_interleaved=True)
+    net.first = nn.Sequential(nn.Linear(4, 4), _Applied())
+    balancer = GradNorm(2, model=net, update="closed-form", shared=net.cell if where == "named" else None)
+    balancer(net.losses()).backward()
+    assert {*balancer.shared} >= {net.cell.weight_ih, net.cell.weight_hh}
+
+
+@pytest.mark.parametrize(("hook", "said"), [(torch.rand_like, "another one"), (torch.sign, "do not add up")])
+def test_what_is_not_linear_or_random_between_heads_and_w_is_told_in_the_first_step(hook, said):
+    net = Unrolled(is_interleaved=True)
+    net.hook = hook
+    with pytest.raises(GraphError, match=said):
+        GradNorm(2, shared=net.cell)(net.losses()).backward()
+
+
+def test_saved_tensors_that_can_be_unpacked_only_once():
+    net, saved = Unrolled(is_interleaved=False), []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return len(saved) - 1
+
+    def unpack(i):
+        tensor, saved[i] = saved[i], None
+        assert tensor is not None
+        return tensor
+
+    net.around_heads = lambda: torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+    GradNorm(2, shared=net.cell, initial_weights=None, check=False)(net.losses()).backward()
 
 
 def test_a_loss_outside_the_balancer_is_not_counted():

@@ -333,6 +333,14 @@ def test_a_penalty_of_the_balanced_loss_s_gradient_is_named():
         (loss + sum(each.square().sum() for each in gradients)).backward()
 
 
+@pytest.mark.parametrize("factors", [(0.3, 0.7), (1.0, -2.0)])
+def test_a_second_backward_with_another_factor_is_no_alarm(factors):
+    net = Net()
+    loss = GradNorm(["near", "far"], model=net)(net.losses(normal(32, 8, seed=1)))
+    for factor in factors:
+        (factor * loss).backward(retain_graph=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_three_percent_of_a_second_loss_are_told_from_rounding_in_float32_alone(dtype):
     net = Net().to(dtype)

@@ -71,6 +71,12 @@ def test_what_is_added_is_w_where_nothing_else_is_shared():
     assert found(losses, 2) is image
 
 
+def test_what_is_added_is_w_where_only_joined_heads_follow():
+    positions, joint = nn.Parameter(torch.randn(5, 6)), nn.Linear(6, 2)
+    y = joint((batch() + positions).relu())
+    assert found([y[:, 0].square().mean(), (y[:, 1] - 1).square().mean()], 2) is positions
+
+
 def test_tied_weights_count_where_the_common_forward_uses_them():
     embedding, layer, head = nn.Embedding(10, 8), nn.Linear(8, 8), nn.Linear(8, 1)
     features = layer(embedding(torch.tensor([1, 2]))).relu()
