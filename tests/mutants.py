@@ -83,7 +83,12 @@ MUTANTS = [
         "return False",
         BY_LOSS,
     ),
-    Mutant("capture/_backward_pass.py", "takes_products and self.measurement.may_run_twice", "takes_products", BY_LOSS),
+    Mutant(
+        "capture/_backward_pass.py",
+        "takes_products and self.measurement.may_run_twice and",
+        "takes_products and",
+        BY_LOSS,
+    ),
     Mutant("capture/_backward_pass.py", "if check and adds_up(", "if check and not found and adds_up(", BY_LOSS),
     Mutant("capture/_backward_pass.py", "self._weights * factors.abs()", "self._weights", FOREIGN),
     Mutant("capture/_self_check.py", "if bool((one - other).norm() >", "if bool((one - one).norm() >", BY_LOSS),

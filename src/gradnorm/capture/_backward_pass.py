@@ -33,7 +33,7 @@ from ._meetings import AtMeetings, GradientBuffer, Meeting
 from ._operations import FINE_TOLERANCE, TOLERANCE
 from ._rows import RowNorms, Rows, WholeRows
 from ._self_check import adds_up
-from ._shared import SharedParameter
+from ._shared import SharedParameter, is_distributed
 
 _NONE = -1
 """Identifier of no backward."""
@@ -112,8 +112,9 @@ class BackwardPass:
 
     def is_by_loss(self, graph: AutogradGraph) -> bool:
         """Whether to run a backward of each loss rather than products from where tasks meet."""
-        may_run_twice = self.measurement.takes_products and self.measurement.may_run_twice
-        return may_run_twice and is_faster_by_loss(graph, self.frontiers, self._used)
+        is_split = any(is_distributed(each) for part in self.shared for each in (part.parameter, part.used))
+        is_possible = self.measurement.takes_products and self.measurement.may_run_twice and not is_split
+        return is_possible and is_faster_by_loss(graph, self.frontiers, self._used)
 
     def by_loss(self, graph: AutogradGraph, factor: Tensor, weights: Tensor, rows: Rows, check: bool = False) -> Sums:
         """The sums by a backward of each loss, with their rows; without effect on anything else.

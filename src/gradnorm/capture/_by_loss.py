@@ -16,7 +16,6 @@ from ._collectors import Edge
 from ._graph import AutogradGraph, TaskFrontier
 from ._looks import look
 from ._operations import Path
-from ._shared import is_distributed
 
 FEWEST_PLACES = 8
 """With fewer, nothing is counted."""
@@ -28,7 +27,7 @@ PASSED_BY = 50
 
 def is_faster_by_loss(graph: AutogradGraph, frontiers: Sequence[TaskFrontier], shared: Sequence[Tensor]) -> bool:
     """Whether a backward of each loss runs fewer functions than the products from all places where tasks meet."""
-    if len({frontier.at for frontier in frontiers}) < FEWEST_PLACES or any(map(is_distributed, shared)):
+    if len({frontier.at for frontier in frontiers}) < FEWEST_PLACES:
         return False
     if any(frontier.whole is Path.FOREIGN for frontier in frontiers):  # which may be able to run only once
         return False
