@@ -128,7 +128,7 @@ class BackwardPass:
         if check and adds_up(found, self._used, lambda: gradients_of(graph.losses, self._used, factors)):
             self.measurement.check = False
         for task, gradients in zip(self.tasks, found, strict=True):
-            rows.add([task], self.measurement.laid_out(gradients, self.shared).unsqueeze(0))
+            rows.add([task], self.measurement.layer.laid_out(gradients, self.shared).unsqueeze(0))
         return self._sums(rows, factor, weights)
 
     @property

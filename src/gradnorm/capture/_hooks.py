@@ -21,7 +21,7 @@ from ._measurement import BalancedLoss, FindOpening, Present, Sums, Wanted
 from ._meetings import AtMeetings, Meeting
 from ._products import REENTRANT, Gradients, batched_product, can_be_batched, product
 from ._self_check import SelfCheck
-from ._shared import SharedParameter, entry_count, flat, is_distributed, whole
+from ._shared import SharedParameter, entry_count, is_distributed, whole
 
 
 class AtFrontier(AtMeetings):
@@ -109,20 +109,12 @@ class AtLayer(AtFrontier):
                 for each in gradients:
                     _product(meeting, each, used)
             try:
-                return self.laid_out(batched_product(meeting.node, gradients, used), shared, (len(gradients),))
+                return self.layer.laid_out(batched_product(meeting.node, gradients, used), shared, (len(gradients),))
             except RuntimeError:
                 self._batches, meeting.check = False, None
         found = [_product(meeting, each, used) for each in gradients]
-        rows = [self.laid_out(each, shared) for each in found]
+        rows = [self.layer.laid_out(each, shared) for each in found]
         return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
-
-    def laid_out(
-        self, found: Sequence[Tensor | None], shared: Sequence[SharedParameter], batch: Sequence[int] = ()
-    ) -> Tensor:
-        """[*, N]; `batch` are the sizes of dimensions before those of `W`."""
-        by_part = dict(zip(map(id, shared), found, strict=True))
-        parts = self.layer.parameters
-        return flat([by_part.get(id(part)) for part in parts], [part.used for part in parts], batch)
 
     def can_be_batched(self, meeting: Meeting, shared: Sequence[SharedParameter], device: torch.device) -> bool:
         usable = self._batches and not any(is_distributed(part.used) for part in shared)

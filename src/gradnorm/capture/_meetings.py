@@ -70,7 +70,7 @@ class AtMeetings(Measurement):
         may_run_twice: Whether functions that belong to one task may be run again.
         outsiders: Whether more than a task's loss runs backward through what belongs to it alone.
         adds_up: Whether the measurements of several backwards can be added; if not, only one backward is of use.
-        takes_products: Whether contributions are propagated to `W`, so that `laid_out` is defined.
+        takes_products: Whether contributions are propagated to `W`.
     """
 
     adds_up = True
@@ -102,10 +102,6 @@ class AtMeetings(Measurement):
     @abstractmethod
     def entries(self, meeting: Meeting, gradients: Sequence[Gradients], shared: Sequence[SharedParameter]) -> Tensor:
         """[K, N], the entries to add for the contributions of K tasks to one shared node."""
-
-    def laid_out(self, found: Sequence[Tensor | None], shared: Sequence[SharedParameter]) -> Tensor:
-        """[N], the gradients at the parts of `W` that a graph shows, flat, in the order of all of `W`."""
-        raise NotImplementedError
 
     def can_be_batched(self, meeting: Meeting, shared: Sequence[SharedParameter], device: torch.device) -> bool:
         """Whether to measure the contributions of all tasks together."""

@@ -89,6 +89,19 @@ class SharedLayer(ABC):
             GraphError: There is no such parameter.
         """
 
+    def laid_out(
+        self, found: Sequence[Tensor | None], shared: Sequence[SharedParameter], batch: Sequence[int] = ()
+    ) -> Tensor:
+        """[*, N], the gradients at the parts that a graph shows, flat, in the order of all of `W`.
+
+        Args:
+            found: One for each of `shared`, `None` for zero, perhaps with dimensions `batch` before its own.
+            shared: The parts that the graph shows.
+            batch: Sizes.
+        """
+        by_part = dict(zip(map(id, shared), found, strict=True))
+        return flat([by_part.get(id(part)) for part in self.parameters], [part.used for part in self.parameters], batch)
+
     @property
     def tensors(self) -> list[Tensor]:
         """The parameters themselves."""
