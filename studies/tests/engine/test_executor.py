@@ -58,6 +58,7 @@ def test_runs_on_other_data_are_refused(tmp_path):
 
 def test_a_folder_without_any_run_takes_other_settings(tmp_path):
     claim(tmp_path, TOY.name, TOY.recorded(), TOY.learning_rates())
+    (tmp_path / "runs").rmdir()  # as by hand, to start again
     other = Toy(replace(TOY.config, steps=6))
     run(other, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 6

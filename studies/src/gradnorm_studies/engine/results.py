@@ -66,18 +66,19 @@ def claim(out: Path, name: str, settings: Mapping[str, Any], rates: Mapping[str,
         UsageError: It holds something else, or the same study with other settings or rates.
     """
     config = json.loads(json.dumps({"study": name, **settings, "learning_rates": rates}))
-    path = out / "config.json"
+    path, runs = out / "config.json", out / "runs"
+    has_runs = runs.is_dir() and any(runs.iterdir())
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found != config and any((out / "runs").iterdir()):
+        if found != config and has_runs:
             raise UsageError(
                 f"--out {out} holds a run with other settings ({_differences(found, config)}). "
                 f"It is left as it is: give another --out, or the same settings to resume it."
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists and holds no run of gradnorm. It is left as it is: give another --out.")
-    (out / "runs").mkdir(parents=True, exist_ok=True)
-    if not any((out / "runs").iterdir()):
+    runs.mkdir(parents=True, exist_ok=True)
+    if not has_runs:
         write_whole(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
     _try_writing(out)
 
