@@ -95,7 +95,9 @@ MUTANTS = [
     Mutant("capture/_first_look.py", "self._is_foreign and not is_by_loss", "self._is_foreign", BY_LOSS),
     Mutant("capture/_layers.py", "_union(bits & eligible for", "_union(bits for", SHARED),
     Mutant("capture/_by_loss.py", "frontier.whole is Path.FOREIGN for", "False for", f"{BY_LOSS} {FOREIGN}"),
-    Mutant("capture/_backward_pass.py", "self.graph = graph  # of", "# of", BY_LOSS),
+    Mutant(
+        "capture/_backward_pass.py", "if self.graph is not None and self.is_by_loss(self.graph)", "if False", BY_LOSS
+    ),
     Mutant("capture/_backward_pass.py", "[factor * weights[task] for task", "[factor for task", BY_LOSS),
     Mutant("capture/_graph.py", "mixing = self._passed_by & self.inner.keys()", "mixing = set()", CASES),
     Mutant("capture/_backward_pass.py", "taken_alone(graph.unmixed(), ", "taken_alone(graph, ", ALONE),

@@ -97,12 +97,11 @@ class BackwardPass:
             look(self, factor)
         if self.opening is not None and self.opening.weights is not None:
             weights = self.opening.weights
-        graph, self.graph = self.graph, None  # hooks must not lead to it
-        if graph is not None and self.is_by_loss(graph):
-            self.graph = graph  # of which there are no hooks
+        if self.graph is not None and self.is_by_loss(self.graph):
             rows = self._new_rows(dict.fromkeys(self.tasks, 1))
-            self.measurement.add(self.by_loss(graph, factor, weights, rows, check=self.measurement.check))
+            self.measurement.add(self.by_loss(self.graph, factor, weights, rows, check=self.measurement.check))
             return weights
+        graph, self.graph = self.graph, None  # hooks must not lead to it
         alone = self._losses_alone(graph, factor, weights)
         if self.frontiers:
             self.watch()
