@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant("capture/_penalties.py", "not _is_number(edge)", "True", PENALTIES),
     Mutant("capture/_penalties.py", "served[node] if node in plain else tasks[node]", "tasks[node]", PENALTIES),
     Mutant("capture/_penalties.py", "mask | tasks[node] & ~others", "mask", PENALTIES),
-    Mutant("capture/_shared.py", "return self._everyone in self._use.values()", "return True", PENALTIES),
+    Mutant("capture/_detected.py", "return self._everyone in self._used_by.values()", "return True", PENALTIES),
     Mutant("capture/_penalties.py", "or _makes_weight(node, ends.get(node, ()))", "", PENALTIES),
     Mutant("capture/_penalties.py", "not has_input", "True", f"{PENALTIES} {ARCHITECTURES}"),
     Mutant("capture/_layers.py", "if not is_shift(type(node))) or eligible", ") or eligible", SHARED),
@@ -133,17 +133,22 @@ MUTANTS = [
     ),
     Mutant("capture/_first_look.py", "if sums is not None and not bool(sums.entries.any())", "if False", SHARED),
     Mutant("capture/_first_look.py", " and not idle.equal(sums.counts > 0)", "", SHARED),
-    Mutant("capture/_shared.py", "self._waited.update(parts - counted)", "self._waited.update(parts)", SHARED),
-    Mutant("capture/_shared.py", " and bool(used.any()):  # or", ":  # or", SHARED),
+    Mutant("capture/_detected.py", "self._waited.update(parts - counted)", "self._waited.update(parts)", SHARED),
+    Mutant("capture/_detected.py", " and bool(used.any()):  # or", ":  # or", SHARED),
     Mutant(
-        "capture/_shared.py",
+        "capture/_detected.py",
         "min(users, default=0) >= min(2, len(self._tasks))",
         "True",
         "unit/capture/test_concatenated.py",
     ),
-    Mutant("capture/_shared.py", "self._reach = weakly_keyed({})", "self._reach = {}", "unit/capture/test_lifetime.py"),
+    Mutant(
+        "capture/_detected.py",
+        "self._reached_by = weakly_keyed({})",
+        "self._reached_by = {}",
+        "unit/capture/test_lifetime.py",
+    ),
     Mutant("capture/_first_look.py", "if is_wanted or has_waited else None", "if is_wanted else None", SHARED),
-    Mutant("capture/_shared.py", " if blocked.isdisjoint(graph.leaves[leaf])]", "]", SHARED),
+    Mutant("capture/_detected.py", " if blocked.isdisjoint(graph.leaves[leaf])]", "]", SHARED),
     Mutant("capture/_first_look.py", " and not layer.has_told_idle", "", "unit/capture/test_concatenated.py"),
     Mutant(
         "capture/_first_look.py",
@@ -153,18 +158,18 @@ MUTANTS = [
     ),
     Mutant("_balancer.py", "self._step_opening.weights = None", "pass", RULES),
     Mutant("_balancer.py", "self._loss_weights.restore_sum()", "pass", RULES),
-    Mutant("capture/_shared.py", "if bool(of_tasks.any())]", "]", SHARED),
+    Mutant("capture/_detected.py", "if bool(of_tasks.any())]", "]", SHARED),
     Mutant(
-        "capture/_shared.py",
+        "capture/_detected.py",
         "self._heads, self.parameters, self._here = heads, parameters, here",
         "self.parameters, self._here = parameters, here",
         SHARED,
     ),
     Mutant(
-        "capture/_shared.py", "if self._here and leaves == self._looked_at and ", "if self._here and ", ARCHITECTURES
+        "capture/_detected.py", "if self._here and leaves == self._looked_at and ", "if self._here and ", ARCHITECTURES
     ),
     Mutant(
-        "capture/_shared.py", "self._heads.pop(shared.parameter, None)", "pass", "unit/capture/test_concatenated.py"
+        "capture/_detected.py", "self._heads.pop(shared.parameter, None)", "pass", "unit/capture/test_concatenated.py"
     ),
     Mutant("capture/_measurement.py", "self._stay = False", "self._stay = True", WINDOW),
     Mutant("capture/_measurement.py", "self._stay = self._stay or any(", "self._stay = self._stay and any(", WINDOW),

@@ -23,13 +23,13 @@ from .._errors import GraphError, warn
 from .._torch_private import without_hooks
 from ._backward_pass import BackwardPass
 from ._collectors import Edge
+from ._detected import DetectedLayer, without_gradient
 from ._graph import AutogradGraph
 from ._looks import look
 from ._measurement import Opening, Sums
 from ._operations import TOLERANCE, Path, kind
 from ._products import refusal
 from ._rows import WholeRows
-from ._shared import DetectedLayer, without_gradient
 
 PATIENCE = 10
 """Steps after which a layer is taken or left as it is; a warm-up may start with a learning rate of zero."""
