@@ -186,6 +186,17 @@ def test_batches_are_those_of_the_seed_and_step():
     assert not torch.equal(one._batch(3).image, second._batch(3).image)
 
 
+def test_processes_share_the_batch_that_one_would_have(monkeypatch):
+    whole, part = (small(batch=batch) for batch in (8, 4))
+    expected = whole.experiment(job_of(whole, "equal"))._batch(3).image
+    one = part.experiment(job_of(part, "equal"))
+    found = []
+    for rank in range(2):
+        monkeypatch.setattr(VisionModule, "_place", (rank, 2))
+        found.append(one._batch(3).image)
+    assert torch.equal(torch.cat(found), expected)
+
+
 @pytest.mark.parametrize(
     ("methods", "message"),
     [("gradnorm,fairness", r"'fairness'.*choose from"), ("equal,static", "gradnorm's averages: add it")],

@@ -25,7 +25,7 @@ from gradnorm_studies.analysis.metrics import Row
 from gradnorm_studies.engine.experiment import Experiment, Job, Split, Stop, step_generator
 from gradnorm_studies.engine.results import write_result
 from gradnorm_studies.engine.training import CHECKPOINT_SECONDS, HEARTBEAT_STEPS, evaluation
-from gradnorm_studies.vision.data.augment import augment
+from gradnorm_studies.vision.data.augment import DRAWS, augment
 from gradnorm_studies.vision.data.sample import Sample
 from gradnorm_studies.vision.loading import Images, load
 from gradnorm_studies.vision.models.dense import Dense, Head
@@ -86,13 +86,17 @@ class VisionModule(LightningModule, Experiment):
     def _batch(self, step: int) -> Sample:
         generator = step_generator(self.job.seed, step)
         train = load(self._images, "train")
-        indices = torch.randint(len(train.image), (self.config.batch * self._processes,), generator=generator)
-        mine = indices.chunk(self._processes)[self.global_rank if self._trainer else 0]
-        return augment(train.map(lambda values: values[mine].to(self.device)), generator)
+        rank, processes = self._place
+        count = self.config.batch * processes
+        indices = torch.randint(len(train.image), (count,), generator=generator)
+        draws = torch.rand(count, DRAWS, generator=generator)
+        own, drawn = indices.chunk(processes)[rank], draws.chunk(processes)[rank]
+        return augment(train.map(lambda values: values[own].to(self.device)), drawn)
 
     @property
-    def _processes(self) -> int:
-        return self.trainer.world_size if self._trainer else 1
+    def _place(self) -> tuple[int, int]:
+        """Rank, and number of processes."""
+        return (self.global_rank, self.trainer.world_size) if self._trainer else (0, 1)
 
     def evaluate(self, split: Split) -> dict[str, float]:
         """Every metric of every task, and on test images every task's loss."""

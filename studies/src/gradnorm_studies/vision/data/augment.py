@@ -16,14 +16,17 @@ FACTORS = (1.0, 1.2, 1.5)
 """The usual scales for NYUv2."""
 
 
-def augment(batch: Sample, generator: torch.Generator) -> Sample:
+DRAWS = 4
+"""Random numbers that a sample takes."""
+
+
+def augment(batch: Sample, draws: Tensor) -> Sample:
     """Random scale from `FACTORS`, random crop, and a horizontal flip with probability ½, per sample.
 
     Args:
         batch: A batch, on any device.
-        generator: A CPU generator; advances by four numbers per sample.
+        draws: [B, DRAWS], uniform numbers in [0, 1), on the CPU.
     """
-    draws = torch.rand(len(batch.image), 4, generator=generator)
     factors = draws.new_tensor(FACTORS)[(draws[:, 0] * len(FACTORS)).long()]
     kept = scale(batch, factors, draws[:, 2:])
     mirrored = (draws[:, 1] < 0.5).to(batch.image.device)
