@@ -1,6 +1,7 @@
 """Runs beside the blocks of a page: ends what each prints with a mark, and looks at the balancers that it made."""
 
 import functools
+import warnings
 
 import gradnorm
 
@@ -12,7 +13,8 @@ made = []
 
 
 def watch():
-    """Keep every balancer that is made from now on."""
+    """Keep every balancer that is made from now on; a network that diverges is an error."""
+    warnings.filterwarnings("error", ".*gradient norm is not finite")
     original = gradnorm.GradNorm.__init__
 
     @functools.wraps(original)
