@@ -116,7 +116,7 @@ class Training(NamedTuple):
         min_weight: Lower bound on the weights; 0 for none.
         is_frozen: Whether weights are frozen.
         is_constant: Whether the update rule itself keeps them.
-        unbalanced: Why no weight was ever updated; `None` if one was.
+        unbalanced: The sentence that says why no weight was updated, or no longer; `None` if one is.
     """
 
     weights: Tensor
@@ -252,7 +252,7 @@ def conflicts(tasks: Sequence[str], table: Tensor | None) -> Iterator[str]:
 def _progress(tasks: Sequence[str], series: Series, training: Training) -> tuple[list[str], list[str]]:
     """Whether the weights have converged: findings and advice."""
     if training.unbalanced is not None:
-        return [], [f"No weight has been updated: {training.unbalanced}."]
+        return [], [training.unbalanced]
     skips = list(_skips(training, series))
     findings, advice = ([], skips) if 100 * training.skipped >= training.steps else (skips, [])
     waiting = [task for task, first in zip(tasks, training.initial_losses.tolist(), strict=True) if first != first]

@@ -473,8 +473,9 @@ class GradNorm(SealedModule):
             StateError: Nothing has been measured yet.
         """
         if not len(self.history):
+            why = self._silence.remark_on_no_step(self._situation())
             raise StateError(
-                "no step is in the history: train first (with history=0 none is kept); before training, "
+                f"no step is in the history: {why or 'train first'} (with history=0 none is kept); before training, "
                 "gradnorm.diagnose(losses) analyzes one batch"
             )
         training = Training(
@@ -488,7 +489,7 @@ class GradNorm(SealedModule):
             min_weight=getattr(self._loss_weights.rule, "min_weight", 0.0),
             is_frozen=self._frozen,
             is_constant=self._loss_weights.rule.is_constant,
-            unbalanced=self._silence.no_effect(self._situation()),
+            unbalanced=self._silence.remark(self._situation()),
         )
         return describe(self.history, training)
 

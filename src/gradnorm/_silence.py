@@ -1,10 +1,11 @@
-"""Detects silent failure: a run in which no weight is ever updated warns once, with the likely cause.
+"""Detects silent failure: a run in which no weight is updated, or no longer, warns once, with the likely cause.
 
 Nothing fails where `step()` was forgotten, or where every batch has one task only: the network trains, with its initial
 loss weights. So balanced losses are counted, and at the hundredth it is checked whether a weight has been updated. Only
 then is the device read, and the check is postponed where an update may still come: while gradients are accumulated,
 while `L(0)` is averaged, while few steps were measured. Whether the network itself is trained shows in the version
-counter of `W`.
+counter of `W`. From then on the losses since the last step are counted: a validation may have left the balancer in
+`eval()`, or a new optimizer may step.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Situation(NamedTuple):
 
 
 class Silence:
-    """Counts balanced losses until a weight is updated; one per balancer.
+    """Counts balanced losses until a weight is updated, then those between updates; one per balancer.
 
     Args:
         is_meant: Whether weights are constant on purpose: `freeze()` was called.
@@ -74,6 +75,9 @@ class Silence:
         self._updates = 0
         self._start: tuple[Tensor, Tensor] | None = None
         self._found_inf: Tensor | None = None
+        self._is_later = False
+        self._has_stopped = False
+        self._has_told_stop = False
 
     # Nothing here runs while a compiler traces: it would recompile for each count.
 
@@ -84,7 +88,7 @@ class Silence:
         if not is_training:  # this is for validation, unless a step follows
             self._is_pending = True
             return
-        if not self._watched:
+        if not self._watched and (not self._is_later or self._count >= PATIENCE // 2):
             self._watched = [(tensor, changes(tensor)) for tensor in situation().measurement.layer.tensors]
         self._count += 1
         self._ask(situation)
@@ -101,12 +105,14 @@ class Silence:
 
     def stepped(self) -> None:
         """Count a step, measured or not."""
-        if not self._is_over:
+        if self._is_later:
+            self._wait()
+        elif not self._is_over:
             self._has_stepped = True
 
     def updates(self, loss_weights: LossWeights, found_inf: Tensor | None) -> None:
         """Count an update; whether the weights change is known on the device only."""
-        if self._is_over or torch.compiler.is_compiling():
+        if self._is_over or self._is_later or torch.compiler.is_compiling():
             return
         if self._start is None:
             self._start = loss_weights.weights.clone(), loss_weights.skipped.clone()
@@ -114,13 +120,20 @@ class Silence:
         self._found_inf = found_inf
 
     def _ask(self, situation: Callable[[], Situation]) -> None:
-        if self._count < self._limit:
+        if self._count < self._limit or self._has_stopped:
             return
         known = situation()
         if known.is_frozen and self.is_meant:
             self._count = 0
-        elif self._has_updated(known):
-            self._end()
+        elif self._is_later and not self._is_early(known):
+            self._has_stopped = True
+            if not self._has_told_stop:
+                self._has_told_stop = True
+                message = _STOPPED_MEASURING if known.loss_weights.rule.is_constant else _STOPPED
+                warn(message.format(count=self._count, cause=self.cause(known)))
+        elif not self._is_later and self._has_updated(known):
+            self._is_later, self._has_stepped, self._start = True, False, None
+            self._wait()
         elif self._is_early(known):
             self._limit += 1 if self._overflows == 1 else self._limit
         else:
@@ -131,6 +144,11 @@ class Silence:
 
     def _end(self) -> None:
         self._is_over, self._watched = True, []
+
+    def _wait(self) -> None:
+        """Begin to count anew, as after each step."""
+        self._count, self._limit, self._overflows, self._watched = 0, PATIENCE, 0, []
+        self._is_pending = self._was_refused = self._has_stopped = False
 
     def _has_updated(self, known: Situation) -> bool:
         if known.loss_weights.rule.is_constant:
@@ -159,16 +177,25 @@ class Silence:
     # -------------------------------------------------------------------------------------------------------- causes
 
     def cause(self, known: Situation) -> str | None:
-        """Why no weight was updated so far, and what to do; `None` if one was, or if nothing is wrong."""
-        if self._has_updated(known):
+        """Why no weight was updated so far, or no longer, and what to do; `None` if one was, or if nothing is wrong."""
+        if not self._is_later and self._has_updated(known):
             return None
         if self._start is not None:
             return next(self._causes_of_no_effect(known), None)
         return next(self._causes_of_no_update(known))
 
-    def no_effect(self, known: Situation) -> str | None:
-        """The cause where updates were made."""
-        return None if self._start is None else self.cause(known)
+    def remark(self, known: Situation) -> str | None:
+        """What a report says of a run with steps, in which no weight is updated; `None` if one is."""
+        if self._has_stopped and not (known.is_frozen and self.is_meant):
+            return f"No weight has been updated for {self._count:,} balanced losses: {self.cause(known)}."
+        cause = None if self._start is None else self.cause(known)
+        return None if cause is None else f"No weight has been updated: {cause}."
+
+    def remark_on_no_step(self, known: Situation) -> str | None:
+        """What a report says where losses were balanced and no step was made; `None` if there were none."""
+        if self._count < 2 or (known.is_frozen and self.is_meant) or (cause := self.cause(known)) is None:
+            return None
+        return f"losses were balanced, and no weight was updated: {cause}"
 
     def _causes_of_no_update(self, known: Situation) -> Iterator[str]:
         sums = known.measurement.sums
@@ -184,7 +211,9 @@ class Silence:
             yield _OVERFLOW
         if sums is None and known.is_due:
             yield _NO_BACKWARD
-        yield _NO_STEP if known.attached is None else _NO_OPTIMIZER_STEP.format(known.attached)
+        if known.attached is not None:
+            yield _NO_OPTIMIZER_STEP.format(known.attached)
+        yield (_NO_LONGER if self._is_later else _NEVER) + _NO_STEP
 
     def _causes_of_no_effect(self, known: Situation) -> Iterator[str]:
         assert known.last is not None
@@ -247,8 +276,14 @@ _MESSAGE = (
     "they are; if that is meant, balancer.freeze() says so."
 )
 _UNMEASURED = "The monitor was given {count:,} losses and has measured nothing: {cause}."
+_STOPPED = (
+    "GradNorm has balanced {count:,} losses since the weights were last updated: {cause}. Training continues with the "
+    "weights as they are; if that is meant, balancer.freeze() says so."
+)
+_STOPPED_MEASURING = "The monitor was given {count:,} losses since it last measured: {cause}."
+_NEVER, _NO_LONGER = "step() was never called", "step() is no longer called"
 _NO_STEP = (
-    "step() was never called, and the balancer is attached to no optimizer (a copy of an attached balancer is not). "
+    ", and the balancer is attached to no optimizer (a copy of an attached balancer is not). "
     "Call balancer.step() after each optimizer.step(), or balancer.attach(optimizer) once"
 )
 _NO_OPTIMIZER_STEP = (

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -10,7 +11,7 @@ import warnings
 import pytest
 import torch
 
-from gradnorm import Descent, GradNorm, GraphError
+from gradnorm import Descent, GradNorm, GraphError, StateError
 from gradnorm._errors import warn
 
 from .networks import Net, batch, cpu_only
@@ -302,6 +303,101 @@ def test_the_question_is_put_off_while_first_losses_are_averaged():
     assert TinyRate.cause in said
 
 
+# ------------------------------------------------------------------------------------------------- no longer balanced
+
+
+class EvalKept(Run):
+    """`train()` is forgotten after a validation."""
+
+    cause = "the balancer is in eval()"
+
+    def stop(self):
+        self.balancer.eval()
+
+
+class NewOptimizer(Run):
+    cause = "it was attached to SGD, whose step() has not completed since"
+
+    def stop(self):
+        self.first, self.optimizer = self.optimizer, torch.optim.SGD(self.net.parameters(), lr=1e-4)
+
+
+class Detached(Run):
+    cause = "step() is no longer called"
+
+    def stop(self):
+        self.handle.remove()
+
+
+class StepLost(Detached):
+    def __init__(self):
+        super().__init__(attach=False)
+        self.is_lost = False
+
+    def stop(self):
+        self.is_lost = True
+
+    def step(self):
+        super().step()
+        if not self.is_lost:
+            self.balancer.step()
+
+
+class AnotherLoss(Run):
+    cause = "no backward has come through"
+
+    def stop(self):
+        self.backward = lambda step: (self.balancer(self.losses(step)), sum(self.losses(step).values()).backward())
+
+
+class LoadedFrozenLater(Run):
+    cause = "it is frozen, by a state_dict"
+
+    def stop(self):
+        self.balancer.load_state_dict(copy.deepcopy(self.balancer).freeze().state_dict())
+
+
+STOPPED = [EvalKept, NewOptimizer, Detached, StepLost, AnotherLoss, LoadedFrozenLater]
+
+
+@pytest.mark.parametrize("before", [1, 130])
+@pytest.mark.parametrize("kind", STOPPED, ids=name_of)
+def test_a_run_that_no_longer_balances_names_the_cause_once(kind, before):
+    run = kind()
+    assert run.train(before) == []
+    run.stop()
+    said = run.train(300)
+    assert len(said) == 1
+    assert run.cause in said[0]
+    assert "since the weights were last updated" in said[0] or before == 1
+    assert run.train(300) == []
+
+
+def test_a_report_on_weights_that_are_no_longer_updated_says_so():
+    run = EvalKept()
+    run.train(130)
+    assert "No weight has been updated" not in run.balancer.report()
+    run.stop()
+    run.train(200)
+    said = [text for text in run.balancer.report().advice if text.startswith("No weight has been updated for ")]
+    assert said[0].startswith("No weight has been updated for 200 balanced losses: the balancer is in eval(),")
+    assert not any("weights have converged" in text for text in run.balancer.report().findings)
+    run.balancer.freeze()
+    assert "No weight has been updated" not in run.balancer.report()
+    run.balancer.unfreeze().train()
+    run.train(20)
+    assert "No weight has been updated" not in run.balancer.report()
+
+
+@pytest.mark.parametrize("kind", [StepForgotten, InEval], ids=name_of)
+def test_a_report_without_a_step_names_the_cause(kind):
+    run = kind()
+    run.train()
+    found = r"losses were balanced, and no weight was updated: .*" + re.escape(run.cause)
+    with pytest.raises(StateError, match=found):
+        run.balancer.report()
+
+
 # ------------------------------------------------------------------------------------------------- about to balance
 
 
@@ -321,9 +417,9 @@ class ByHand(Run):
 class Accumulation(Run):
     """150 micro-batches per step."""
 
-    steps = 320
+    steps = 1000
 
-    def train(self, steps=320):
+    def train(self, steps=1000):
         self.optimizer.zero_grad, self.clear = (lambda: None), self.optimizer.zero_grad
         self.micro = 0
         return super().train(steps)
@@ -491,10 +587,10 @@ def test_a_run_that_balances_or_is_about_to_is_never_warned(kind):
     assert run.train(getattr(run, "steps", MORE)) == []
 
 
-def test_nothing_is_counted_any_more_once_a_weight_was_updated():
+def test_nothing_is_kept_or_counted_after_a_step():
     run = Ordinary()
     run.train()
-    assert run.balancer._silence._is_over
+    assert run.balancer._silence._count == 0
     assert not run.balancer._silence._watched
 
 
