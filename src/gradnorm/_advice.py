@@ -29,6 +29,8 @@ SETTLED = 0.1
 """Largest relative change of a weight that has converged."""
 STUCK = 0.9
 """Ratio to the first loss above which a loss has not fallen."""
+RISEN = 3.0
+"""Ratio to the first loss above which a loss is another one, or training diverges."""
 FALLEN = 0.7
 """Ratio to the first loss below which a loss has fallen."""
 SHRUNK = 1e-2
@@ -339,7 +341,12 @@ def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator
         remedy = _shrunk(series) or "Check the training itself, first its learning rate; loss weights cannot help."
         yield f"No loss has fallen: {best}'s, the lowest, is at {ratios[best]:.0%} of its first. {remedy}"
     for task, ratio in ratios.items():
-        if ratio > STUCK and ratios[best] < FALLEN:
+        if ratio > RISEN and ratios[best] <= STUCK:
+            yield (
+                f"{task}'s loss has risen to {ratio:.3g} times its first. Check that its unit has stayed the same, and "
+                "the order of the losses (in a dict there is none), and that training does not diverge."
+            )
+        elif ratio > STUCK and ratios[best] < FALLEN:
             weight = series[task]["weight"]
             before, now = (f"{weight[place]:.2g}" for place in (0, -1))
             yield (

@@ -104,6 +104,13 @@ def parse_losses(losses: Losses, tasks: Sequence[str], *, empty: bool = False) -
     return parsed
 
 
+def check_kind(argument: str, given: object, *kinds: type) -> None:
+    """Raise unless it is an instance of one of these."""
+    if not isinstance(given, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise ArgumentError(f"{argument} must be a {wanted}, got {type(given).__name__}")
+
+
 def check_graphs(losses: Sequence[Tensor | None], tasks: Sequence[str]) -> None:
     """Raise unless every present loss can run an ordinary backward."""
     for task, loss in zip(tasks, losses, strict=True):

@@ -161,7 +161,7 @@ def _named(losses: Losses) -> dict[str, Tensor]:
     if isinstance(losses, Mapping):
         tasks = parse_tasks(losses)
     else:  # what has no length is refused by parse_losses
-        tasks = parse_tasks(len(losses) if isinstance(losses, Sequence) or losses.dim() == 1 else 2)
+        tasks = parse_tasks(len(losses) if isinstance(losses, Sequence) or getattr(losses, "ndim", 0) == 1 else 2)
     parsed = parse_losses(losses, tasks)
     return {task: loss for task, loss in zip(tasks, parsed, strict=True) if loss is not None}
 

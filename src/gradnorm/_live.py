@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.utils.hooks import RemovableHandle
 
 from ._advice import cells
-from ._arguments import parse_count
+from ._arguments import check_kind, parse_count
 from ._balancer import GradNorm
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -34,7 +34,7 @@ def live(balancer: GradNorm, every: int = 50) -> RemovableHandle:
         A handle; its `remove()` ends the view.
 
     Raises:
-        ArgumentError: `every` is not a positive integer.
+        ArgumentError: `balancer` is no `GradNorm`, or `every` not a positive integer.
 
     Examples:
         >>> import torch
@@ -48,6 +48,7 @@ def live(balancer: GradNorm, every: int = 50) -> RemovableHandle:
         step 2  near ...  far ...
         >>> view.remove()
     """
+    check_kind("balancer", balancer, GradNorm)
     every = parse_count("every", every, low=1)
     show = _notebook(balancer) or _write_line
     return balancer.register_forward_pre_hook(_View(every, show))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ._advice import Report
+from ._arguments import check_kind
 from ._balancer import GradNorm
 from ._diagnosis import Diagnosis
 from ._errors import ArgumentError, StateError, missing_extra
@@ -89,7 +90,7 @@ def training(balancer: GradNorm | History, path: str | Path | None = None) -> Fi
 
     Raises:
         StateError: Nothing is recorded yet.
-        ArgumentError: Another suffix.
+        ArgumentError: Another suffix, or neither a balancer nor its history.
 
     Examples:
         >>> import torch
@@ -143,6 +144,7 @@ class _Run(NamedTuple):
 
 
 def _recorded(balancer: GradNorm | History) -> _Run:
+    check_kind("balancer", balancer, GradNorm, History)
     history = balancer if isinstance(balancer, History) else balancer.history
     if not len(history):
         raise StateError("no step is in the history: train first (with history=0 none is kept)")
@@ -238,8 +240,9 @@ def diagnosis(found: Diagnosis, path: str | Path | None = None) -> Figure:
         path: Where to write the figure, too: `.png`, `.svg` or `.pdf`.
 
     Raises:
-        ArgumentError: Another suffix.
+        ArgumentError: Another suffix, or no diagnosis.
     """
+    check_kind("found", found, Diagnosis)
     with rc_context(STYLE):
         figure, (bars, table) = panels(2, 2, width=4.4, height=1.5 + 0.34 * len(found.tasks))
         norms = found.norms.numpy()

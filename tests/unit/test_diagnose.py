@@ -316,6 +316,18 @@ def run_on(balancer, count):
         balancer.step()
 
 
+def test_losses_of_a_whole_model_are_refused():
+    with pytest.raises(ArgumentError, match="Linear"):
+        diagnose(torch.nn.Linear(1, 1))
+
+
+def test_a_loss_that_has_risen_is_not_called_stuck():
+    report = constant(factors=lambda step: [70.0 if step > 9 else 1.0, 0.95**step, 0.9**step]).report()
+    (risen,) = [line for line in report.advice if "risen" in line]
+    assert risen.startswith("a's loss has risen to 70 times its first.")
+    assert "is stuck" not in report
+
+
 def test_a_stuck_task_is_named_by_its_loss():
     for alpha in (0.0, 0.12):
         report = constant(

@@ -142,6 +142,11 @@ def test_it_changes_nothing_of_the_run(capsys):
     assert all(map(torch.equal, one[0].state_dict().values(), net.state_dict().values()))
 
 
+def test_only_a_balancer_is_shown():
+    with pytest.raises(ArgumentError, match="balancer must be a GradNorm, got Net"):
+        gradnorm.live(Net())
+
+
 def test_every_must_be_a_positive_integer():
     with pytest.raises(ArgumentError, match="every must be"):
         gradnorm.live(GradNorm(2), every=0)

@@ -266,3 +266,16 @@ def test_the_cosines_of_a_balancer_are_those_of_its_report():
     report.cosines = None
     with pytest.raises(StateError, match="16 tasks"):
         plots.cosines(report)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (plots.training, "balancer must be a GradNorm or History, got Linear"),
+        (plots.weights, "balancer must be a GradNorm or History, got Linear"),
+        (plots.diagnosis, "found must be a Diagnosis, got Linear"),
+    ],
+)
+def test_other_objects_are_refused(draw, message):
+    with pytest.raises(ArgumentError, match=message):
+        draw(torch.nn.Linear(1, 1))
