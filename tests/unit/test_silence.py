@@ -373,6 +373,15 @@ def test_a_run_that_no_longer_balances_names_the_cause_once(kind, before):
     assert run.train(300) == []
 
 
+def test_a_second_stop_is_not_told_again():
+    run = EvalKept()
+    for stops in (1, 0):
+        run.train(130)
+        run.stop()
+        assert len(run.train(130)) == stops
+        run.balancer.train()
+
+
 def test_a_report_on_weights_that_are_no_longer_updated_says_so():
     run = EvalKept()
     run.train(130)
