@@ -70,8 +70,8 @@ MUTANTS = [
     Mutant(
         "_silence.py", "if self._is_later:\n            self._wait()", "if False:\n            self._wait()", SILENCE
     ),
-    Mutant("_silence.py", "elif self._is_later and not self._is_early(known):", "elif self._is_later:", SILENCE),
-    Mutant("_silence.py", "            if not self._has_told_stop:\n", "            if True:\n", SILENCE),
+    Mutant("_silence.py", "= not self._is_later, self._is_later, []", "= True, self._is_later, []", SILENCE),
+    Mutant("_silence.py", "if not self._has_told_stop and (cause", "if (cause", SILENCE),
     Mutant("_silence.py", "if self._has_stopped and not (known", "if False and not (known", SILENCE),
     Mutant("_errors.py", '{"gradnorm", "torch", "accel', '{"gradnorm", "accel', f"{SILENCE} -k points"),
     Mutant("_errors.py", '"lightning", "pytorch_lightning", ', "", f"{SILENCE} -k points"),

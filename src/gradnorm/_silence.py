@@ -125,25 +125,17 @@ class Silence:
         known = situation()
         if known.is_frozen and self.is_meant:
             self._count = 0
-        elif self._is_later and not self._is_early(known):
-            self._has_stopped = True
-            if not self._has_told_stop:
-                self._has_told_stop = True
-                message = _STOPPED_MEASURING if known.loss_weights.rule.is_constant else _STOPPED
-                warn(message.format(count=self._count, cause=self.cause(known)))
         elif not self._is_later and self._has_updated(known):
             self._is_later, self._has_stepped, self._start = True, False, None
             self._wait()
         elif self._is_early(known):
             self._limit += 1 if self._overflows == 1 else self._limit
         else:
-            self._end()
-            if (cause := self.cause(known)) is not None:
-                message = _UNMEASURED if known.loss_weights.rule.is_constant else _MESSAGE
-                warn(message.format(count=self._count, cause=cause))
-
-    def _end(self) -> None:
-        self._is_over, self._watched = True, []
+            self._is_over, self._has_stopped, self._watched = not self._is_later, self._is_later, []
+            if not self._has_told_stop and (cause := self.cause(known)) is not None:
+                self._has_told_stop = self._is_later
+                messages = (_STOPPED, _STOPPED_MEASURING) if self._is_later else (_MESSAGE, _UNMEASURED)
+                warn(messages[known.loss_weights.rule.is_constant].format(count=self._count, cause=cause))
 
     def _wait(self) -> None:
         """Begin to count anew, as after each step."""

@@ -14,8 +14,6 @@ from gradnorm_studies.vision.data.sample import Sample
 
 FACTORS = (1.0, 1.2, 1.5)
 """The usual scales for NYUv2."""
-
-
 DRAWS = 4
 """Random numbers that a sample takes."""
 
