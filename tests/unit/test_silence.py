@@ -182,9 +182,10 @@ class ScalerSkipsEveryStep(Run):
     def __init__(self):
         super().__init__()
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        self.factor = torch.inf
 
     def backward(self, step):
-        (self.scaler.scale(self.balancer(self.losses(step))) * torch.inf).backward()
+        (self.scaler.scale(self.balancer(self.losses(step))) * self.factor).backward()
 
     def step(self):
         self.scaler.step(self.optimizer)
@@ -357,7 +358,16 @@ class LoadedFrozenLater(Run):
         self.balancer.load_state_dict(copy.deepcopy(self.balancer).freeze().state_dict())
 
 
-STOPPED = [EvalKept, NewOptimizer, Detached, StepLost, AnotherLoss, LoadedFrozenLater]
+class ScalerSkipsEachFurtherStep(ScalerSkipsEveryStep):
+    def __init__(self):
+        super().__init__()
+        self.factor = 1
+
+    def stop(self):
+        self.factor = torch.inf
+
+
+STOPPED = [EvalKept, NewOptimizer, Detached, StepLost, AnotherLoss, LoadedFrozenLater, ScalerSkipsEachFurtherStep]
 
 
 @pytest.mark.parametrize("before", [1, 130])
@@ -453,13 +463,22 @@ class AccumulationByHand(Accumulation):
 class AccumulationOverflows(Accumulation):
     """The first step's loss scale is too large."""
 
+    skipped = 0
+
     def backward(self, step):
-        (self.balancer(self.losses(step)) * (torch.inf if step < 149 else 1)).backward()
+        is_skipped = step // 150 == self.skipped
+        (self.balancer(self.losses(step)) * (torch.inf if is_skipped else 1)).backward()
 
     def step(self):
-        if self.micro == 148:
+        if self.micro == 150 * self.skipped + 149:
+            self.micro += 1
             self.clear()
-        super().step()
+        else:
+            super().step()
+
+
+class AccumulationOverflowsLater(AccumulationOverflows):
+    skipped = 1
 
 
 class AccumulationOfADetectedLayer(Accumulation):
@@ -573,6 +592,7 @@ LEGITIMATE = [
     Accumulation,
     AccumulationByHand,
     AccumulationOverflows,
+    AccumulationOverflowsLater,
     AccumulationOfADetectedLayer,
     ManyFirstLosses,
     Rarely,
