@@ -67,12 +67,20 @@ MUTANTS = [
         "for _ in range(1):",
         f"{SILENCE} -k points",
     ),
+    Mutant("_silence.py", "self._has_stepped = True\n        self._gap.clear()", "self._has_stepped = True", SILENCE),
+    Mutant("_silence.py", "if self._gap.was_in_eval:", "if False:", SILENCE),
+    Mutant("_silence.py", "if not self._told & {message, cause}:", "if message not in self._told:", SILENCE),
+    Mutant("_silence.py", "self.count >= self.limit and self.cause is None", "self.count >= self.limit", SILENCE),
     Mutant(
-        "_silence.py", "if self._is_later:\n            self._wait()", "if False:\n            self._wait()", SILENCE
+        "_silence.py", "if self._gap.cause is not None:\n            return", "if False:\n            return", SILENCE
     ),
-    Mutant("_silence.py", "= not self._is_later, self._is_later, []", "= True, self._is_later, []", SILENCE),
-    Mutant("_silence.py", "if not self._has_told_stop and (cause", "if (cause", SILENCE),
-    Mutant("_silence.py", "if self._has_stopped and not (known", "if False and not (known", SILENCE),
+    Mutant("_silence.py", "self._limit *= 2", "self._limit = math.inf", SILENCE),
+    Mutant("_silence.py", "self.has_changed = True\n            self.restart()", "self.has_changed = True", SILENCE),
+    Mutant("_silence.py", "bool(self.watched) and all(torch", "bool(self.watched) and any(not torch", SILENCE),
+    Mutant("_silence.py", "and not torch.equal(before, self._overflow)", "", SILENCE),
+    Mutant("_silence.py", "rtol=1e-5, atol", "rtol=1e-6, atol", SILENCE),
+    Mutant("_balancer.py", "self._silence.restart()\n        self._forget()", "self._forget()", SILENCE),
+    Mutant("_balancer.py", "self._silence.restart()\n        if self._measured", "if self._measured", SILENCE),
     Mutant("_errors.py", '{"gradnorm", "torch", "accel', '{"gradnorm", "accel', f"{SILENCE} -k points"),
     Mutant("_errors.py", '"lightning", "pytorch_lightning", ', "", f"{SILENCE} -k points"),
     Mutant("capture/_penalties.py", "not _is_number(edge)", "True", PENALTIES),
@@ -250,8 +258,8 @@ MUTANTS = [
     ),
     Mutant(
         "_balancer.py",
-        "self._silence.is_meant = frozen\n        self._forget()",
-        "self._silence.is_meant = frozen",
+        "self._silence.restart()\n        self._forget()",
+        "self._silence.restart()",
         f"{BALANCER} -k measured_before",
     ),
     Mutant(
@@ -368,12 +376,17 @@ MUTANTS = [
     ),
     Mutant("_state.py", "sealed[:1] != _GUARD or ", "", f"{STATE} -k freed"),
     Mutant("_state.py", "self._names._version == self._version or (", "True or (", f"{STATE} -k 'place or damaged'"),
-    Mutant("_silence.py", "if known.is_frozen and self.is_meant:", "if known.is_frozen:", SILENCE),
-    Mutant("_silence.py", "self._is_pending = True\n            return", "return", SILENCE),
+    Mutant(
+        "_silence.py",
+        "is_frozen and self.is_meant:\n                self._gap",
+        "is_frozen:\n                self._gap",
+        SILENCE,
+    ),
+    Mutant("_silence.py", "self._gap.is_pending = True\n            return", "return", SILENCE),
     Mutant("_silence.py", "self._found_inf = found_inf", "pass", SILENCE),
-    Mutant("_silence.py", "if bool(sums.counts.max() <= 1) else 0", "", SILENCE),
-    Mutant("_silence.py", "if self._was_refused or any(", "if any(", SILENCE),
-    Mutant("_silence.py", "self._updates < FEWEST_UPDATES or", "", SILENCE),
+    Mutant("_silence.py", "if bool(sums.counts.max() <= 1) else None", "", SILENCE),
+    Mutant("_silence.py", "if self.was_refused or any(", "if any(", SILENCE),
+    Mutant("_silence.py", "self._updates < FEWEST_UPDATES or (not", "(not", SILENCE),
     Mutant(
         "_distributed.py", "dist.all_reduce(flat, group=group)", "dist.all_reduce(flat)", f"{REDUCE} -k process_group"
     ),

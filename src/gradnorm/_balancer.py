@@ -331,6 +331,7 @@ class GradNorm(SealedModule):
         self._frozen = frozen
         self._value("_is_frozen").fill_(float(frozen))
         self._silence.is_meant = frozen
+        self._silence.restart()
         self._forget()
         return self
 
@@ -608,7 +609,7 @@ class GradNorm(SealedModule):
     @torch.no_grad()
     def _advance(self, found_inf: Tensor | None) -> None:
         self._check_state()
-        self._silence.stepped()
+        self._silence.stepped(self._due)
         self._loss_weights.note_step(self._steps + 1)
         sums = self._measurement.sums
         if self._due and sums is not None:
@@ -706,6 +707,7 @@ class GradNorm(SealedModule):
     def _read(self) -> None:
         self._steps = round(self._value("_step_count").item())
         self._frozen = bool(self._value("_is_frozen") > 0.5)
+        self._silence.restart()
         if self._measured_on != (self.weights.device, self.weights.dtype):
             self._measure_here()
 

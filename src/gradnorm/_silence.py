@@ -1,11 +1,11 @@
 """Detects silent failure: a run in which no weight is updated, or no longer, warns once, with the likely cause.
 
-Nothing fails where `step()` was forgotten, or where every batch has one task only: the network trains, with its initial
-loss weights. So balanced losses are counted, and at the hundredth it is checked whether a weight has been updated. Only
-then is the device read, and the check is postponed where an update may still come: while gradients are accumulated,
-while `L(0)` is averaged, while few steps were measured. Whether the network itself is trained shows in the version
-counter of `W`. From then on the losses since the last step are counted: a validation may have left the balancer in
-`eval()`, or a new optimizer may step.
+Nothing fails where `step()` was forgotten, or where every batch has one task only: the network trains, with its loss
+weights as they are. So two things are watched. One is the gap, the balanced losses since the last step: at the
+hundredth it is asked whether a step may still come, as while gradients are accumulated; whether the network itself is
+trained shows in the version counter of `W`. The other is the effect of the steps that do come: whether they have
+changed a weight, which is asked at the losses 100, 200, 400, …, and waits for the average of `L(0)` and for a few
+updates. Only there is the device read.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor
 from ._errors import NOT_POSITIVE, warn
 from ._loss_weights import LossWeights
 from ._torch_private import changes
-from .capture import Measurement, Sums
+from .capture import Measurement, SharedLayer, Sums, sample
 
 PATIENCE = 100
 """Balanced losses after which a missing update is reported."""
 MOST_MICRO_BATCHES = 1600
-"""Maximum number of losses assumed to be accumulated into one step."""
+"""Maximum number of losses assumed to be accumulated into one step, where `W` does not tell."""
 FEWEST_UPDATES = 20
 """Fewer updates without effect may be a loss scaler's first steps."""
 
@@ -56,7 +56,7 @@ class Situation(NamedTuple):
 
 
 class Silence:
-    """Counts balanced losses until a weight is updated, then those between updates; one per balancer.
+    """Watches the losses, steps and updates of one balancer.
 
     Args:
         is_meant: Whether weights are constant on purpose: `freeze()` was called.
@@ -64,165 +64,210 @@ class Silence:
 
     def __init__(self, is_meant: bool = False) -> None:
         self.is_meant = is_meant
-        self._count = 0
-        self._limit = PATIENCE
-        self._is_over = False
-        self._is_pending = False
-        self._was_refused = False
+        self._gap = _Gap()
+        self._effect = _Effect()
         self._has_stepped = False
-        self._overflows = 0
-        self._watched: list[tuple[Tensor, int]] = []
-        self._updates = 0
-        self._start: tuple[Tensor, Tensor] | None = None
-        self._found_inf: Tensor | None = None
-        self._is_later = False
-        self._has_stopped = False
-        self._has_told_stop = False
+        self._told: set[object] = set()
 
-    # Nothing here runs while a compiler traces: it would recompile for each count.
+    # Nothing is counted while a compiler traces: it would recompile for each count.
 
     def balanced(self, is_training: bool, situation: Callable[[], Situation]) -> None:
         """Count a balanced loss that can run backward."""
-        if self._is_over or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return
         if not is_training:  # this is for validation, unless a step follows
-            self._is_pending = True
+            self._gap.is_pending = True
             return
-        if not self._watched and (not self._is_later or self._count >= PATIENCE // 2):
-            self._watched = [(tensor, changes(tensor)) for tensor in situation().measurement.layer.tensors]
-        self._count += 1
+        if self._gap.was_in_eval:
+            self._gap.clear()
+        self._gap.count += 1
+        self._effect.losses += 1
+        if self._gap.count >= PATIENCE // 2 and not self._gap.watched:
+            self._gap.watch(situation().measurement.layer)
         self._ask(situation)
 
     def refused(self, situation: Callable[[], Situation]) -> None:
         """Count a step without an update, as in `eval()`."""
-        if self._is_over or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return
-        self._count += self._is_pending
-        self._was_refused |= self._count > 0
-        if self._is_pending:
-            self._is_pending = False
+        self._gap.count += self._gap.is_pending
+        self._gap.was_refused |= self._gap.count > 0
+        if self._gap.is_pending:
+            self._gap.is_pending, self._gap.was_in_eval = False, True
             self._ask(situation)
 
-    def stepped(self) -> None:
+    def stepped(self, is_due: bool) -> None:
         """Count a step, measured or not."""
-        if self._is_later:
-            self._wait()
-        elif not self._is_over:
-            self._has_stepped = True
+        self._has_stepped = True
+        self._gap.clear()
+        if not torch.compiler.is_compiling():
+            self._effect.due_steps += is_due
 
     def updates(self, loss_weights: LossWeights, found_inf: Tensor | None) -> None:
         """Count an update; whether the weights change is known on the device only."""
-        if self._is_over or self._is_later or torch.compiler.is_compiling():
-            return
+        if not torch.compiler.is_compiling():
+            self._effect.updates_of(loss_weights, found_inf)
+
+    def restart(self) -> None:
+        """Begin anew, as after `freeze()`, `unfreeze()` and where a state is loaded."""
+        self._gap.clear()
+        self._effect.restart()
+
+    def _ask(self, situation: Callable[[], Situation]) -> None:
+        if self._gap.is_asked():
+            known = situation()
+            if known.is_frozen and self.is_meant:
+                self._gap.clear()
+            elif not self._gap.is_early(known):
+                self._gap.cause = next(_causes_of_no_step(known))
+                self._tell(_STOPPED if self._has_stepped else _MESSAGE, known, self._gap.count, self._gap.cause)
+        elif self._effect.is_asked():
+            known = situation()
+            if (cause := self._effect.ask(known)) is not None:
+                self._tell(_STOPPED if self._effect.has_changed else _MESSAGE, known, self._effect.count, cause)
+
+    def _tell(self, message: _Message, known: Situation, count: int, cause: str) -> None:
+        if not self._told & {message, cause}:
+            self._told |= {message, cause}
+            warn(message[known.loss_weights.rule.is_constant].format(count=count, cause=cause))
+
+    # ------------------------------------------------------------------------------------------------------ in reports
+
+    def remark(self, known: Situation) -> str | None:
+        """What a report says of a run with steps, in which no weight is updated; `None` if one is."""
+        if known.is_frozen and self.is_meant:
+            return None
+        if self._gap.cause is not None:
+            return f"No weight has been updated for {self._gap.count:,} balanced losses: {self._gap.cause}."
+        cause = self._effect.cause(known)
+        return None if cause is None else f"No weight has been updated: {cause}."
+
+    def remark_on_no_step(self, known: Situation) -> str | None:
+        """Why a report has no step to tell of; `None` where none was to be expected."""
+        if known.is_frozen and self.is_meant:
+            return None
+        if self._has_stepped and not known.is_due:
+            return "the next step that is measured, by every=, is still to come"
+        if self._has_stepped or self._gap.count < 2:
+            return None
+        return f"losses were balanced, and no weight was updated: {next(_causes_of_no_step(known))}"
+
+
+class _Gap:
+    """The balanced losses since the last step."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.count = 0
+        self.limit = PATIENCE
+        self.cause: str | None = None
+        self.watched: list[tuple[Tensor, int, Tensor]] = []
+        self.is_pending = self.was_refused = self.was_in_eval = False
+        self._overflow: Tensor | None = None
+
+    def watch(self, layer: SharedLayer) -> None:
+        """Note how `W` is now, as far as it is known."""
+        self.watched = [(tensor, changes(tensor), sample(tensor)) for tensor in layer.tensors]
+
+    def is_asked(self) -> bool:
+        return self.count >= self.limit and self.cause is None
+
+    def is_early(self, known: Situation) -> bool:
+        """Whether the step may still come; postpones the question then."""
+        is_early = self._may_come(known)
+        self.limit += self.limit if self._overflow is None else 1
+        return is_early
+
+    def _may_come(self, known: Situation) -> bool:
+        sums = known.measurement.sums
+        if sums is not None and not _is_finite(sums):
+            # Accumulated, they may be those of one step. Two losses in a row, each alone in its step, are not.
+            before, self._overflow = self._overflow, sums.losses.clone() if bool(sums.counts.max() <= 1) else None
+            if before is not None and self._overflow is not None and not torch.equal(before, self._overflow):
+                return False
+            return self.count < MOST_MICRO_BATCHES
+        if self.was_refused or any(changes(tensor) != version for tensor, version, _ in self.watched):
+            return False
+        if self.count < MOST_MICRO_BATCHES:
+            return True
+        # Optimizers that write into `.data` are not counted.
+        return bool(self.watched) and all(torch.equal(sample(tensor), before) for tensor, _, before in self.watched)
+
+
+class _Effect:
+    """The updates since the weights were last known to change."""
+
+    def __init__(self) -> None:
+        self.losses = 0
+        self._limit = PATIENCE
+        self.has_changed = False
+        self.restart()
+
+    def restart(self) -> None:
+        self._since = self.losses
+        self.due_steps = self._updates = 0
+        self._start: tuple[Tensor, Tensor] | None = None
+        self._found_inf: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """The losses in which no weight has changed."""
+        return self.losses - self._since
+
+    def updates_of(self, loss_weights: LossWeights, found_inf: Tensor | None) -> None:
         if self._start is None:
             self._start = loss_weights.weights.clone(), loss_weights.skipped.clone()
         self._updates += 1
         self._found_inf = found_inf
 
-    def _ask(self, situation: Callable[[], Situation]) -> None:
-        if self._count < self._limit or self._has_stopped:
-            return
-        known = situation()
-        if known.is_frozen and self.is_meant:
-            self._count = 0
-        elif not self._is_later and self._has_updated(known):
-            self._is_later, self._has_stepped, self._start = True, False, None
-            self._wait()
-        elif self._is_early(known):
-            self._limit += 1 if self._overflows == 1 else self._limit
-        else:
-            self._is_over, self._has_stopped, self._watched = not self._is_later, self._is_later, []
-            if not self._has_told_stop and (cause := self.cause(known)) is not None:
-                self._has_told_stop = self._is_later
-                messages = (_STOPPED, _STOPPED_MEASURING) if self._is_later else (_MESSAGE, _UNMEASURED)
-                warn(messages[known.loss_weights.rule.is_constant].format(count=self._count, cause=cause))
+    def is_asked(self) -> bool:
+        return self.losses >= self._limit
 
-    def _wait(self) -> None:
-        """Begin to count anew, as after each step."""
-        self._count, self._limit, self._overflows, self._watched = 0, PATIENCE, 0, []
-        self._is_pending = self._was_refused = self._has_stopped = False
-
-    def _has_updated(self, known: Situation) -> bool:
-        if known.loss_weights.rule.is_constant:
-            return known.last is not None  # to be measured is all there is to do
-        if self._start is None:  # what was measured without being seen here, a compiled step() has measured
-            return self._has_stepped and known.last is not None
-        return not torch.allclose(known.loss_weights.weights.cpu(), self._start[0].cpu(), rtol=1e-6, atol=0.0)
-
-    def _is_early(self, known: Situation) -> bool:
-        """Whether the first update may still come."""
-        if self._start is not None:
-            is_lost = self._is_skipped_on_device() or self._skips_all(known)
-            return self._updates < FEWEST_UPDATES or (not is_lost and _awaits_losses(known))
-        if self._has_stepped and not known.is_due:
-            return True
-        sums = known.measurement.sums
-        if sums is not None and not _is_finite(sums):
-            # Accumulated, they may be those of one step. Two losses in a row, each alone in its step, are not.
-            self._overflows = self._overflows + 1 if bool(sums.counts.max() <= 1) else 0
-            return self._overflows < 2 and self._count < MOST_MICRO_BATCHES
-        if self._was_refused or any(changes(tensor) != count for tensor, count in self._watched):
-            return False
-        # Optimizers that write into `.data` are not counted, and W may not be known.
-        return self._count < MOST_MICRO_BATCHES or (bool(self._watched) and sums is None)
-
-    # -------------------------------------------------------------------------------------------------------- causes
+    def ask(self, known: Situation) -> str | None:
+        """Why the steps have no effect, if that is certain."""
+        self._limit *= 2
+        if self._start is None:
+            return _AWAITED.format(", ".join(known.awaited)) if known.awaited and self.due_steps else None
+        if self._has_effect(known):
+            self.has_changed = True
+            self.restart()
+            return None
+        is_lost = self._is_skipped_on_device() or self._skips_all(known)
+        if self._updates < FEWEST_UPDATES or (not is_lost and _awaits_losses(known)):
+            return None
+        return self.cause(known)
 
     def cause(self, known: Situation) -> str | None:
-        """Why no weight was updated so far, or no longer, and what to do; `None` if one was, or if nothing is wrong."""
-        if not self._is_later and self._has_updated(known):
+        """Why the updates so far have changed no weight; `None` if they have, or if nothing is wrong."""
+        is_too_few = self.has_changed and self._updates < FEWEST_UPDATES
+        if self._start is None or is_too_few or self._has_effect(known):
             return None
-        if self._start is not None:
-            return next(self._causes_of_no_effect(known), None)
-        return next(self._causes_of_no_update(known))
+        return next(self._causes(known), None)
 
-    def remark(self, known: Situation) -> str | None:
-        """What a report says of a run with steps, in which no weight is updated; `None` if one is."""
-        if self._has_stopped and not (known.is_frozen and self.is_meant):
-            return f"No weight has been updated for {self._count:,} balanced losses: {self.cause(known)}."
-        cause = None if self._start is None else self.cause(known)
-        return None if cause is None else f"No weight has been updated: {cause}."
+    def _has_effect(self, known: Situation) -> bool:
+        if known.loss_weights.rule.is_constant:
+            return True  # to be measured is all there is to do
+        assert self._start is not None
+        # Rescaling to the sum moves them by some rounding errors.
+        return not torch.allclose(known.loss_weights.weights.cpu(), self._start[0].cpu(), rtol=1e-5, atol=0.0)
 
-    def remark_on_no_step(self, known: Situation) -> str | None:
-        """What a report says where losses were balanced and no step was made; `None` if there were none."""
-        if self._count < 2 or (known.is_frozen and self.is_meant) or (cause := self.cause(known)) is None:
-            return None
-        return f"losses were balanced, and no weight was updated: {cause}"
-
-    def _causes_of_no_update(self, known: Situation) -> Iterator[str]:
-        sums = known.measurement.sums
-        if known.is_frozen:
-            yield _FROZEN
-        if not known.is_training:
-            yield _EVAL
-        if known.awaited:
-            yield _AWAITED.format(", ".join(known.awaited))
-        if (name := _closure_of()) is not None:
-            yield _CLOSURE.format(name)
-        if sums is not None and not _is_finite(sums):
-            yield _OVERFLOW
-        if sums is None and known.is_due:
-            yield _NO_BACKWARD
-        if known.attached is not None:
-            yield _NO_OPTIMIZER_STEP.format(known.attached)
-        yield (_NO_LONGER if self._is_later else _NEVER) + _NO_STEP
-
-    def _causes_of_no_effect(self, known: Situation) -> Iterator[str]:
+    def _causes(self, known: Situation) -> Iterator[str]:
         assert known.last is not None
-        weights = known.loss_weights
         _, before, norms, *_ = known.last.unbind(1)
         present = ~before.isnan()
+        weights = known.loss_weights
         if self._skips_all(known):
             why = _SKIPPED.format(_times(self._updates), ", ".join(weights.unusable(known.last)) or "some task")
             yield why + (NOT_POSITIVE if weights.alpha else "")
         if self._is_skipped_on_device():
             yield _OVERFLOW
         if int(present.sum()) < 2:
-            names = ", ".join(task for task, here in zip(weights.tasks, present.tolist(), strict=True) if here)
-            yield _ONE_TASK if weights.rule.optimizer is not None else _NO_OTHER_TASK.format(names)
+            yield _cause_of_one_task(weights, known.last)
         if not bool(norms[present].any()):
             yield _NO_GRADIENT
-        if (lr := _lr(weights)) < 1e-7:
+        if 0 < (lr := _lr(weights)) < 1e-7:  # zero is meant
             yield _NO_RATE.format(lr)
 
     def _is_skipped_on_device(self) -> bool:
@@ -230,6 +275,29 @@ class Silence:
 
     def _skips_all(self, known: Situation) -> bool:
         return self._start is not None and int(known.loss_weights.skipped - self._start[1]) == self._updates
+
+
+# ------------------------------------------------------------------------------------------------------------- causes
+
+
+def _causes_of_no_step(known: Situation) -> Iterator[str]:
+    """Why no step comes; the last is given in any case."""
+    sums = known.measurement.sums
+    if known.is_frozen:
+        yield _FROZEN
+    if not known.is_training:
+        yield _EVAL
+    if known.awaited:
+        yield _AWAITED.format(", ".join(known.awaited))
+    if (name := _closure_of()) is not None:
+        yield _CLOSURE.format(name)
+    if sums is not None and not _is_finite(sums):
+        yield _OVERFLOW
+    if sums is None and known.is_due:
+        yield _NO_BACKWARD
+    if known.attached is not None:
+        yield _NO_OPTIMIZER_STEP.format(known.attached)
+    yield _NO_STEP
 
 
 def _is_finite(sums: Sums) -> bool:
@@ -241,6 +309,15 @@ def _awaits_losses(known: Situation) -> bool:
     assert known.last is not None
     present = ~known.last[:, 1].isnan()
     return known.loss_weights.alpha > 0 and bool(known.loss_weights.initial_losses[present].isnan().any())
+
+
+def _cause_of_one_task(weights: LossWeights, last: Tensor) -> str:
+    seen = ~(weights.initial_losses.isnan() & last[:, 1].isnan())
+    if int(seen.sum()) < 2:
+        return _NO_OTHER_TASK.format(
+            ", ".join(task for task, here in zip(weights.tasks, seen.tolist(), strict=True) if here)
+        )
+    return _ONE_TASK
 
 
 def _lr(loss_weights: LossWeights) -> float:
@@ -263,20 +340,20 @@ def _times(count: int) -> str:
     return "the only update" if count == 1 else f"each of {count:,} updates"
 
 
-_MESSAGE = (
-    "GradNorm has balanced {count:,} losses and updated no weight: {cause}. Training continues with the weights as "
-    "they are; if that is meant, balancer.freeze() says so."
+_Message = tuple[str, str]
+"""Of a balancer, and of a monitor."""
+_MEANT = "Training continues with the weights as they are; if that is meant, balancer.freeze() says so."
+_MESSAGE: _Message = (
+    f"GradNorm has balanced {{count:,}} losses and updated no weight: {{cause}}. {_MEANT}",
+    "The monitor was given {count:,} losses and has measured nothing: {cause}.",
 )
-_UNMEASURED = "The monitor was given {count:,} losses and has measured nothing: {cause}."
-_STOPPED = (
-    "GradNorm has balanced {count:,} losses since the weights were last updated: {cause}. Training continues with the "
-    "weights as they are; if that is meant, balancer.freeze() says so."
+_STOPPED: _Message = (
+    f"GradNorm has balanced {{count:,}} losses since the weights were last updated: {{cause}}. {_MEANT}",
+    "The monitor was given {count:,} losses since it last measured: {cause}.",
 )
-_STOPPED_MEASURING = "The monitor was given {count:,} losses since it last measured: {cause}."
-_NEVER, _NO_LONGER = "step() was never called", "step() is no longer called"
 _NO_STEP = (
-    ", and the balancer is attached to no optimizer (a copy of an attached balancer is not). "
-    "Call balancer.step() after each optimizer.step(), or balancer.attach(optimizer) once"
+    "step() was not called, and the balancer is attached to no optimizer (a copy of an attached balancer is not). "
+    "Call balancer.step() after each optimizer.step(), or balancer.attach(optimizer) once; every= measures more rarely"
 )
 _NO_OPTIMIZER_STEP = (
     "it was attached to {0}, whose step() has not completed since. Attach it to the optimizer that steps (for SAM its "
@@ -289,7 +366,9 @@ _EVAL = (
     "the balancer is in eval(), as every part of a model in eval() is. Call balancer.train(); to freeze batch "
     "normalization, put those layers alone in eval()"
 )
-_FROZEN = "it is frozen, by a state_dict that was saved so. Call balancer.unfreeze() after loading it"
+_FROZEN = (
+    "it is frozen, as the state_dict that it loaded was. Call balancer.unfreeze() after loading to go on balancing"
+)
 _AWAITED = (
     "the shared layer is detected once every task has been seen, and {0} has not. Give the layer with shared=, or "
     "leave out tasks that never come"
@@ -307,7 +386,10 @@ _ONE_TASK = (
     "each step measured one task, and Algorithm 1 compares the tasks of one step. Accumulate the gradients of a batch "
     'of each task before optimizer.step(), or use update="closed-form", which keeps averages of the others'
 )
-_NO_OTHER_TASK = "no task but {0} was ever present. Check the names under which the other losses are given"
+_NO_OTHER_TASK = (
+    "no task but {0} has been measured. If others come later, they will be balanced then; else check the names of "
+    "their losses, and that they are not all in steps that every= leaves out"
+)
 _NO_GRADIENT = (
     "every gradient at W is exactly zero. Check how the losses depend on W, or give another layer with shared="
 )

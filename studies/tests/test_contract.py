@@ -16,7 +16,7 @@ from gradnorm_studies.engine.settings import check, config_table, parse_methods
 from gradnorm_studies.engine.training import advance
 from gradnorm_studies.studies import STUDIES as REGISTERED
 from gradnorm_studies.sweeps.learning_rate import Search
-from gradnorm_studies.weightings import METHODS, STATIC
+from gradnorm_studies.weightings import METHODS
 from small_studies import STUDIES, SWEEPS
 
 BOTH = [*STUDIES, *SWEEPS]
@@ -28,6 +28,13 @@ def named(study):
 
 def run(study, out):
     return reproduce(study, out, InProcess, Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module", params=BOTH, ids=named)
+def finished(request, tmp_path_factory):
+    """A study, its report and its folder, which the tests of one study share."""
+    out = tmp_path_factory.mktemp(request.param.name)
+    return request.param, run(request.param, out), out
 
 
 def built(study, job):
@@ -130,46 +137,44 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(study, method, tmp_pat
     assert [path.name for path in parts.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("study", BOTH, ids=named)
-def test_end_to_end_it_writes_its_folder_and_a_second_start_computes_nothing(study, tmp_path):
-    report = run(study, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} >= {
+def test_end_to_end_it_writes_its_folder_and_a_second_start_computes_nothing(finished):
+    study, report, out = finished
+    assert {path.name for path in out.iterdir()} >= {
         "config.json", "manifest.json", "metrics.csv", "table.md", "report.html",
     }  # fmt: skip
-    assert json.loads((tmp_path / "config.json").read_text())["study"] == study.name
+    assert json.loads((out / "config.json").read_text())["study"] == study.name
     assert all(figure.path.stat().st_size > 1000 for figure in report.figures)
-    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    rows = (out / "metrics.csv").read_text().splitlines()
     assert rows[0] == "problem,method,seed,step,quantity,value"
     assert {int(line.split(",")[3]) for line in rows[1:]} >= {0, study.config.steps}
     assert all(math.isfinite(float(line.rsplit(",", 1)[1])) for line in rows[1:])
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    run(study, tmp_path)
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    run(study, out)
+    assert {name: (out / name).read_bytes() for name in before} == before
 
 
-@pytest.mark.parametrize("study", [*STUDIES, *SWEEPS[:2]], ids=named)
-def test_every_claim_is_answered_and_a_single_seed_is_never_enough(study, tmp_path):
-    run(study, tmp_path)
-    found = json.loads((tmp_path / "claims.json").read_text())
+@pytest.mark.parametrize("finished", [*STUDIES, *SWEEPS[:2]], ids=named, indirect=True)
+def test_every_claim_is_answered_and_a_single_seed_is_never_enough(finished):
+    study, _, out = finished
+    found = json.loads((out / "claims.json").read_text())
     assert {finding["text"] for finding in found} == {claim.text for claim in study.asked()}
     assert {finding["verdict"] for finding in found} == {"not enough to say"}
-    table = (tmp_path / "table.md").read_text().replace(r"\|", "|")
+    table = (out / "table.md").read_text().replace(r"\|", "|")
     assert all(finding["text"] in table for finding in found)
-    ends = json.loads((tmp_path / "ends.json").read_text())["ends"]
+    ends = json.loads((out / "ends.json").read_text())["ends"]
     assert ends
     assert all(len(values) == 1 for found in ends.values() for values in found.values())
 
 
-@pytest.mark.parametrize("study", STUDIES, ids=named)
-def test_static_takes_the_time_averaged_weights_of_its_own_seed(study, tmp_path):
+@pytest.mark.parametrize("finished", STUDIES, ids=named, indirect=True)
+def test_static_takes_the_time_averaged_weights_of_its_own_seed(finished):
+    study, _, out = finished
     jobs = [job for job in study.jobs() if job.weights_from]
     if not jobs:
         pytest.skip(f"{study.name} has no static weights")
-    kept = {job.method for job in jobs} | set(STATIC.values())
-    run(type(study)(replace(study.config, methods=",".join(kept))), tmp_path)
     for job in jobs:
         ends = [
-            json.loads((tmp_path / "runs" / f"{one.file_name}.json").read_text())["averaged_weights"]
+            json.loads((out / "runs" / f"{one.file_name}.json").read_text())["averaged_weights"]
             for one in (job, job.weights_from)
         ]
         assert ends[0] == pytest.approx(ends[1])

@@ -127,7 +127,7 @@ def test_a_monitor_that_measures_is_silent_and_one_that_does_not_says_why():
         warnings.simplefilter("error")
         watched(150)
         watched(150, every=1, losses=lambda found: {"a": found["a"]})
-    with pytest.warns(RuntimeWarning, match=r"has measured nothing: step\(\) was never called"):
+    with pytest.warns(RuntimeWarning, match=r"has measured nothing: step\(\) was not called"):
         never_stepped(150)
 
 

@@ -20,7 +20,7 @@ from ._hooks import AtFeatures, AtLayer
 from ._measurement import At, Measurement, Opening, Sums, Wanted, Window
 from ._named import NamedLayer, resolve_shared
 from ._products import refusal
-from ._shared import SharedLayer, SharedParameter, entry_count, flat
+from ._shared import SharedLayer, SharedParameter, entry_count, flat, sample
 
 __all__ = [
     "At",
@@ -42,5 +42,6 @@ __all__ = [
     "heads_among",
     "refusal",
     "resolve_shared",
+    "sample",
     "without_gradient",
 ]

@@ -120,6 +120,13 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
+def sample(tensor: Tensor) -> Tensor:
+    """[at most 1,000] entries of a parameter on this process, evenly spaced: they show whether it has changed."""
+    here = dense(tensor.detach())
+    here = here.to_local() if is_distributed(here) else here  # pyright: ignore[reportAttributeAccessIssue]
+    return here.reshape(-1)[:: here.numel() // 1000 + 1].clone()
+
+
 def flat(gradients: Sequence[Tensor | None], like: Sequence[Tensor], batch: Sequence[int] = ()) -> Tensor:
     """[N], one task's gradients at `W` in a row, in float32 at least; `None` is a gradient of zero.
 
