@@ -25,7 +25,7 @@ from ._loss_weights import InitialWeights, LossWeights, Priorities
 from ._numerics import at_least, cosines
 from ._silence import Silence, Situation
 from ._state import SealedModule, built_on_cpu
-from ._torch_private import is_exporting, is_registered
+from ._torch_private import is_exporting, is_registered, outside_compiled_graph
 from ._types import Losses, PerTask, Shared
 from ._updates import Update, parse_update
 from .capture import (
@@ -158,7 +158,7 @@ class GradNorm(SealedModule):
         # Saved with the weights; the copies on the host avoid synchronizing with the device.
         self.register_buffer("_step_count", torch.tensor(0.0, dtype=torch.float32))
         self.register_buffer("_is_frozen", torch.tensor(0.0, dtype=torch.float32))
-        self._steps = 0
+        self._count(0)
         self._frozen = False
         self._called = False
         self._step_opening: Opening | None = None
@@ -186,12 +186,17 @@ class GradNorm(SealedModule):
                 in training inside `torch.export`.
             StateError: The loaded state belongs to another balancer, or is incomplete.
         """
+        is_measured = self.training and torch.is_grad_enabled() and not self._frozen
+        if is_measured and is_exporting():
+            raise GraphError("an exported program cannot be measured; call eval() on the model before torch.export")
+        if is_measured and self.at != "branches":
+            return outside_compiled_graph(self._forward, losses, is_measured)
+        return self._forward(losses, is_measured)
+
+    def _forward(self, losses: Losses, is_measured: bool) -> Tensor:
         self._check_state()
         parsed = parse_losses(losses, self.tasks, empty=self._reduces)
-        is_measured = self.training and torch.is_grad_enabled() and not self._frozen
         if is_measured:
-            if is_exporting():
-                raise GraphError("an exported program cannot be measured; call eval() on the model before torch.export")
             check_graphs(parsed, self.tasks)
         device = next((loss.device for loss in parsed if loss is not None), self.weights.device)
         if device != self.weights.device:
@@ -254,6 +259,9 @@ class GradNorm(SealedModule):
             StateError: No loss was balanced, or no backward has run, since the last step; or the balancer is attached
                 to an optimizer and steps automatically.
         """
+        outside_compiled_graph(self._step)
+
+    def _step(self) -> None:
         if (name := self._attached_to()) is not None:
             raise StateError(
                 f"step() was called on a balancer that is attached to {name} and steps automatically; remove this "
@@ -311,16 +319,19 @@ class GradNorm(SealedModule):
         self._measurement.window.attach([p for group in inner.param_groups for p in group["params"]])
 
         def after_step(optimizer: Optimizer, *_: object) -> None:
-            ready = self._measurement.sums is not None or not self._due
-            if self.training and not self._frozen and self._called and ready:
-                # Fused optimizers skip on the device, and the hook still fires: this tensor says whether they skipped.
-                self._advance(getattr(optimizer, "found_inf", None))
-            else:
-                self._silence.refused(self._situation)
+            outside_compiled_graph(self._after_step, optimizer)
 
         handle = inner.register_step_post_hook(after_step)
         self._attachment = handle, type(inner).__name__
         return handle
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        ready = self._measurement.sums is not None or not self._due
+        if self.training and not self._frozen and self._called and ready:
+            # Fused optimizers skip on the device, and the hook still fires: this tensor says whether they skipped.
+            self._advance(getattr(optimizer, "found_inf", None))
+        else:
+            self._silence.refused(self._situation)
 
     def freeze(self, frozen: bool = True) -> Self:
         """Stop measuring and updating, until `unfreeze()`.
@@ -619,7 +630,7 @@ class GradNorm(SealedModule):
                 self._loss_weights.skipped.add_(1)
         self._loss_weights.restore_sum()
         self._forget()
-        self._steps += 1
+        self._count(self._steps + 1)
         self._step_count.fill_(self._steps)
 
     def _is_whole(self) -> bool:
@@ -650,7 +661,7 @@ class GradNorm(SealedModule):
         """Whether cosines are computed in this step."""
         if not self._measurement.has_cosines or len(self.tasks) > PAIRWISE_TASKS:
             return False
-        return self._steps // self.every % self.cosines_every == 0  # in a compiled graph this would be a guard
+        return self._steps // self.every % self.cosines_every == 0
 
     def _forget(self) -> None:
         """Clear the measurements for the next step."""
@@ -658,10 +669,10 @@ class GradNorm(SealedModule):
         self._step_opening = None
         self._called = False
 
-    @property
-    def _due(self) -> bool:
-        """Whether this step is measured, by `every`."""
-        return self.every == 1 or self._steps % self.every == 0  # a compiled forward would guard on `_steps`
+    def _count(self, steps: int) -> None:
+        """Note the number of steps so far, and whether the next one is measured, by `every`."""
+        self._steps = steps
+        self._due = steps % self.every == 0  # a compiled forward is compiled anew for each value of what it reads
 
     @property
     def _reduces(self) -> bool:
@@ -705,7 +716,7 @@ class GradNorm(SealedModule):
         return self
 
     def _read(self) -> None:
-        self._steps = round(self._value("_step_count").item())
+        self._count(round(self._value("_step_count").item()))
         self._frozen = bool(self._value("_is_frozen") > 0.5)
         self._silence.restart()
         if self._measured_on != (self.weights.device, self.weights.dtype):

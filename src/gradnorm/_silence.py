@@ -69,11 +69,9 @@ class Silence:
         self._has_stepped = False
         self._told: set[object] = set()
 
-    # Nothing is counted while a compiler traces: it would recompile for each count.
-
     def balanced(self, is_training: bool, situation: Callable[[], Situation]) -> None:
         """Count a balanced loss that can run backward."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # at="branches" only, and each count would be compiled anew
             return
         if not is_training:  # this is for validation, unless a step follows
             self._gap.is_pending = True
@@ -88,8 +86,6 @@ class Silence:
 
     def refused(self, situation: Callable[[], Situation]) -> None:
         """Count a step without an update, as in `eval()`."""
-        if torch.compiler.is_compiling():
-            return
         self._gap.count += self._gap.is_pending
         self._gap.was_refused |= self._gap.count > 0
         if self._gap.is_pending:
@@ -100,13 +96,11 @@ class Silence:
         """Count a step, measured or not."""
         self._has_stepped = True
         self._gap.clear()
-        if not torch.compiler.is_compiling():
-            self._effect.due_steps += is_due
+        self._effect.due_steps += is_due
 
     def updates(self, loss_weights: LossWeights, found_inf: Tensor | None) -> None:
         """Count an update; whether the weights change is known on the device only."""
-        if not torch.compiler.is_compiling():
-            self._effect.updates_of(loss_weights, found_inf)
+        self._effect.updates_of(loss_weights, found_inf)
 
     def restart(self) -> None:
         """Begin anew, as after `freeze()`, `unfreeze()` and where a state is loaded."""

@@ -51,6 +51,57 @@ def test_a_compiled_training_step_is_that_of_eager_mode(backend, update):
     assert (wanted - 1).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("options", [{}, {"every": 3}, {"cosines_every": 2}, {"at": "features"}], ids=str)
+@pytest.mark.parametrize("compiled", ["whole", "attached", "forward", "step"])
+def test_nothing_is_compiled_anew_once_all_kinds_of_steps_were_seen(compiled, options):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, **options)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
+
+    def forward(x):
+        return balancer(net.losses(x))
+
+    def step():
+        optimizer.step()
+        if compiled != "attached":
+            balancer.step()
+
+    def whole(x):
+        optimizer.zero_grad()
+        forward(x).backward()
+        step()
+
+    if compiled == "attached":
+        balancer.attach(optimizer)
+    if compiled == "forward":
+        forward = torch.compile(forward, backend="eager")
+    if compiled == "step":
+        step = torch.compile(step, backend="eager")
+    if compiled in ("whole", "attached"):
+        whole = torch.compile(whole, backend="eager")
+    for number in range(4):
+        whole(batch(number))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(4, 14):
+            whole(batch(number))
+    assert len(balancer.history) == (5 if balancer.every == 3 else 14)
+
+
+def test_one_graph_with_branches_is_compiled_for_measured_steps_and_for_others():
+    net = Net()
+    balancer = GradNorm(NAMES, at="branches", every=3)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def forward(x):
+        features = balancer.branch(net.trunk(x))
+        return balancer([head(each).square().mean() for head, each in zip(net.heads, features, strict=True)])
+
+    for number in range(14):
+        forward(batch(number)).backward()
+        balancer.step()
+    assert len(balancer.history) == 5
+
+
 def test_a_compiled_network_that_holds_its_balancer():
     class Whole(Net):
         def __init__(self):

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .._errors import GraphError
 from .._numerics import at_least_float32, row_norms
-from .._torch_private import outside_compiled_graph
 from ._backward_pass import BackwardPass
 from ._first_look import FirstLook
 from ._graph import AutogradGraph
@@ -28,11 +27,6 @@ class AtFrontier(AtMeetings):
     """Base of the measurements by hooks on the frontier."""
 
     def balanced(
-        self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening, wanted: Wanted
-    ) -> Tensor:
-        return outside_compiled_graph(self._balanced, losses, values, weights, mask, opening, wanted)
-
-    def _balanced(
         self, losses: Present, values: Tensor, weights: Tensor, mask: Tensor, opening: FindOpening, wanted: Wanted
     ) -> Tensor:
         tasks = [task for task, loss in enumerate(losses) if loss is not None]
