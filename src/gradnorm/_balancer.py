@@ -136,7 +136,8 @@ class GradNorm(SealedModule):
     ) -> None:
         super().__init__()
         self.tasks = parse_tasks(tasks)
-        self.every = parse_count("every", every, low=1)
+        self._steps = 0
+        self.every = every
         self.at = _parse_at(at, shared)
         if reduce not in ("gradients", None):
             raise ArgumentError(f'reduce must be "gradients" or None, got {reduce!r}')
@@ -158,7 +159,6 @@ class GradNorm(SealedModule):
         # Saved with the weights; the copies on the host avoid synchronizing with the device.
         self.register_buffer("_step_count", torch.tensor(0.0, dtype=torch.float32))
         self.register_buffer("_is_frozen", torch.tensor(0.0, dtype=torch.float32))
-        self._count(0)
         self._frozen = False
         self._called = False
         self._step_opening: Opening | None = None
@@ -211,9 +211,10 @@ class GradNorm(SealedModule):
             balanced = self._balanced(parsed, tasks, values, weights)
         else:
             balanced = (weights * values).sum()
-        self._called |= is_measured
+        if is_measured:
+            self._called = True
         if torch.is_grad_enabled():
-            self._silence.balanced(self.training, self._situation)
+            self._silence.balanced(self.training, is_measured, tasks, self._situation)
         return balanced
 
     def branch(self, features: Tensor) -> tuple[Tensor, ...]:
@@ -397,6 +398,16 @@ class GradNorm(SealedModule):
             {'near': 1.5, 'far': 0.5}
         """
         return dict(zip(self.tasks, self.weights.tolist(), strict=True))
+
+    @property
+    def every(self) -> int:
+        """Measure in every `every`-th step; assignments are validated, and hold from the next loss on."""
+        return self._every
+
+    @every.setter
+    def every(self, every: int) -> None:
+        self._every = parse_count("every", every, low=1)
+        self._count(self._steps)
 
     @property
     def alpha(self) -> float:

@@ -290,6 +290,11 @@ class LossWeights(StatefulModule):
         self._look_at_initial()
         return is_waiting
 
+    @property
+    def is_met(self) -> Tensor:
+        """bool, [T]: whether `L_i(0)` is known or being averaged."""
+        return self._initial_counts > 0
+
     def _has_initial(self, counts: Tensor) -> Tensor:
         """bool, [T]: whether `L_i(0)` is known; averaged counts need not be integers."""
         return counts > self._initial_steps - 0.5

@@ -4,15 +4,14 @@ Nothing fails where `step()` was forgotten, or where every batch has one task on
 weights as they are. So two things are watched. One is the gap, the balanced losses since the last step: at the
 hundredth it is asked whether a step may still come, as while gradients are accumulated; whether the network itself is
 trained shows in the version counter of `W`. The other is the effect of the steps that do come: whether they have
-changed a weight, which is asked at the losses 100, 200, 400, …, and waits for the average of `L(0)` and for a few
-updates. Only there is the device read.
+changed a weight, which is asked at the losses 100, 200, 400 and so on, later at each thousandth, and waits for the
+average of `L(0)` and for a few updates. Only there is the device read.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,13 +19,15 @@ from torch import Tensor
 
 from ._errors import NOT_POSITIVE, warn
 from ._loss_weights import LossWeights
-from ._torch_private import changes
+from ._torch_private import changes, is_exporting
 from .capture import Measurement, SharedLayer, Sums, sample
 
 PATIENCE = 100
 """Balanced losses after which a missing update is reported."""
 MOST_MICRO_BATCHES = 1600
 """Maximum number of losses assumed to be accumulated into one step, where `W` does not tell."""
+RARELY = 1000
+"""Maximum number of losses from one question for an effect to the next."""
 FEWEST_UPDATES = 20
 """Fewer updates without effect may be a loss scaler's first steps."""
 
@@ -69,9 +70,12 @@ class Silence:
         self._has_stepped = False
         self._told: set[object] = set()
 
-    def balanced(self, is_training: bool, situation: Callable[[], Situation]) -> None:
-        """Count a balanced loss that can run backward."""
-        if torch.compiler.is_compiling():  # at="branches" only, and each count would be compiled anew
+    def balanced(
+        self, is_training: bool, is_measured: bool, tasks: Iterable[int], situation: Callable[[], Situation]
+    ) -> None:
+        """Count a balanced loss of these tasks that can run backward."""
+        if torch.compiler.is_compiling():  # each count would be compiled anew, a flag is not
+            self._gap.is_pending |= not is_measured and not is_exporting()
             return
         if not is_training:  # this is for validation, unless a step follows
             self._gap.is_pending = True
@@ -79,6 +83,7 @@ class Silence:
         if self._gap.was_in_eval:
             self._gap.clear()
         self._gap.count += 1
+        self._gap.tasks.update(tasks)
         self._effect.losses += 1
         if self._gap.count >= PATIENCE // 2 and not self._gap.watched:
             self._gap.watch(situation().measurement.layer)
@@ -95,8 +100,9 @@ class Silence:
     def stepped(self, is_due: bool) -> None:
         """Count a step, measured or not."""
         self._has_stepped = True
+        if is_due:
+            self._effect.measured(self._gap.tasks)
         self._gap.clear()
-        self._effect.due_steps += is_due
 
     def updates(self, loss_weights: LossWeights, found_inf: Tensor | None) -> None:
         """Count an update; whether the weights change is known on the device only."""
@@ -105,7 +111,7 @@ class Silence:
     def restart(self) -> None:
         """Begin anew, as after `freeze()`, `unfreeze()` and where a state is loaded."""
         self._gap.clear()
-        self._effect.restart()
+        self._effect.begin_anew()
 
     def _ask(self, situation: Callable[[], Situation]) -> None:
         if self._gap.is_asked():
@@ -118,7 +124,7 @@ class Silence:
         elif self._effect.is_asked():
             known = situation()
             if (cause := self._effect.ask(known)) is not None:
-                self._tell(_STOPPED if self._effect.has_changed else _MESSAGE, known, self._effect.count, cause)
+                self._tell(_NO_EFFECT if self._effect.has_changed else _MESSAGE, known, self._effect.count, cause)
 
     def _tell(self, message: _Message, known: Situation, count: int, cause: str) -> None:
         if not self._told & {message, cause}:
@@ -134,7 +140,8 @@ class Silence:
         if self._gap.cause is not None:
             return f"No weight has been updated for {self._gap.count:,} balanced losses: {self._gap.cause}."
         cause = self._effect.cause(known)
-        return None if cause is None else f"No weight has been updated: {cause}."
+        since = f" for {self._effect.count:,} balanced losses" if self._effect.has_changed else ""
+        return None if cause is None else f"No weight has been updated{since}: {cause}."
 
     def remark_on_no_step(self, known: Situation) -> str | None:
         """Why a report has no step to tell of; `None` where none was to be expected."""
@@ -155,6 +162,7 @@ class _Gap:
 
     def clear(self) -> None:
         self.count = 0
+        self.tasks: set[int] = set()
         self.limit = PATIENCE
         self.cause: str | None = None
         self.watched: list[tuple[Tensor, int, Tensor]] = []
@@ -195,13 +203,17 @@ class _Effect:
 
     def __init__(self) -> None:
         self.losses = 0
-        self._limit = PATIENCE
         self.has_changed = False
-        self.restart()
+        self._met: set[int] = set()
+        self.begin_anew()
 
-    def restart(self) -> None:
+    def begin_anew(self) -> None:
+        self._limit = self.losses + PATIENCE
+        self._restart()
+
+    def _restart(self) -> None:
         self._since = self.losses
-        self.due_steps = self._updates = 0
+        self._steps = self._updates = self._most_tasks = 0
         self._start: tuple[Tensor, Tensor] | None = None
         self._found_inf: Tensor | None = None
 
@@ -209,6 +221,12 @@ class _Effect:
     def count(self) -> int:
         """The losses in which no weight has changed."""
         return self.losses - self._since
+
+    def measured(self, tasks: set[int]) -> None:
+        """Count a step that is to be measured, with the losses of these tasks."""
+        self._steps += 1
+        self._met |= tasks
+        self._most_tasks = max(self._most_tasks, len(tasks))
 
     def updates_of(self, loss_weights: LossWeights, found_inf: Tensor | None) -> None:
         if self._start is None:
@@ -221,12 +239,12 @@ class _Effect:
 
     def ask(self, known: Situation) -> str | None:
         """Why the steps have no effect, if that is certain."""
-        self._limit *= 2
+        self._limit = self.losses + min(self.losses, RARELY)
         if self._start is None:
-            return _AWAITED.format(", ".join(known.awaited)) if known.awaited and self.due_steps else None
+            return _AWAITED.format(", ".join(known.awaited)) if known.awaited and self._steps else None
         if self._has_effect(known):
             self.has_changed = True
-            self.restart()
+            self._restart()
             return None
         is_lost = self._is_skipped_on_device() or self._skips_all(known)
         if self._updates < FEWEST_UPDATES or (not is_lost and _awaits_losses(known)):
@@ -257,11 +275,15 @@ class _Effect:
             yield why + (NOT_POSITIVE if weights.alpha else "")
         if self._is_skipped_on_device():
             yield _OVERFLOW
-        if int(present.sum()) < 2:
-            yield _cause_of_one_task(weights, known.last)
-        if not bool(norms[present].any()):
+        if int(present.sum()) < 2 and self._most_tasks < 2:
+            met = [task for i, task in enumerate(weights.tasks) if i in self._met or present[i]]
+            if len(met) < 2:
+                yield _NO_OTHER_TASK.format(", ".join(met))
+            if len(met) > 1 and weights.rule.optimizer is not None:
+                yield _ONE_TASK
+        if not self.has_changed and not bool(norms[present].any()):  # tasks that are solved have none either
             yield _NO_GRADIENT
-        if 0 < (lr := _lr(weights)) < 1e-7:  # zero is meant
+        if (lr := getattr(weights.rule, "lr", 1.0)) < 1e-7:
             yield _NO_RATE.format(lr)
 
     def _is_skipped_on_device(self) -> bool:
@@ -299,24 +321,9 @@ def _is_finite(sums: Sums) -> bool:
 
 
 def _awaits_losses(known: Situation) -> bool:
-    """Whether `L(0)` of a task that is present is still averaged, which keeps the weights until then."""
-    assert known.last is not None
-    present = ~known.last[:, 1].isnan()
-    return known.loss_weights.alpha > 0 and bool(known.loss_weights.initial_losses[present].isnan().any())
-
-
-def _cause_of_one_task(weights: LossWeights, last: Tensor) -> str:
-    seen = ~(weights.initial_losses.isnan() & last[:, 1].isnan())
-    if int(seen.sum()) < 2:
-        return _NO_OTHER_TASK.format(
-            ", ".join(task for task, here in zip(weights.tasks, seen.tolist(), strict=True) if here)
-        )
-    return _ONE_TASK
-
-
-def _lr(loss_weights: LossWeights) -> float:
-    optimizer = loss_weights.rule.optimizer
-    return math.inf if optimizer is None else float(optimizer.param_groups[0]["lr"])
+    """Whether `L(0)` of a task is being averaged, which keeps the weights until then."""
+    weights = known.loss_weights
+    return weights.alpha > 0 and bool((weights.is_met & weights.initial_losses.isnan()).any())
 
 
 def _closure_of() -> str | None:
@@ -342,7 +349,11 @@ _MESSAGE: _Message = (
     "The monitor was given {count:,} losses and has measured nothing: {cause}.",
 )
 _STOPPED: _Message = (
-    f"GradNorm has balanced {{count:,}} losses since the weights were last updated: {{cause}}. {_MEANT}",
+    f"GradNorm has balanced {{count:,}} losses since its last step: {{cause}}. {_MEANT}",
+    "The monitor was given {count:,} losses since its last step: {cause}.",
+)
+_NO_EFFECT: _Message = (
+    f"GradNorm has balanced {{count:,}} losses since a weight was last changed: {{cause}}. {_MEANT}",
     "The monitor was given {count:,} losses since it last measured: {cause}.",
 )
 _NO_STEP = (

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,35 @@ def test_one_graph_with_branches_is_compiled_for_measured_steps_and_for_others()
         forward(batch(number)).backward()
         balancer.step()
     assert len(balancer.history) == 5
+
+
+class WithBalancer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+        self.balancer = GradNorm(NAMES, shared=self.net.last)
+
+    def forward(self, x):
+        return self.balancer(self.net.losses(x))
+
+
+@pytest.mark.parametrize(("kept", "cause"), [("eval", "the balancer is in eval()"), ("frozen", "it is frozen")])
+def test_a_compiled_network_whose_balancer_does_not_update_is_told(kept, cause):
+    model = WithBalancer()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    model.balancer.attach(optimizer)
+    if kept == "eval":
+        model.eval()
+    else:
+        model.balancer.load_state_dict(GradNorm(NAMES).freeze().state_dict())
+    forward = torch.compile(model, backend="eager", fullgraph=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", RuntimeWarning)
+        for number in range(110):
+            forward(batch(number)).backward()
+            optimizer.step()
+    (message,) = [str(each.message) for each in said if each.category is RuntimeWarning]
+    assert message.startswith(f"GradNorm has balanced 100 losses and updated no weight: {cause}")
 
 
 def test_a_compiled_network_that_holds_its_balancer():

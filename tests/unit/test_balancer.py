@@ -308,6 +308,20 @@ def test_every_measures_each_kth_step_only():
     assert [row["step"] for row in balancer.history.rows()[::3]] == [0, 3, 6]
 
 
+@pytest.mark.parametrize(
+    ("every", "other", "measured"), [(100, 1, [0, 5, 6, 7]), (1, 3, [0, 1, 2, 3, 4, 6]), (3, 2, [0, 3, 6])]
+)
+def test_every_can_be_changed_and_holds_from_the_next_loss_on(every, other, measured):
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, every=every)
+    train(net, balancer, 5)
+    with pytest.raises(ArgumentError, match="every must be"):
+        balancer.every = 0
+    balancer.every = other
+    train(net, balancer, 3)
+    assert [row["step"] for row in balancer.history.rows()[::3]] == measured
+
+
 def test_priorities_scale_the_targets():
     net = Net()
     balancer = GradNorm(NAMES, shared=net.last, alpha=0.0, priorities={"a": 2.0, "b": 1.0, "c": 0.5})
