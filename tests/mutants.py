@@ -67,15 +67,20 @@ MUTANTS = [
         "for _ in range(1):",
         f"{SILENCE} -k points",
     ),
-    Mutant("_silence.py", "self._has_stepped = True\n        self._gap.clear()", "self._has_stepped = True", SILENCE),
+    Mutant(
+        "_silence.py",
+        "self._effect.measured(self._gap.tasks)\n        self._gap.clear()",
+        "self._effect.measured(self._gap.tasks)",
+        SILENCE,
+    ),
     Mutant("_silence.py", "if self._gap.was_in_eval:", "if False:", SILENCE),
     Mutant("_silence.py", "if not self._told & {message, cause}:", "if message not in self._told:", SILENCE),
     Mutant("_silence.py", "self.count >= self.limit and self.cause is None", "self.count >= self.limit", SILENCE),
     Mutant(
         "_silence.py", "if self._gap.cause is not None:\n            return", "if False:\n            return", SILENCE
     ),
-    Mutant("_silence.py", "self._limit *= 2", "self._limit = math.inf", SILENCE),
-    Mutant("_silence.py", "self.has_changed = True\n            self.restart()", "self.has_changed = True", SILENCE),
+    Mutant("_silence.py", "self._limit = self.losses + min(self.losses, RARELY)", "self._limit = 1e9", SILENCE),
+    Mutant("_silence.py", "self.has_changed = True\n            self._restart()", "self.has_changed = True", SILENCE),
     Mutant("_silence.py", "bool(self.watched) and all(torch", "bool(self.watched) and any(not torch", SILENCE),
     Mutant("_silence.py", "and not torch.equal(before, self._overflow)", "", SILENCE),
     Mutant("_silence.py", "rtol=1e-5, atol", "rtol=1e-6, atol", SILENCE),
