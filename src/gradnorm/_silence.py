@@ -74,8 +74,9 @@ class Silence:
         self, is_training: bool, is_measured: bool, tasks: Iterable[int], situation: Callable[[], Situation]
     ) -> None:
         """Count a balanced loss of these tasks that can run backward."""
-        if torch.compiler.is_compiling():  # each count would be compiled anew, a flag is not
-            self._gap.is_pending |= not is_measured and not is_exporting()
+        if torch.compiler.is_compiling():  # what is read here is compiled anew for each value, so only a flag is set
+            if not is_measured and not is_exporting():
+                self._gap.is_pending = True
             return
         if not is_training:  # this is for validation, unless a step follows
             self._gap.is_pending = True
@@ -116,7 +117,7 @@ class Silence:
     def _ask(self, situation: Callable[[], Situation]) -> None:
         if self._gap.is_asked():
             known = situation()
-            if known.is_frozen and self.is_meant:
+            if self._is_constant(known):
                 self._gap.clear()
             elif not self._gap.is_early(known):
                 self._gap.cause = next(_causes_of_no_step(known))
@@ -125,6 +126,10 @@ class Silence:
             known = situation()
             if (cause := self._effect.ask(known)) is not None:
                 self._tell(_NO_EFFECT if self._effect.has_changed else _MESSAGE, known, self._effect.count, cause)
+
+    def _is_constant(self, known: Situation) -> bool:
+        """Whether the weights are kept on purpose."""
+        return known.is_frozen and self.is_meant
 
     def _tell(self, message: _Message, known: Situation, count: int, cause: str) -> None:
         if not self._told & {message, cause}:
@@ -135,7 +140,7 @@ class Silence:
 
     def remark(self, known: Situation) -> str | None:
         """What a report says of a run with steps, in which no weight is updated; `None` if one is."""
-        if known.is_frozen and self.is_meant:
+        if self._is_constant(known):
             return None
         if self._gap.cause is not None:
             return f"No weight has been updated for {self._gap.count:,} balanced losses: {self._gap.cause}."
@@ -145,7 +150,7 @@ class Silence:
 
     def remark_on_no_step(self, known: Situation) -> str | None:
         """Why a report has no step to tell of; `None` where none was to be expected."""
-        if known.is_frozen and self.is_meant:
+        if self._is_constant(known):
             return None
         if self._has_stepped and not known.is_due:
             return "the next step that is measured, by every=, is still to come"
@@ -249,7 +254,7 @@ class _Effect:
         is_lost = self._is_skipped_on_device() or self._skips_all(known)
         if self._updates < FEWEST_UPDATES or (not is_lost and _awaits_losses(known)):
             return None
-        return self.cause(known)
+        return next(self._causes(known), None)
 
     def cause(self, known: Situation) -> str | None:
         """Why the updates so far have changed no weight; `None` if they have, or if nothing is wrong."""
@@ -279,7 +284,7 @@ class _Effect:
             met = [task for i, task in enumerate(weights.tasks) if i in self._met or present[i]]
             if len(met) < 2:
                 yield _NO_OTHER_TASK.format(", ".join(met))
-            if len(met) > 1 and weights.rule.optimizer is not None:
+            elif weights.rule.optimizer is not None:
                 yield _ONE_TASK
         if not self.has_changed and not bool(norms[present].any()):  # tasks that are solved have none either
             yield _NO_GRADIENT

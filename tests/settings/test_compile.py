@@ -132,6 +132,15 @@ def test_a_compiled_network_whose_balancer_does_not_update_is_told(kept, cause):
     assert message.startswith(f"GradNorm has balanced 100 losses and updated no weight: {cause}")
 
 
+def test_a_compiled_validation_with_grad_is_compiled_once():
+    model = WithBalancer().eval()
+    forward = torch.compile(model, backend="eager", fullgraph=True)
+    forward(batch(0))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(1, 4):
+            forward(batch(number))
+
+
 def test_a_compiled_network_that_holds_its_balancer():
     class Whole(Net):
         def __init__(self):
