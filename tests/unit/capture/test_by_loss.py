@@ -25,7 +25,7 @@ class Unrolled(nn.Module):
 
     def losses(self, steps=STEPS):
         h, states, outputs, self.nodes = torch.zeros(3, 8), [], [], []
-        for x in torch.randn(steps, 3, 4, generator=torch.Generator().manual_seed(1)):
+        for x in torch.randn(steps, 3, 4, generator=torch.Generator(torch.get_default_device()).manual_seed(1)):
             h = self.cell(self.first(x), h)
             if self.hook is not None:
                 h.register_hook(self.hook)

@@ -460,7 +460,7 @@ def test_a_diagnosis_is_of_layers_that_are_awake():
     net, losses = asleep_at_first()
     diagnosis = diagnose(losses(), model=net)
     assert diagnosis.layer == "last.weight (8, 8)"
-    torch.testing.assert_close(diagnosis.norms, norms_at(net.last.weight, losses()))
+    torch.testing.assert_close(diagnosis.norms, norms_at(net.last.weight, losses()).cpu())
 
 
 def test_a_diagnosis_keeps_a_part_that_is_asleep_beside_others_and_calls_no_hooks():
