@@ -23,7 +23,7 @@ from gradnorm_studies.engine.executor import _execute, reproduce
 from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.pool import InProcess, Pool
 from gradnorm_studies.engine.progress import Board, board
-from gradnorm_studies.engine.results import claim, writing
+from gradnorm_studies.engine.results import alone, claim, writing
 from gradnorm_studies.faces.study import FacesStudy
 from gradnorm_studies.studies import STUDIES as REGISTERED
 from gradnorm_studies.sweeps.learning_rate import FIRST_SEED, Search
@@ -112,6 +112,13 @@ def test_a_file_of_another_folder_that_cannot_be_read_is_no_usage_error(tmp_path
         (tmp_path / "data" / "photo.png").read_bytes()
     with pytest.raises(ConnectionError), writing(tmp_path / "out"):
         raise ConnectionError("the cluster is gone")
+
+
+def test_a_folder_in_which_another_command_trains_is_refused(tmp_path):
+    claim(tmp_path, TOY.name, TOY.recorded(), TOY.learning_rates())
+    with alone(tmp_path), pytest.raises(UsageError, match=r"--out .* is in use.*Wait until it ends"):
+        run(TOY, tmp_path)
+    run(TOY, tmp_path)
 
 
 def test_a_second_start_computes_only_what_is_missing(tmp_path):

@@ -19,7 +19,7 @@ from gradnorm_studies.engine.errors import Interrupted
 from gradnorm_studies.engine.experiment import Job
 from gradnorm_studies.engine.pool import OpenPool, Pool
 from gradnorm_studies.engine.progress import Board, board
-from gradnorm_studies.engine.results import Manifest, claim, made, read_result, result_path, writing
+from gradnorm_studies.engine.results import Manifest, alone, claim, made, read_result, result_path, writing
 from gradnorm_studies.engine.study import Study
 
 
@@ -36,16 +36,17 @@ def reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) ->
         The report, already written to `out`.
 
     Raises:
-        UsageError: If `out` holds something else, or cannot be written.
+        UsageError: If `out` holds something else, cannot be written, or another command trains there.
         Interrupted: If the user stopped it.
     """
     with writing(out):
-        return _reproduce(study, out, open_pool, console)
+        claim(out, study.name, study.recorded(), study.learning_rates())
+        with alone(out):
+            return _reproduce(study, out, open_pool, console)
 
 
 def _reproduce(study: Study, out: Path, open_pool: OpenPool, console: Console) -> StudyReport:
     jobs = study.jobs()
-    claim(out, study.name, study.recorded(), study.learning_rates())
     manifest = Manifest(out)
     missing = [job for job in jobs if not result_path(out, job).exists()]
     try:

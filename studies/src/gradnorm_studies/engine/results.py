@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from gradnorm_studies.analysis.metrics import Row
 from gradnorm_studies.engine.errors import UsageError
@@ -27,6 +28,9 @@ from gradnorm_studies.weightings import Weighting
 WRITTEN_LAST = ("metrics.csv", "table.md", "report.html", "manifest.json")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors that name no file: the disk, or the user's share of it."""
+
+LOCK = "lock"
+"""The file that is locked while a command trains in a folder; the system unlocks it however that ends."""
 
 MOST_NAMED = 3
 """Settings that an error about a folder names."""
@@ -81,6 +85,24 @@ def claim(out: Path, name: str, settings: Mapping[str, Any], rates: Mapping[str,
     if not has_runs:
         write_whole(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
     _try_writing(out)
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keeps other commands out of a study's folder, where they would train the same runs.
+
+    Raises:
+        UsageError: Another one is in it.
+    """
+    try:
+        held = FileLock(out / LOCK).acquire(blocking=False)
+    except Timeout:
+        raise UsageError(
+            f"--out {out} is in use: another command trains there. Wait until it ends, or stop it; or give another "
+            f"--out."
+        ) from None
+    with held:
+        yield
 
 
 def _try_writing(out: Path) -> None:
