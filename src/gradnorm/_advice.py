@@ -57,7 +57,7 @@ class Report(str):
         cosines: [T, T], between the tasks' gradients, the mean over the recorded steps; `None` if none were taken.
         layer: Description of `W`.
         steps: Number of steps.
-        skipped: Number of steps in which bad numbers kept the weights from being updated.
+        skipped: Number of steps without an update, since numbers were bad or only a part was measured.
         findings: Sentences about what is as it should be, or not decided yet.
         advice: Sentences about what to act on; empty where nothing is wrong.
 
@@ -113,7 +113,7 @@ class Training(NamedTuple):
         initial_losses: `L_i(0)`; NaN where not known.
         layer: Description of `W`.
         steps: Number of steps.
-        skipped: Number of steps in which bad numbers kept the weights from being updated.
+        skipped: Number of steps without an update, since numbers were bad or only a part was measured.
         needs_losses: Whether losses must be positive.
         min_weight: Lower bound on the weights; 0 for none.
         is_frozen: Whether weights are frozen.

@@ -137,6 +137,7 @@ class GradNorm(SealedModule):
         super().__init__()
         self.tasks = parse_tasks(tasks)
         self._steps = 0
+        self._called = False
         self.every = every
         self.at = _parse_at(at, shared)
         if reduce not in ("gradients", None):
@@ -160,7 +161,6 @@ class GradNorm(SealedModule):
         self.register_buffer("_step_count", torch.tensor(0.0, dtype=torch.float32))
         self.register_buffer("_is_frozen", torch.tensor(0.0, dtype=torch.float32))
         self._frozen = False
-        self._called = False
         self._step_opening: Opening | None = None
         self._warned_of_dropping = False
         self._last: Tensor | None = None
@@ -401,13 +401,14 @@ class GradNorm(SealedModule):
 
     @property
     def every(self) -> int:
-        """Measure in every `every`-th step; assignments are validated, and hold from the next loss on."""
+        """Measure in every `every`-th step; assignments are validated, and hold from the first loss of a step on."""
         return self._every
 
     @every.setter
     def every(self, every: int) -> None:
         self._every = parse_count("every", every, low=1)
-        self._count(self._steps)
+        if not self._called:
+            self._count(self._steps)
 
     @property
     def alpha(self) -> float:
@@ -449,7 +450,7 @@ class GradNorm(SealedModule):
 
     @property
     def shared(self) -> tuple[Tensor, ...] | None:
-        """`W`; `None` until it is known. A detected layer is final once a backward has run."""
+        """`W`; `None` until it is known. A detected layer grows by the parts that later batches bring."""
         return tuple(self._measurement.layer.tensors) or None
 
     @property
@@ -472,7 +473,7 @@ class GradNorm(SealedModule):
 
         Holds `loss/…`, `weight/…`, `norm/…`, `target/…`, `rate/…` for each task that was present,
         `cosine/…/…` for each pair of them from the last step in which cosines were computed, and `skipped`, the number
-        of steps that left the weights unchanged because of unusable numbers.
+        of steps that left the weights unchanged: numbers that could not be used, or only a part was measured.
         """
         logged = {f"{prefix}skipped": float(self._loss_weights.skipped)}
         if self._last is None:
@@ -640,8 +641,8 @@ class GradNorm(SealedModule):
             else:
                 self._loss_weights.skipped.add_(1)
         self._loss_weights.restore_sum()
+        self._steps += 1
         self._forget()
-        self._count(self._steps + 1)
         self._step_count.fill_(self._steps)
 
     def _is_whole(self) -> bool:
@@ -675,10 +676,11 @@ class GradNorm(SealedModule):
         return self._steps // self.every % self.cosines_every == 0
 
     def _forget(self) -> None:
-        """Clear the measurements for the next step."""
+        """Clear the measurements, before the first loss of a step."""
         self._measurement.clear()
         self._step_opening = None
         self._called = False
+        self._count(self._steps)
 
     def _count(self, steps: int) -> None:
         """Note the number of steps so far, and whether the next one is measured, by `every`."""
@@ -747,12 +749,14 @@ class GradNorm(SealedModule):
         self._forget()
         self._last = self._cosines = None
         self.history.rewind(self._steps)
+        self._silence.restart()
 
 
 _DROPPED = (
     "gradients were cleared between two backwards without a step, so that GradNorm has measured only part of this step "
-    "and does not update the loss weights. If a step was skipped on purpose, call balancer.reset() then; if gradients "
-    "are moved elsewhere after each micro-batch, let them accumulate in .grad until the step"
+    "and does not update the loss weights (where processes share the batch, it does, from that part). "
+    "If a step was skipped on purpose, call balancer.reset() then; if gradients are moved elsewhere after each "
+    "micro-batch, let them accumulate in .grad until the step"
 )
 _READ_BY = "(named_weights() reads them)"
 _UNKNOWN_LAYER = "this process {}, and processes that share a batch must measure at the same layer"

@@ -23,8 +23,8 @@ BARS = "▁▂▃▄▅▆▇█"
 def live(balancer: GradNorm, every: int = 50) -> RemovableHandle:
     """Show the weights after the first step and every `every` steps: a table in a notebook, elsewhere a line.
 
-    Of several processes the first shows them. Reading the weights synchronizes with the device. Not for a balancer
-    within `torch.compile`.
+    They are shown when the next loss is balanced, of several processes by the first. Reading the weights synchronizes
+    with the device. Not for a balancer within `torch.compile`.
 
     Args:
         balancer: The balancer, before it is trained.

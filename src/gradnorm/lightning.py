@@ -126,7 +126,8 @@ def watch(
         options: As `gradnorm.monitor` takes them, such as `every=10`.
 
     Raises:
-        ArgumentError: An option that `gradnorm.monitor` does not take, or several optimizers and none was named.
+        ArgumentError: A value that `gradnorm.monitor` does not take, or several optimizers and none was named.
+        TypeError: An option that it does not have.
 
     Examples:
         >>> from torch import nn

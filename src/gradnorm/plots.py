@@ -269,7 +269,7 @@ def cosines(found: Diagnosis | Report | GradNorm, path: str | Path | None = None
     """
     found = found.report() if isinstance(found, GradNorm) else found
     if found.cosines is None:
-        raise StateError("no cosines are recorded: with more than 16 tasks, or before the first cosines_every steps")
+        raise StateError("no cosines are recorded: before the first step, or with more than 16 tasks or another at=")
     with rc_context(STYLE):
         side = 1.8 + 0.45 * len(found.tasks)
         ax = panels(1, 1, width=side, height=side)[1][0] if ax is None else ax

@@ -250,6 +250,21 @@ def test_no_task_is_set_back_and_the_weights_still_balance(aggregator):
     assert balancer.weights[0] > 1.1
 
 
+def test_micro_batches_whose_jacobians_add_up_are_one_step():
+    net, rows = Net(), []
+    balancer = GradNorm(2, shared=net.w)
+    for x in batches()[:3]:
+        features = net.trunk(x)
+        losses = net.losses(features)
+        rows.append([torch.autograd.grad(loss, net.w, retain_graph=True)[0] for loss in losses])
+        torch.autograd.grad(balancer(losses), net.w, retain_graph=True)
+        mtl_backward(losses, features=features)
+    jac_to_grad(net.trunk.parameters(), PCGrad())
+    balancer.step()
+    expected = [(sum(gradients) / 3).norm().item() for gradients in zip(*rows, strict=True)]
+    assert [row["norm"] / row["weight"] for row in balancer.history.rows()] == pytest.approx(expected, rel=1e-4)
+
+
 def jacobian(seed, tasks=2):
     return torch.randn(tasks, 12, generator=torch.Generator().manual_seed(seed))
 

@@ -322,6 +322,36 @@ def test_every_can_be_changed_and_holds_from_the_next_loss_on(every, other, meas
     assert [row["step"] for row in balancer.history.rows()[::3]] == measured
 
 
+@pytest.mark.parametrize(("every", "other", "measured"), [(10, 1, [0, 2, 3]), (1, 10, [0, 1])])
+@pytest.mark.parametrize("is_attached", [False, True])
+def test_every_changed_within_a_step_holds_from_the_next_step_on(every, other, measured, is_attached):
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    balancer = GradNorm(NAMES, shared=net.last, every=every)
+    if is_attached:
+        balancer.attach(optimizer)
+    for step in range(4):
+        balancer(net.losses(batch(step))).backward()
+        if step == 1:
+            balancer.every = other
+        optimizer.step()
+        if not is_attached:
+            balancer.step()
+    assert [row["step"] for row in balancer.history.rows()[::3]] == measured
+    assert balancer.log_dict()["gradnorm/skipped"] == 0
+
+
+def test_every_changed_in_a_step_that_is_reset_holds_at_once():
+    net = Net()
+    balancer = GradNorm(NAMES, shared=net.last, every=10)
+    train(net, balancer, 1)
+    balancer(net.losses(batch(0)))
+    balancer.every = 1
+    balancer.reset()
+    train(net, balancer, 1)
+    assert [row["step"] for row in balancer.history.rows()[::3]] == [0, 1]
+
+
 def test_priorities_scale_the_targets():
     net = Net()
     balancer = GradNorm(NAMES, shared=net.last, alpha=0.0, priorities={"a": 2.0, "b": 1.0, "c": 0.5})

@@ -849,6 +849,19 @@ def test_a_state_that_is_loaded_begins_anew():
     assert accumulate(run, 40, 8) == []
 
 
+def test_a_report_after_a_part_of_a_state_was_loaded_says_nothing_of_the_run_before():
+    net = Net()
+    balancer = GradNorm(3, shared=net.last, update=Descent(lr=1e-9))
+    for step in range(30):
+        balancer([*net.losses(batch(step)).values()]).backward()
+        balancer.step()
+    assert "No weight has been updated" in balancer.report()
+    state = balancer.state_dict()
+    del state["_step_count"]
+    balancer.load_state_dict(state, strict=False)
+    assert "No weight has been updated" not in balancer.report()
+
+
 def test_an_optimizer_that_writes_into_data_trains():
     run = Run(attach=False)
     run.step = lambda: [p.data.sub_(1e-4 * p.grad) for p in run.net.parameters()]
