@@ -45,7 +45,7 @@ def warn(message: str) -> None:
     """Warn at the user's line: the innermost one outside this package, PyTorch and trainers.
 
     The warning registry of that line is not used: with it Python would suppress the same message of the next balancer.
-    Each balancer itself warns once per kind. Filters apply as usual.
+    Each balancer itself warns once per cause. Filters apply as usual.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None and _package(frame.f_globals) in _NOT_THE_USERS:

@@ -1,4 +1,4 @@
-"""Detects silent failure: a run in which no weight is updated, or no longer, warns once, with the likely cause.
+"""Detects silent failure: a run in which no weight is updated, or no longer, warns once per cause.
 
 Nothing fails where `step()` was forgotten, or where every batch has one task only: the network trains, with its loss
 weights as they are. So two things are watched. One is the gap, the balanced losses since the last step: at the
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ class Silence:
         self._gap = _Gap()
         self._effect = _Effect()
         self._has_stepped = False
-        self._told: set[object] = set()
+        self._told: set[str] = set()
 
     def balanced(
         self, is_training: bool, is_measured: bool, tasks: Iterable[int], situation: Callable[[], Situation]
@@ -131,9 +131,9 @@ class Silence:
         """Whether the weights are kept on purpose."""
         return known.is_frozen and self.is_meant
 
-    def _tell(self, message: _Message, known: Situation, count: int, cause: str) -> None:
-        if not self._told & {message, cause}:
-            self._told |= {message, cause}
+    def _tell(self, message: _Message, known: Situation, count: int, cause: _Cause) -> None:
+        if cause.kind not in self._told:
+            self._told.add(cause.kind)
             warn(message[known.loss_weights.rule.is_constant].format(count=count, cause=cause))
 
     # ------------------------------------------------------------------------------------------------------ in reports
@@ -169,7 +169,7 @@ class _Gap:
         self.count = 0
         self.tasks: set[int] = set()
         self.limit = PATIENCE
-        self.cause: str | None = None
+        self.cause: _Cause | None = None
         self.watched: list[tuple[Tensor, int, Tensor]] = []
         self.is_pending = self.was_refused = self.was_in_eval = False
         self._overflow: Tensor | None = None
@@ -242,11 +242,11 @@ class _Effect:
     def is_asked(self) -> bool:
         return self.losses >= self._limit
 
-    def ask(self, known: Situation) -> str | None:
+    def ask(self, known: Situation) -> _Cause | None:
         """Why the steps have no effect, if that is certain."""
         self._limit = self.losses + min(self.losses, RARELY)
         if self._start is None:
-            return _AWAITED.format(", ".join(known.awaited)) if known.awaited and self._steps else None
+            return _Cause(_AWAITED, ", ".join(known.awaited)) if known.awaited and self._steps else None
         if self._has_effect(known):
             self.has_changed = True
             self._restart()
@@ -256,7 +256,7 @@ class _Effect:
             return None
         return next(self._causes(known), None)
 
-    def cause(self, known: Situation) -> str | None:
+    def cause(self, known: Situation) -> _Cause | None:
         """Why the updates so far have changed no weight; `None` if they have, or if nothing is wrong."""
         is_too_few = self.has_changed and self._updates < FEWEST_UPDATES
         if self._start is None or is_too_few or self._has_effect(known):
@@ -270,26 +270,26 @@ class _Effect:
         # Rescaling to the sum moves them by some rounding errors.
         return not torch.allclose(known.loss_weights.weights.cpu(), self._start[0].cpu(), rtol=1e-5, atol=0.0)
 
-    def _causes(self, known: Situation) -> Iterator[str]:
+    def _causes(self, known: Situation) -> Iterator[_Cause]:
         assert known.last is not None
         _, before, norms, *_ = known.last.unbind(1)
         present = ~before.isnan()
         weights = known.loss_weights
         if self._skips_all(known):
-            why = _SKIPPED.format(_times(self._updates), ", ".join(weights.unusable(known.last)) or "some task")
-            yield why + (NOT_POSITIVE if weights.alpha else "")
+            tasks = ", ".join(weights.unusable(known.last)) or "some task"
+            yield _Cause(_SKIPPED, _times(self._updates), tasks, NOT_POSITIVE if weights.alpha else "")
         if self._is_skipped_on_device():
-            yield _OVERFLOW
+            yield _Cause(_OVERFLOW)
         if int(present.sum()) < 2 and self._most_tasks < 2:
             met = [task for i, task in enumerate(weights.tasks) if i in self._met or present[i]]
             if len(met) < 2:
-                yield _NO_OTHER_TASK.format(", ".join(met))
+                yield _Cause(_NO_OTHER_TASK, ", ".join(met))
             elif weights.rule.optimizer is not None:
-                yield _ONE_TASK
+                yield _Cause(_ONE_TASK)
         if not self.has_changed and not bool(norms[present].any()):  # tasks that are solved have none either
-            yield _NO_GRADIENT
+            yield _Cause(_NO_GRADIENT)
         if (lr := getattr(weights.rule, "lr", 1.0)) < 1e-7:
-            yield _NO_RATE.format(lr)
+            yield _Cause(_NO_RATE, lr)
 
     def _is_skipped_on_device(self) -> bool:
         return self._found_inf is not None and bool(self._found_inf)
@@ -301,24 +301,35 @@ class _Effect:
 # ------------------------------------------------------------------------------------------------------------- causes
 
 
-def _causes_of_no_step(known: Situation) -> Iterator[str]:
+class _Cause(str):
+    """A cause in words; those of one `kind` differ in names and counts only."""
+
+    kind: str
+
+    def __new__(cls, kind: str, *values: object) -> Self:
+        cause = super().__new__(cls, kind.format(*values))
+        cause.kind = kind
+        return cause
+
+
+def _causes_of_no_step(known: Situation) -> Iterator[_Cause]:
     """Why no step comes; the last is given in any case."""
     sums = known.measurement.sums
     if known.is_frozen:
-        yield _FROZEN
+        yield _Cause(_FROZEN)
     if not known.is_training:
-        yield _EVAL
+        yield _Cause(_EVAL)
     if known.awaited:
-        yield _AWAITED.format(", ".join(known.awaited))
+        yield _Cause(_AWAITED, ", ".join(known.awaited))
     if (name := _closure_of()) is not None:
-        yield _CLOSURE.format(name)
+        yield _Cause(_CLOSURE, name)
     if sums is not None and not _is_finite(sums):
-        yield _OVERFLOW
+        yield _Cause(_OVERFLOW)
     if sums is None and known.is_due:
-        yield _NO_BACKWARD
+        yield _Cause(_NO_BACKWARD)
     if known.attached is not None:
-        yield _NO_OPTIMIZER_STEP.format(known.attached)
-    yield _NO_STEP
+        yield _Cause(_NO_OPTIMIZER_STEP, known.attached)
+    yield _Cause(_NO_STEP)
 
 
 def _is_finite(sums: Sums) -> bool:
@@ -391,7 +402,7 @@ _OVERFLOW = (
     "the gradients at W are not finite, so that the loss scaler skips every step. Find the loss or the gradient that "
     "overflows"
 )
-_SKIPPED = "{0} was skipped, since the loss of {1} or its gradient norm was not finite"
+_SKIPPED = "{0} was skipped, since the loss of {1} or its gradient norm was not finite{2}"
 _ONE_TASK = (
     "each step measured one task, and Algorithm 1 compares the tasks of one step. Accumulate the gradients of a batch "
     'of each task before optimizer.step(), or use update="closed-form", which keeps averages of the others'

@@ -421,6 +421,16 @@ def test_a_stop_after_another_warning_is_told():
     assert EvalKept.cause in run.balancer.report()
 
 
+def test_a_second_cause_is_told_though_no_weight_was_updated_between():
+    run = EvalKept()
+    run.stop()
+    assert len(run.train(120)) == 1
+    run.balancer.train()
+    run.handle.remove()
+    (said,) = run.train(300)
+    assert StepForgotten.cause in said
+
+
 def test_a_report_on_weights_that_are_no_longer_updated_says_so():
     run = EvalKept()
     run.train(130)
