@@ -36,6 +36,8 @@ FALLEN = 0.7
 SHRUNK = 1e-2
 """Largest weighted gradient norm, as it is and as a part of the largest raw one, below which it is the weights that may
 keep all from being learned."""
+SMALLER = 0.1
+"""The same part, below which it is told without a fault."""
 
 Series = Mapping[str, Mapping[str, list[float]]]
 
@@ -154,6 +156,7 @@ def describe(history: History, training: Training) -> Report:
     table = history.mean_cosines()
     findings, advice = _progress(tasks, series, training)
     advice += [*_floor(history, training), *_stuck(tasks, series, training), *conflicts(tasks, table)]
+    findings = [finding for finding in findings if not any(finding in each for each in advice)]
     report = Report(page(lines, tasks, columns, table, [*advice, *findings]))
     report.tasks, report.layer, report.steps, report._columns = tasks, training.layer, training.steps, columns
     report.weights, report.averaged_weights = training.weights, training.averaged_weights
@@ -273,6 +276,8 @@ def _progress(tasks: Sequence[str], series: Series, training: Training) -> tuple
 
 
 def _settled(traces: Series, training: Training, findings: list[str], advice: list[str]) -> None:
+    if shrunk := _shrunk(traces, SMALLER):
+        findings.append(shrunk)
     moves = {task: _move(trace["weight"]) for task, trace in traces.items()}
     moved = max(moves, key=lambda task: abs(moves[task]))
     zero = [task for task, trace in traces.items() if _recent(trace["norm"]) == 0]
@@ -338,7 +343,9 @@ def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator
         return
     best = min(ratios, key=lambda task: ratios[task])
     if ratios[best] > STUCK and not any(min(values["loss"]) <= 0 for values in series.values()):
-        remedy = _shrunk(series) or "Check the training itself, first its learning rate; loss weights cannot help."
+        remedy = (
+            _shrunk(series, SHRUNK) or "Check the training itself, first its learning rate; loss weights cannot help."
+        )
         yield f"No loss has fallen: {best}'s, the lowest, is at {ratios[best]:.0%} of its first. {remedy}"
     for task, ratio in ratios.items():
         if ratio > RISEN and ratios[best] <= STUCK:
@@ -356,8 +363,11 @@ def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator
             )
 
 
-def _shrunk(series: Series) -> str:
-    """What may be wrong where weights of sum T make all gradients as small as the smallest; empty where they do not."""
+def _shrunk(series: Series, limit: float) -> str:
+    """What may be wrong where weights of sum T make all gradients as small as the smallest; empty where they do not.
+
+    Adam remembers larger gradients for a thousand steps, in which its own become small beside them.
+    """
     norms = {task: _recent(values["norm"]) for task, values in series.items()}
     raw = {task: norms[task] / (_recent(values["weight"]) or math.nan) for task, values in series.items()}
     extremes = _extremes([*raw], [*raw.values()])
@@ -365,7 +375,7 @@ def _shrunk(series: Series) -> str:
         return ""
     least, low, most, _ = extremes
     largest = max(norms.values())
-    if largest > SHRUNK * min(1.0, most):
+    if largest > limit * min(1.0, most):
         return ""
     return (
         f"Weights that sum to T make all gradients about as small as {low}'s, {largest:.2g}, where the largest would "

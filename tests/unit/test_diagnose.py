@@ -342,6 +342,20 @@ def test_a_stuck_task_is_named_by_its_loss():
     assert "stuck" not in trained(30)[1].report()
 
 
+@pytest.mark.parametrize(("unit", "said"), [(1 / 50, "multiply far's loss by about 50"), (1 / 5, None)])
+def test_weights_that_shrink_all_gradients_are_told_where_losses_fall_too(unit, said):
+    W = torch.nn.Parameter(torch.ones(2, 2))
+    balancer = GradNorm(["near", "far"], shared=W, update="closed-form")
+    for step in range(40):
+        z = W.sum() - W.sum().detach() + 0.95**step
+        balancer({"near": z, "far": unit * z}).backward()
+        balancer.step()
+    report = balancer.report()
+    assert report.advice == []
+    told = [finding for finding in report.findings if "multiply" in finding]
+    assert [said in finding for finding in told] == ([True] if said else [])
+
+
 def test_weights_that_shrink_all_gradients_are_named_where_nothing_is_learned():
     def trained(unit):
         W = torch.nn.Parameter(torch.ones(2, 2))
@@ -350,7 +364,9 @@ def test_weights_that_shrink_all_gradients_are_named_where_nothing_is_learned():
             z = W.sum() - W.sum().detach()
             balancer({"near": z + 1, "far": unit * (z + 1)}).backward()
             balancer.step()
-        (line,) = [line for line in balancer.report().advice if line.startswith("No loss has fallen")]
+        report = balancer.report()
+        (line,) = [line for line in report.advice if line.startswith("No loss has fallen")]
+        assert not any("multiply" in finding for finding in report.findings)
         return line
 
     assert "as small as far's, 4e-06, where the largest would be 2: multiply far's loss by about 1,000,000" in trained(
