@@ -408,7 +408,7 @@ class GradNorm(SealedModule):
     def every(self, every: int) -> None:
         self._every = parse_count("every", every, low=1)
         if not self._called:
-            self._count(self._steps)
+            self._plan()
 
     @property
     def alpha(self) -> float:
@@ -680,12 +680,11 @@ class GradNorm(SealedModule):
         self._measurement.clear()
         self._step_opening = None
         self._called = False
-        self._count(self._steps)
+        self._plan()
 
-    def _count(self, steps: int) -> None:
-        """Note the number of steps so far, and whether the next one is measured, by `every`."""
-        self._steps = steps
-        self._due = steps % self.every == 0  # a compiled forward is compiled anew for each value of what it reads
+    def _plan(self) -> None:
+        """Note whether the step that begins is measured, by `every`."""
+        self._due = self._steps % self.every == 0  # a compiled forward is compiled anew for each value of what it reads
 
     @property
     def _reduces(self) -> bool:
@@ -729,7 +728,8 @@ class GradNorm(SealedModule):
         return self
 
     def _read(self) -> None:
-        self._count(round(self._value("_step_count").item()))
+        self._steps = round(self._value("_step_count").item())
+        self._plan()
         self._frozen = bool(self._value("_is_frozen") > 0.5)
         self._silence.restart()
         if self._measured_on != (self.weights.device, self.weights.dtype):
