@@ -41,6 +41,9 @@ check: lint types $(VENV)/.ready-dev  ## Lint, types, the core's tests: what to 
 test-all: $(VENV)/.ready-dev  ## The slow tests as well
 	@$(BIN)/python -m pytest -q -n 2 -m ''
 
+# The two workers have a core each.
+test check test-all: export OMP_NUM_THREADS := 1
+
 # Environments of their own, with no extra of this package.
 alone = $(PYTHON) -m venv $(1) && $(1)/bin/python -m pip install --quiet $(2) 'numpy<3' pytest pytest-xdist hypothesis \
 	&& $(1)/bin/python -m pip install --quiet --no-deps -e . && $(1)/bin/python -m pytest -q -n 2 $(CORE)

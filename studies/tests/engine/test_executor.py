@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import Future
 from dataclasses import replace
@@ -15,6 +14,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from commands import command
 from faces_files import write_prepared
 from gradnorm_studies.analysis.metrics import Metrics
 from gradnorm_studies.engine import rates, results
@@ -221,9 +221,8 @@ def test_search_seeds_are_never_reported():
 def start(out, *options):
     """A study in a process and a session of its own, with its first run finished."""
     size = ["--seeds", "1", "--steps", "800", "--batch", "4", "--test-size", "8", "--record-every", "100"]
-    command = [sys.executable, "-c", "from gradnorm_studies.cli import main; main()", "reproduce", "toy", *size]
     process = subprocess.Popen(
-        [*command, "--methods", METHODS, "--out", str(out), *options],
+        command("toy", *size, "--methods", METHODS, "--out", str(out), *options),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

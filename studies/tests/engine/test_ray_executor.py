@@ -3,21 +3,17 @@
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from commands import command
+
 pytest.importorskip("ray")
 
 SIZE = ["--seeds", "1", "--batch", "8", "--test-size", "16", "--methods", "gradnorm,equal,static"]
-
-
-def command(*arguments: str) -> list[str]:
-    code = "from gradnorm_studies.cli import main; main()"
-    return [sys.executable, "-W", "error", "-c", code, "reproduce", *arguments]
 
 
 def files(out: Path) -> dict[str, bytes]:
