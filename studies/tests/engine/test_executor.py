@@ -220,7 +220,7 @@ def test_search_seeds_are_never_reported():
 
 def start(out, *options):
     """A study in a process and a session of its own, with its first run finished."""
-    size = ["--seeds", "1", "--steps", "800", "--batch", "4", "--test-size", "8", "--record-every", "100"]
+    size = ["--seeds", "1", "--steps", "300", "--batch", "4", "--test-size", "8", "--record-every", "100"]
     process = subprocess.Popen(
         command("toy", *size, "--methods", METHODS, "--out", str(out), *options),
         stderr=subprocess.PIPE,
@@ -251,7 +251,7 @@ def test_ctrl_c_in_worker_processes_exits_130_and_the_second_start_gives_the_sam
     assert process.returncode == 130
     assert "run the same command again" in errors
     assert "Traceback" not in errors
-    study = Toy(replace(Toy.default, seeds=1, steps=800, batch=4, test_size=8, record_every=100, methods=METHODS))
+    study = Toy(replace(Toy.default, seeds=1, steps=300, batch=4, test_size=8, record_every=100, methods=METHODS))
     run(study, out)
     run(study, tmp_path / "whole")
     assert (out / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
