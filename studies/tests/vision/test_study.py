@@ -275,14 +275,22 @@ def test_views_of_nyuv2_keep_their_shape_in_their_preset(prepared, tmp_path):
     assert (tmp_path / "out" / "figures" / "pictures.png").exists()
 
 
-def test_rooms_are_square():
-    with pytest.raises(UsageError, match="--image-width 64: rooms are square"):
-        small(image_width=64).jobs()
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"image_width": 64}, "--image-width 64: rooms are square"),
+        ({"root": "nyuv2.npz"}, "--root nyuv2.npz: rooms are rendered.*--data nyuv2"),
+        ({"data": "nyuv2"}, "--data nyuv2 needs --root"),
+        ({"data": "nyuv2", "root": "nowhere"}, "NYUv2 is not in nowhere"),
+        ({"data": "nyuv2", "root": "nowhere", "tasks": "kpts"}, r"were never published.*--data rooms"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named_with_the_remedy(settings, found):
+    with pytest.raises(UsageError, match=found):
+        small(**settings).jobs()
 
 
 def test_what_cannot_be_is_refused_before_anything_is_read_or_written(tmp_path):
-    with pytest.raises(UsageError, match=r"were never published.*--data rooms"):
-        small(data="nyuv2", tasks="kpts").jobs()
     result = CliRunner().invoke(build(), ["reproduce", "vision", "--methods", "static", "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "--methods has static" in result.output

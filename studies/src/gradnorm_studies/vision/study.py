@@ -257,16 +257,25 @@ class Vision(ImageStudy[VisionConfig]):
         """As for all studies.
 
         Raises:
-            UsageError: The data are not there, or have no keypoints or no such size, and see `Study`.
+            UsageError: The data are not there, are not read, or have no keypoints or no such size, and see `Study`.
         """
-        height, width = self.images.size
-        if self.config.data == "rooms" and width != height:
-            raise UsageError(f"--image-width {width}: rooms are square; leave it out, or take --data nyuv2.")
-        if self.config.data == "nyuv2" and self.config.tasks == "kpts":
-            raise UsageError("--tasks kpts: NYUv2's keypoints were never published; take --data rooms.")
-        if self.config.data == "nyuv2" and not Path(self.config.root).exists():
-            raise missing(Path(self.config.root), "nothing")
+        (self._check_rooms if self.config.data == "rooms" else self._check_nyuv2)(self.config.root)
         return super().jobs()
+
+    def _check_rooms(self, root: str) -> None:
+        height, width = self.images.size
+        if width != height:
+            raise UsageError(f"--image-width {width}: rooms are square; leave it out, or take --data nyuv2.")
+        if root:
+            raise UsageError(f"--root {root}: rooms are rendered, not read; leave it out, or take --data nyuv2.")
+
+    def _check_nyuv2(self, root: str) -> None:
+        if self.config.tasks == "kpts":
+            raise UsageError("--tasks kpts: NYUv2's keypoints were never published; take --data rooms.")
+        if not root:
+            raise UsageError("--data nyuv2 needs --root: its folder, or a file that `gradnorm data nyuv2 --out` wrote.")
+        if not Path(root).exists():
+            raise missing(Path(root), "nothing")
 
 
 class Detect(ImageStudy[DetectConfig]):
