@@ -28,6 +28,8 @@ PROGRESS = {"frameworks/lightning.md", "frameworks/transformers.md", "frameworks
 """Pages on which trainers print their own tables and times."""
 CHAOTIC = {"guide/choices.md", "guide/lbfgs.md", "settings/amp.md"}
 """Pages whose figures differ from machine to machine by more than a little."""
+SLOW = {"guide/lbfgs.md"}
+"""Pages whose blocks compute for half a minute."""
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d*)?(?:e[-+]?\d+)?")
 
 
@@ -64,7 +66,9 @@ def in_folder(line):
     return re.match(r"(torchrun|python|accelerate launch) .*\b\w+\.py", line) and not (ROOT / line.split()[1]).is_file()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page for page in PAGES]
+)
 def test_blocks_run_when_pasted(page, tmp_path):
     """Each prints what is shown below it, and none ends with a weight at the floor."""
     found = blocks(DOCS / page)
