@@ -62,6 +62,24 @@ def without_hooks(tensors: Iterable[Tensor]) -> Iterator[None]:
             hooks.update(kept)
 
 
+def watch_hooks(leaf: Tensor, changed: Callable[[Tensor, Tensor], None]) -> None:
+    """Call `changed(before, after)` if the hooks on a leaf replace its gradient in the running backward."""
+    hooks: dict[int, Any] = leaf._backward_hooks  # pyright: ignore[reportAssignmentType]
+    kept, arrived = dict(hooks), []
+    hooks.clear()
+    first = leaf.register_hook(lambda gradient: arrived.append(gradient))  # hooks run in the order of the dictionary
+    hooks.update(kept)
+
+    def compare(gradient: Tensor) -> None:
+        before = arrived.pop()
+        if before is not gradient:
+            changed(before, gradient)
+
+    last = leaf.register_hook(compare)
+    for handle in (first, last):
+        at_end_of_backward(handle.remove)
+
+
 def weakly_keyed(items: Mapping[Tensor, Any]) -> MutableMapping[Tensor, Any]:
     """A dictionary by tensors that keeps none of them alive.
 

@@ -3,11 +3,13 @@
 All that the nodes of such a task propagate counts as its gradient, and so would that of a loss outside the balancer
 that reads the same features. Therefore what reaches `W` of its loss alone is taken by a backward of its own, in the
 task's first measured backward and in every `RECHECK`th. If something else arrives with the user's backward, it is taken
-so in all backwards from then on, at the cost of running the head once more.
+so in all backwards from then on, at the cost of running the head once more. Of tasks that do meet others the first look
+takes the losses alone, and a look in every `RECHECK`th backward; if they differ from what arrives, the user is told.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -39,14 +41,36 @@ class Outsiders:
         self._check = check
         self._left: dict[int, int] = {}
         self._were_found = False
+        self._until_look = math.inf
 
-    def due(self, tasks: Sequence[int]) -> list[int]:
-        """The positions of the tasks to be taken alone in the backward that begins."""
+    def due(self, tasks: Sequence[int], has_looked: bool) -> list[int]:
+        """The positions of the tasks to be taken alone in the backward that begins.
+
+        Args:
+            tasks: Those in it.
+            has_looked: Whether what arrives is compared with a look, so that all are.
+        """
         if not self._check:
             return []
         for task in tasks:
             self._left[task] = max(0, self._left.get(task, 0) - 1)
-        return [i for i, task in enumerate(tasks) if self._were_found or not self._left[task]]
+        return [i for i, task in enumerate(tasks) if self._were_found or has_looked or not self._left[task]]
+
+    def has_looked(self) -> None:
+        """A first look has run: heads can run twice."""
+        self._until_look = RECHECK
+
+    def is_look_due(self) -> bool:
+        """Whether the losses of tasks that meet others are to be looked at in the backward that comes."""
+        self._until_look -= 1
+        if self._until_look > 0:
+            return False
+        self._until_look = RECHECK
+        return True
+
+    def stop_looking(self) -> None:
+        """The user has been told, or no look is possible."""
+        self._until_look = math.inf
 
     def compare(self, task: int, arrived: Tensor, alone: Tensor) -> None:
         """Compare a task's entries, [N]; synchronizes with the device unless outsiders were found before."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .._errors import warn
-from .._torch_private import current_backward, never_compiled, output_shape
+from .._torch_private import current_backward, never_compiled, output_shape, watch_hooks
 from ._alone import Alone, taken_alone
 from ._by_loss import gradients_of, is_faster_by_loss
 from ._graph import AccumulateGrad, AutogradGraph, FrontierEdge, TaskFrontier
@@ -33,7 +33,7 @@ from ._meetings import AtMeetings, GradientBuffer, Meeting
 from ._operations import FINE_TOLERANCE, TOLERANCE
 from ._rows import RowNorms, Rows, WholeRows
 from ._self_check import adds_up
-from ._shared import SharedParameter, is_distributed
+from ._shared import SharedParameter, dense, is_distributed
 
 _NONE = -1
 """Identifier of no backward."""
@@ -44,9 +44,14 @@ _BESIDES = (
     "separate backward"
 )
 
+_HOOKED = (
+    "a hook on {} sets parts of its gradient to zero, and the tasks' gradients are measured before that, with these "
+    "parts. Freeze them in the forward, where it is seen: mask * W + (1 - mask) * W.detach()"
+)
+
 Arriving = Sequence[tuple[FrontierEdge, GradientBuffer, Meeting]]
-TakeLook = Callable[["BackwardPass", Tensor], None]
-"""Called as `(backward pass, factor)` at the start of the first backward; leaves the pass ready to measure."""
+TakeLook = Callable[["BackwardPass", Tensor, Tensor], None]
+"""Called as `(backward pass, factor, weights)` at the start of a backward; leaves the pass ready to measure."""
 
 
 class BackwardPass:
@@ -94,13 +99,15 @@ class BackwardPass:
         self._has_run = True
         if self.first_look is not None:
             look, self.first_look = self.first_look, None
-            look(self, factor)
+            look(self, factor, weights)
         if self.opening is not None and self.opening.weights is not None:
             weights = self.opening.weights
         if self.graph is not None and self.is_by_loss(self.graph):
             rows = self._new_rows(dict.fromkeys(self.tasks, 1))
             self.measurement.add(self.by_loss(self.graph, factor, weights, rows, check=self.measurement.check))
             return weights
+        if self.measurement.watches_hooks:
+            self._watch_hooks()
         graph, self.graph = self.graph, None  # hooks must not lead to it
         alone = self._losses_alone(graph, factor, weights)
         if self.frontiers:
@@ -130,13 +137,21 @@ class BackwardPass:
             rows.add([task], self.measurement.layer.laid_out(gradients, self.shared).unsqueeze(0))
         return self._sums(rows, factor, weights)
 
+    def _watch_hooks(self) -> None:
+        """Warn if a hook on `W` takes parts of its gradient away in this backward; one that clips is left alone."""
+        self.measurement.watches_hooks = False
+        layer = self.measurement.layer
+        for part, name in zip(layer.parameters, layer.names, strict=True):
+            if part.used.is_leaf and part.used._backward_hooks and not is_distributed(part.used):
+                watch_hooks(part.used, partial(_compare, name))
+
     @property
     def _used(self) -> list[Tensor]:
         return [part.used for part in self.shared]
 
     def _losses_alone(self, graph: AutogradGraph | None, factor: Tensor, weights: Tensor) -> Alone:
         """The gradients of tasks that meet no other, where losses outside the balancer may add to what arrives."""
-        if graph is None or not (due := self.measurement.outsiders.due(self.tasks)):
+        if graph is None or not (due := self.measurement.outsiders.due(self.tasks, bool(self.looks))):
             return {}
         return taken_alone(graph.unmixed(), self.frontiers, self._used, due, lambda i: factor * weights[self.tasks[i]])
 
@@ -211,11 +226,11 @@ class BackwardPass:
         return Sums(entries, factors * self.losses, factors, self.mask, scales, products, is_complete, rows.are_whole)
 
     def _compare_with_look(self, sums: Sums) -> None:
-        """Warn if more than its loss runs backward through a task's head; a first look has seen the loss alone."""
+        """Warn if more than its loss runs backward through a task's head; a look has seen the loss alone."""
         if (look := self.looks.get(tuple(map(id, self.shared)))) is None:
             return
-        factors = sums.factors / look.factors  # of another backward than the first
-        found, alone = self.measurement.norms(sums), self.measurement.norms(look) * self._weights * factors.abs()
+        scales = sums.scales / look.scales  # a first look takes weights of one
+        found, alone = self.measurement.norms(sums), self.measurement.norms(look) * scales.abs()
         tolerance = TOLERANCE if self._is_narrow else FINE_TOLERANCE
         apart = (found - alone).abs() > tolerance * torch.maximum(found, alone)
         if bool((apart & torch.isfinite(found + alone)).any()):
@@ -223,6 +238,7 @@ class BackwardPass:
                 name for name, is_apart in zip(self.measurement.names, apart.tolist(), strict=True) if is_apart
             )
             warn(_BESIDES.format(names))
+            self.measurement.outsiders.stop_looking()
 
     def _crossed(self, arriving: Arriving, gradients: tuple[Tensor | None, ...], _: object) -> None:
         """Hook of a frontier node: receives the gradients that it is about to propagate."""
@@ -290,3 +306,11 @@ class BackwardPass:
         if self._is_look or self.wanted.rows or self.measurement.adds_up:
             return WholeRows(len(self.mask))
         return RowNorms(len(self.mask), expected, self.wanted.products)
+
+
+def _compare(name: str, before: Tensor, after: Tensor) -> None:
+    """A hundredth of the entries, since what is scaled down in half precision may vanish here and there."""
+    one, other = dense(before), dense(after)
+    taken_away = (other == 0) & (one != 0) & torch.isfinite(one)
+    if float(taken_away.float().mean()) > 0.01:
+        warn(_HOOKED.format(name))

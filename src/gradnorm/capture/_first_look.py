@@ -48,7 +48,7 @@ class FirstLook:
         self._opening = opening
         self._has_run = False
 
-    def take(self, one: BackwardPass, factor: Tensor) -> None:
+    def take(self, one: BackwardPass, factor: Tensor, _: Tensor) -> None:
         """Run the first look, and leave `one` ready to measure at the resulting layer."""
         layer = one.measurement.layer
         one.shared = first = layer.locate(self._graph, one.tasks)
@@ -154,7 +154,7 @@ class FirstLook:
     def _gradients(self, edges: Sequence[Edge], layers: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor | None]:
         """The gradients of the sum of these losses at these layers; empty where autograd refuses."""
         try:
-            return self._run(edges, layers, factor) if layers else ()
+            return _run(edges, layers, [factor] * len(edges)) if layers else ()
         except RuntimeError as error:
             if refusal(error) is None:
                 raise
@@ -194,13 +194,13 @@ class FirstLook:
             type(node).__name__ == "BalancedLossBackward" for node in self._graph.children_first
         ):
             one.looks[tuple(map(id, one.shared))] = sums  # another balancer's weights may change before the losses run
+            one.measurement.outsiders.has_looked()
         return self._opening.reduce(sums)
 
     def _look(self, one: BackwardPass, factor: Tensor) -> Sums | None:
-        one.start(factor, torch.ones_like(one.mask), None)
-        self._run(self._graph.losses, one.edges(), factor)
+        sums = _taken(self._graph, one, factor, torch.ones_like(one.mask))
         self._has_run = True
-        return one.finish()
+        return sums
 
     def _by_loss(self, one: BackwardPass, factor: Tensor) -> Sums:
         found = one.by_loss(self._graph, factor, torch.ones_like(one.mask), WholeRows(len(one.mask)))
@@ -210,7 +210,7 @@ class FirstLook:
     @functools.cached_property
     def _is_foreign(self) -> bool:
         """Whether a function is not torch's own, so that it may give another result when it runs again."""
-        return any(kind(node) is Path.FOREIGN for node in self._graph.children_first)
+        return _is_foreign(self._graph)
 
     def _compare(self, one: Sums, other: Sums | None) -> None:
         if other is None or not bool(torch.isfinite(one.entries).all()):
@@ -219,12 +219,44 @@ class FirstLook:
         if bool(apart.any()):
             raise GraphError(_ONCE)
 
-    def _run(
-        self, edges: Sequence[Edge], inputs: Sequence[Tensor | GradientEdge], factor: Tensor
-    ) -> Sequence[Tensor | None]:
-        """The gradients of the sum of these losses, in a separate backward without side effects."""
-        with without_hooks(each for each in inputs if isinstance(each, Tensor)):
-            return look(edges, inputs, [factor] * len(edges))
+
+def look_again(graph: AutogradGraph, one: BackwardPass, factor: Tensor, weights: Tensor) -> None:
+    """Run the losses alone, to be compared with what arrives: by now something else may run backward with them.
+
+    By the weights of this backward, so that rounding is the same. Where that is impossible nothing is said, and it is
+    not tried again.
+    """
+    if _is_foreign(graph) or one.is_by_loss(graph):
+        return
+    one.watch()
+    try:
+        if (sums := _taken(graph, one, factor, weights)) is not None:
+            one.looks[tuple(map(id, one.shared))] = sums
+    except Exception:  # also for memory, since training goes on without it
+        one.measurement.outsiders.stop_looking()
+    finally:
+        one.unwatch()
+    one.frontiers = graph.frontiers([shared.used for shared in one.shared])
+
+
+def _taken(graph: AutogradGraph, one: BackwardPass, factor: Tensor, weights: Tensor) -> Sums | None:
+    """The sums at `one.shared`, by a backward of the losses alone."""
+    one.start(factor, weights, None)
+    _run(graph.losses, one.edges(), [factor * weights[task] for task in one.tasks])
+    return one.finish()
+
+
+def _run(
+    edges: Sequence[Edge], inputs: Sequence[Tensor | GradientEdge], factors: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    """The gradients of the sum of these losses, each times its factor, in a backward without side effects."""
+    with without_hooks(each for each in inputs if isinstance(each, Tensor)):
+        return look(edges, inputs, factors)
+
+
+def _is_foreign(graph: AutogradGraph) -> bool:
+    """Whether a function is not torch's own, so that it may give another result when it runs again."""
+    return any(kind(node) is Path.FOREIGN for node in graph.children_first)
 
 
 _ONCE = (

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from .._errors import GraphError
 from .._numerics import at_least_float32, row_norms
 from ._backward_pass import BackwardPass
-from ._first_look import FirstLook
+from ._first_look import FirstLook, look_again
 from ._graph import AutogradGraph
 from ._measurement import BalancedLoss, FindOpening, Present, Sums, Wanted
 from ._meetings import AtMeetings, Meeting
@@ -41,6 +42,8 @@ class AtFrontier(AtMeetings):
         one.opening = opening()
         if one.opening is not None:
             one.first_look = FirstLook(graph, one.opening).take
+        elif self.outsiders.is_look_due():
+            one.first_look = partial(look_again, graph)
         return BalancedLoss.apply(values, weights, one.begin)  # pyright: ignore[reportReturnType]
 
     def _check(self, one: BackwardPass, graph: AutogradGraph) -> None:

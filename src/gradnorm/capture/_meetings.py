@@ -68,6 +68,7 @@ class AtMeetings(Measurement):
     Attributes:
         check: Whether the next measured backward checks itself.
         may_run_twice: Whether functions that belong to one task may be run again.
+        watches_hooks: Whether the next backward shows if a hook on `W` takes parts of its gradient away.
         outsiders: Whether more than a task's loss runs backward through what belongs to it alone.
         adds_up: Whether the measurements of several backwards can be added; if not, only one backward is of use.
         takes_products: Whether contributions are propagated to `W`.
@@ -79,6 +80,7 @@ class AtMeetings(Measurement):
     def __init__(self, *args: Any, check: bool = True) -> None:
         super().__init__(*args)
         self.check = self.may_run_twice = check
+        self.watches_hooks = check and self.takes_products
         self.outsiders = Outsiders(check)
         self._sums: Sums | None = None
 

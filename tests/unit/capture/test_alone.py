@@ -89,6 +89,19 @@ def test_a_loss_outside_that_comes_later_is_found_before_long(net, monkeypatch):
             assert raw_norms(balancer) == pytest.approx(expected, rel=1e-4)
 
 
+def test_what_is_taken_away_is_not_told(net, monkeypatch):
+    """Also where a task came later, so that the looks at all tasks and the first task's checks fall apart."""
+    monkeypatch.setattr(_alone, "RECHECK", 4)
+    balancer = GradNorm(list("abc"), shared=net.last, alpha=0.0, update="closed-form")
+    for step in range(16):
+        net.zero_grad()
+        outputs = [head(net.trunk(batch(3 * step + i))) for i, head in enumerate(net.heads)]
+        tasks = "abc" if step > 1 else "ab"
+        losses = {task: output.square().mean() for task, output in zip(tasks, outputs, strict=False)}
+        (balancer(losses) + (step > 4) * 5 * (outputs[0] - 1).abs().sum()).backward()
+        balancer.step()
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_backward_that_could_not_tell_does_not_count(net, every):
     """It overflows, as a loss scaler's first ones; then a loss outside comes in all or every second backward."""

@@ -1,13 +1,15 @@
 """Functions that are not torch's own: what they are lent, and what the first measured step finds out about them."""
 
+import warnings
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from gradnorm import GradNorm, GraphError
-from gradnorm.capture import _operations
+from gradnorm.capture import _alone, _operations
 from gradnorm.capture._operations import Path
 
 from ..networks import normal
@@ -315,12 +317,82 @@ def test_hooks_on_w_see_the_model_gradient_only():
     assert balancer.history.rows() == unhooked.history.rows()
 
 
+HOOKS = {
+    "mask": (lambda g: g * (torch.arange(len(g)) < 4).unsqueeze(1), True),
+    "scale": (lambda g: 2 * g, False),
+    "clip": (lambda g: g.clamp(-1e-3, 1e-3), False),
+    "log": (lambda g: None, False),
+    "no NaN": (lambda g: g.nan_to_num(), False),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_hook_that_masks_the_gradient_of_w_is_told_once_and_runs_once(kind):
+    hook, is_told = HOOKS[kind]
+    net, plain = Net(), Net()
+    seen = []
+    plain.last.weight.register_hook(hook)
+    net.last.weight.register_hook(lambda g: seen.append(g.clone()))
+    net.last.weight.register_hook(hook)
+    balancer = GradNorm(["near", "far"], model=net)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            for ours, theirs in zip(gradients(net, balancer), gradients(plain, balancer_of(balancer)), strict=True):
+                torch.testing.assert_close(ours, theirs)
+            balancer.step()
+    assert [str(each.message).startswith("a hook on last.weight sets parts") for each in said] == [True] * is_told
+    assert len(seen) == 3
+    assert len(net.last.weight._backward_hooks) == 2
+
+
+def balancer_of(balancer):
+    """The weighted sum by its weights."""
+    return lambda losses: sum(w * each for w, each in zip(balancer.weights.tolist(), losses, strict=True))
+
+
 @pytest.mark.parametrize("at", ["layer", "features"])
 def test_a_second_loss_through_a_head_is_named(at):
     net = Net()
     balancer = GradNorm(["near", "far"], at=at)
     with pytest.warns(RuntimeWarning, match="belongs to near alone"):
         gradients(net, lambda losses: balancer(losses) + net.heads[0](torch.ones(1, 16)).sum() + 3 * losses[0])
+
+
+@pytest.mark.parametrize("update", ["descent", "closed-form"])
+@pytest.mark.parametrize("at", ["layer", "features"])
+def test_a_second_loss_that_grows_from_nothing_is_named_once_before_long(at, update, monkeypatch):
+    monkeypatch.setattr(_alone, "RECHECK", 4)
+    net = Net()
+    balancer = GradNorm(["near", "far"], at=at, update=update)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for step in range(20):
+            gradients(net, lambda losses, step=step: balancer(losses) + (step > 5) * 3 * losses[0])
+            balancer.step()
+            assert len(said) == (step > 7)
+    assert "belongs to near alone" in str(said[0].message)
+    assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("recheck", [4, 97])
+def test_a_head_runs_twice_where_a_look_is_due_and_the_weights_do_not_show_it(recheck, monkeypatch):
+    monkeypatch.setattr(_alone, "RECHECK", recheck)
+    net, plain, runs = Net(), Net(), []
+    balancer, reference = GradNorm(["near", "far"], model=net), GradNorm(["near", "far"], model=plain, check=False)
+
+    def watched(step, losses):
+        losses[0].register_hook(lambda _: runs.append(step))
+        return balancer(losses)
+
+    for step in range(10):
+        gradients(net, partial(watched, step))
+        gradients(plain, reference)
+        balancer.step()
+        reference.step()
+    again = [4, 8] if recheck == 4 else []
+    assert runs == sorted([*range(10), 0, *again])
+    assert balancer.history.rows() == reference.history.rows()
 
 
 def test_a_penalty_of_the_balanced_loss_s_gradient_is_named():
