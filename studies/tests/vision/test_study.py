@@ -297,6 +297,14 @@ def test_what_cannot_be_is_refused_before_anything_is_read_or_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("tasks", ["seg", "kpts"])
+def test_a_run_can_be_sent_to_the_processes_of_ddp(tasks):
+    study = small(tasks=tasks)
+    for job in study.jobs():
+        if job.weights_from is None:
+            pickle.loads(pickle.dumps(study.experiment(job)))
+
+
 def train_together(steps, folder):
     """In two processes, each on half of the batch."""
     study = small(devices=2, methods="gradnorm", steps=steps, record_every=steps // 2)

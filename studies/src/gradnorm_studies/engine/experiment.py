@@ -54,6 +54,11 @@ class Job:
         return re.sub(r"[^\w.+-]+", "-", "_".join(map(str, self.key)))
 
 
+def _constant(step: int) -> float:
+    """Of the weighting's learning rate; no lambda, which could not be sent to the processes of DDP."""
+    return 1.0
+
+
 class Experiment(ABC):
     """A job in training: model, weighting and optimizer, its losses and its metrics."""
 
@@ -82,7 +87,7 @@ class Experiment(ABC):
         self.optimizer = torch.optim.Adam(
             [{"params": (trained or self.model).parameters()}, own], lr=job.lr, fused=True
         )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, [self.decay, lambda step: 1.0])
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, [self.decay, _constant])
 
     @abstractmethod
     def losses(self, step: int) -> Tensor:
