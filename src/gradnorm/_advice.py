@@ -359,7 +359,7 @@ def _stuck(tasks: Sequence[str], series: Series, training: Training) -> Iterator
             yield (
                 f"{task} is stuck: its loss is at {ratio:.0%} of its first and {best}'s at {ratios[best]:.0%}; its "
                 f"weight {'is' if before == now else f'has gone from {before} to'} {now}. "
-                + (_LIMIT if training.needs_losses and weight[-1] > weight[0] else "Look at its labels and its head.")
+                + (_LIMIT if training.needs_losses and weight[-1] > weight[0] else _LOOK)
             )
 
 
@@ -383,6 +383,7 @@ def _shrunk(series: Series, limit: float) -> str:
     )
 
 
+_LOOK = "Look at its labels and its head, unless its loss is not meant to fall, as an adversarial one."
 _LIMIT = (
     "A stuck task gets an ever larger weight, a limit that the paper names. Look at its labels and its head; if it "
     "cannot be learned, or its loss has a high floor, lower alpha, call freeze(), or leave it out."
