@@ -75,7 +75,12 @@ MUTANTS = [
     ),
     Mutant("_silence.py", "if self._gap.was_in_eval:", "if False:", SILENCE),
     Mutant("_silence.py", "if cause.kind not in self._told:", "if not self._told:", SILENCE),
-    Mutant("_silence.py", "self.count >= self.limit and self.cause is None", "self.count >= self.limit", SILENCE),
+    Mutant(
+        "_silence.py",
+        "return self.count >= self.limit\n",
+        "return self.count >= self.limit and self.cause is None\n",
+        SILENCE,
+    ),
     Mutant(
         "_silence.py", "if self._gap.cause is not None:\n            return", "if False:\n            return", SILENCE
     ),

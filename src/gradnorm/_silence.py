@@ -179,7 +179,7 @@ class _Gap:
         self.watched = [(tensor, changes(tensor), sample(tensor)) for tensor in layer.tensors]
 
     def is_asked(self) -> bool:
-        return self.count >= self.limit and self.cause is None
+        return self.count >= self.limit
 
     def is_early(self, known: Situation) -> bool:
         """Whether the step may still come; postpones the question then."""

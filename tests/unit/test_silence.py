@@ -431,6 +431,15 @@ def test_a_second_cause_is_told_though_no_weight_was_updated_between():
     assert StepForgotten.cause in said
 
 
+def test_a_second_cause_is_told_though_no_step_came_between():
+    run = StepForgotten()
+    assert len(run.train(120)) == 1
+    run.balancer.attach(torch.optim.Adam(run.net.parameters()))
+    (said,) = run.train(300)
+    assert "Adam" in said
+    assert run.train(1000) == []
+
+
 def test_a_report_on_weights_that_are_no_longer_updated_says_so():
     run = EvalKept()
     run.train(130)
