@@ -302,7 +302,7 @@ def test_a_run_can_be_sent_to_the_processes_of_ddp(tasks):
     study = small(tasks=tasks)
     for job in study.jobs():
         if job.weights_from is None:
-            pickle.loads(pickle.dumps(study.experiment(job)))
+            assert pickle.loads(pickle.dumps(study.experiment(job))).job == job
 
 
 def train_together(steps, folder):

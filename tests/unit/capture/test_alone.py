@@ -100,6 +100,7 @@ def test_what_is_taken_away_is_not_told(net, monkeypatch):
         losses = {task: output.square().mean() for task, output in zip(tasks, outputs, strict=False)}
         (balancer(losses) + (step > 4) * 5 * (outputs[0] - 1).abs().sum()).backward()
         balancer.step()
+    assert balancer._measurement.outsiders._were_found
 
 
 @pytest.mark.parametrize("every", [1, 2])
